@@ -170,3 +170,36 @@ def _upper_bounds(name: str) -> frozenset[str]:
 def _least_upper_bound(names: frozenset[str]) -> str:
     common = frozenset.intersection(*(_upper_bounds(n) for n in names))
     return max(common, key=lambda n: len(_upper_bounds(n) & common))
+
+
+def array_of(x: Any, dtype: str | None) -> np.ndarray:
+    """A new array of the numbers in `x`: an array, a number, nested lists, or what numpy understands."""
+    weak = not hasattr(x, "dtype")
+    try:
+        array = np.from_dlpack(x).copy() if hasattr(x, "__dlpack__") and not hasattr(x, "__array__") else np.array(x)
+    except (ValueError, TypeError) as error:
+        raise DTypeError(f"cannot make a Tensor of {type(x).__name__}: {error}") from None
+    if array.dtype.kind not in "biufcV" or (array.dtype.kind == "V" and array.dtype not in _NAME):
+        raise DTypeError(
+            f"cannot make a Tensor of {type(x).__name__} with numpy dtype {array.dtype}: it needs numbers or booleans."
+        )
+    if dtype is None and weak:
+        dtype = _python_dtype(array)
+    if dtype is not None and array.dtype != to_numpy(dtype):
+        array = array.astype(to_numpy(dtype))
+    if array.dtype not in _NAME:
+        array = array.astype(array.dtype.newbyteorder("="))
+        standardize_dtype(array.dtype)
+    return array
+
+
+def _python_dtype(array: np.ndarray) -> str:
+    """The dtype for numbers written in Python, where numpy took its widest."""
+    kind = array.dtype.kind
+    if kind == "f":
+        return standardize_dtype(None)
+    if kind == "c":
+        return complex_of(standardize_dtype(None))
+    if kind in "iu" and array.size and (array.max() > 2**31 - 1 or array.min() < -(2**31)):
+        return "int64" if array.dtype.kind == "i" else "uint64"
+    return "int32" if kind in "iu" else "bool"

@@ -1,89 +1,27 @@
-"""`Tensor` and `Variable`, and the state of the thread that says how operations on them run.
+"""`Tensor`, `Variable` and `KerasTensor`.
 
 A `Tensor` is a value: it never changes. It holds a numpy array (*eager*), or stands for a value of the graph that is
 being traced (*symbolic*); the class and its methods are the same, and shape and dtype are known in both. A
 `Variable` is a place: its memory stays where it is while it lives, and `assign` writes into it. A `KerasTensor` is
 neither: it is a shape (some dimensions unknown) and a dtype in a functional model that is being put together.
-
-This module lies below the operators. They are bound to the arithmetic methods of the classes here when
-`disttensor.ops` is imported (`bind_operators`), so that no import points upwards.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import threading
+import os
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
-from disttensor import dtypes
-from disttensor.errors import ArgumentError, DTypeError, ShapeError, TracingError
+from disttensor import dtypes, operable
+from disttensor.context import Shape, Shard, Spec, state, suspended
+from disttensor.errors import ArgumentError, ShapeError, TracingError
+from disttensor.operable import Operable
 
-Shape = tuple[int, ...]
-
-
-class Spec(NamedTuple):
-    """Shape and dtype of a tensor."""
-
-    shape: Shape
-    dtype: str
-
-
-class Shard(NamedTuple):
-    """What share of a global batch this rank holds.
-
-    A tensor computed from sharded data carries the shard of that data. `local` rows of `total`, starting at row
-    `offset`. `total` and `offset` are numbers, or scalar int64 tensors in a trace (they are inputs of the plan).
-    """
-
-    local: int
-    total: Any
-    offset: Any
-
-
-class Tracer(Protocol):
-    """What records operations instead of running them (see `disttensor.graph.tracing`)."""
-
-    def record(self, operator: Any, inputs: list[Tensor], attrs: dict[str, Any], specs: tuple[Spec, ...]) -> Any: ...
-    def read(self, variable: Variable) -> Tensor: ...
-    def write(self, variable: Variable, value: Tensor) -> None: ...
-
-
-class Recorder(Protocol):
-    """What wants to know of every operation (see `disttensor.autodiff.GradientTape`)."""
-
-    def record(self, operator: Any, inputs: list[Tensor], attrs: dict[str, Any], outputs: list[Tensor]) -> None: ...
-    def read(self, variable: Variable, value: Tensor) -> None: ...
-
-
-class _State(threading.local):
-    tracer: Tracer | None = None
-    recorders: tuple[Recorder, ...] = ()
-    shard: Shard | None = None
-
-
-state = _State()
-_operators: Any = None
-
-
-def bind_operators(namespace: Any) -> None:
-    """Give `Tensor` and `Variable` their arithmetic; called once by `disttensor.ops`."""
-    global _operators
-    _operators = namespace
-
-
-@contextlib.contextmanager
-def suspended() -> Iterator[None]:
-    """Run operations eagerly and unrecorded, even while a function is traced or a tape records."""
-    saved = state.tracer, state.recorders, state.shard
-    state.tracer, state.recorders, state.shard = None, (), None
-    try:
-        yield
-    finally:
-        state.tracer, state.recorders, state.shard = saved
+_names = itertools.count()
 
 
 def aligned_empty(shape: Shape, dtype: str, alignment: int = 64) -> np.ndarray:
@@ -93,127 +31,6 @@ def aligned_empty(shape: Shape, dtype: str, alignment: int = 64) -> np.ndarray:
     raw = np.empty(size + alignment, np.uint8)
     start = -raw.ctypes.data % alignment
     return raw[start : start + size].view(numpy_dtype).reshape(shape)
-
-
-class Operable:
-    """The operators of Python, in terms of `disttensor.ops`; shared by tensors, variables and Keras tensors."""
-
-    __slots__ = ()
-    __array_priority__ = 100
-    # numpy must leave `array + tensor` to us instead of adding element by element.
-    __array_ufunc__ = None
-
-    dtype: str
-    shape: Any
-
-    @property
-    def ndim(self) -> int:
-        """How many axes."""
-        return len(self.shape)
-
-    @property
-    def T(self) -> Any:
-        """The transpose: axes in reversed order."""
-        return _operators.transpose(self)
-
-    def __add__(self, other: Any) -> Any:
-        return _operators.add(self, other)
-
-    def __radd__(self, other: Any) -> Any:
-        return _operators.add(other, self)
-
-    def __sub__(self, other: Any) -> Any:
-        return _operators.subtract(self, other)
-
-    def __rsub__(self, other: Any) -> Any:
-        return _operators.subtract(other, self)
-
-    def __mul__(self, other: Any) -> Any:
-        return _operators.multiply(self, other)
-
-    def __rmul__(self, other: Any) -> Any:
-        return _operators.multiply(other, self)
-
-    def __truediv__(self, other: Any) -> Any:
-        return _operators.true_divide(self, other)
-
-    def __rtruediv__(self, other: Any) -> Any:
-        return _operators.true_divide(other, self)
-
-    def __floordiv__(self, other: Any) -> Any:
-        return _operators.floor_divide(self, other)
-
-    def __rfloordiv__(self, other: Any) -> Any:
-        return _operators.floor_divide(other, self)
-
-    def __mod__(self, other: Any) -> Any:
-        return _operators.mod(self, other)
-
-    def __rmod__(self, other: Any) -> Any:
-        return _operators.mod(other, self)
-
-    def __divmod__(self, other: Any) -> Any:
-        return self // other, self % other
-
-    def __pow__(self, other: Any) -> Any:
-        return _operators.power(self, other)
-
-    def __rpow__(self, other: Any) -> Any:
-        return _operators.power(other, self)
-
-    def __matmul__(self, other: Any) -> Any:
-        return _operators.matmul(self, other)
-
-    def __rmatmul__(self, other: Any) -> Any:
-        return _operators.matmul(other, self)
-
-    def __neg__(self) -> Any:
-        return _operators.negative(self)
-
-    def __pos__(self) -> Any:
-        return self
-
-    def __abs__(self) -> Any:
-        return _operators.absolute(self)
-
-    def __invert__(self) -> Any:
-        return _operators.bitwise_not(self)
-
-    def __round__(self, ndigits: int = 0) -> Any:
-        return _operators.round(self, ndigits)
-
-    def __and__(self, other: Any) -> Any:
-        return _operators.bitwise_and(self, other)
-
-    def __rand__(self, other: Any) -> Any:
-        return _operators.bitwise_and(other, self)
-
-    def __or__(self, other: Any) -> Any:
-        return _operators.bitwise_or(self, other)
-
-    def __ror__(self, other: Any) -> Any:
-        return _operators.bitwise_or(other, self)
-
-    def __xor__(self, other: Any) -> Any:
-        return _operators.bitwise_xor(self, other)
-
-    def __rxor__(self, other: Any) -> Any:
-        return _operators.bitwise_xor(other, self)
-
-    def __lt__(self, other: Any) -> Any:
-        return _operators.less(self, other)
-
-    def __le__(self, other: Any) -> Any:
-        return _operators.less_equal(self, other)
-
-    def __gt__(self, other: Any) -> Any:
-        return _operators.greater(self, other)
-
-    def __ge__(self, other: Any) -> Any:
-        return _operators.greater_equal(self, other)
-
-    def __getitem__(self, index: Any) -> Any:
-        return _operators.getitem(self, index)
 
 
 class Tensor(Operable):
@@ -352,14 +169,6 @@ class Tensor(Operable):
             raise TypeError(f"only an integer scalar can be an index, not a Tensor {self.dtype}{list(self.shape)}.")
         return int(self.array)
 
-    def __eq__(self, other: Any) -> Any:
-        return NotImplemented if other is None else _operators.equal(self, other)
-
-    def __ne__(self, other: Any) -> Any:
-        return NotImplemented if other is None else _operators.not_equal(self, other)
-
-    __hash__ = object.__hash__
-
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if spec and self.shape == () else format(str(self), spec)
 
@@ -373,9 +182,6 @@ class Tensor(Operable):
 
 def _user_frame() -> str:
     """Where the innermost code outside this package stands, as ``file:line``."""
-    import os
-    import sys
-
     package = os.path.dirname(os.path.abspath(__file__))
     frame = sys._getframe(1)
     while frame is not None:
@@ -424,55 +230,20 @@ def convert_to_tensor(x: Any, dtype: Any = None) -> Tensor:
     if isinstance(x, Tensor):
         if dtype is None or x.dtype == (name := dtypes.standardize_dtype(dtype)):
             return x
-        return _operators.cast(x, name)
+        return operable.namespace.cast(x, name)
     if isinstance(x, KerasTensor):
         raise ArgumentError(
             f"a KerasTensor of a functional model ({x.name}, shape {x.shape}) has no values; pass it to a layer or to "
             "a function of disttensor.ops."
         )
     if _contains_tensor(x):
-        stacked = _operators.stack([convert_to_tensor(item) for item in x])
-        return stacked if dtype is None else _operators.cast(stacked, dtype)
-    return Tensor.wrap(_to_array(x, None if dtype is None else dtypes.standardize_dtype(dtype)))
+        stacked = operable.namespace.stack([convert_to_tensor(item) for item in x])
+        return stacked if dtype is None else operable.namespace.cast(stacked, dtype)
+    return Tensor.wrap(dtypes.array_of(x, None if dtype is None else dtypes.standardize_dtype(dtype)))
 
 
 def _contains_tensor(x: Any) -> bool:
     return isinstance(x, (list, tuple)) and any(isinstance(i, (Tensor, Variable)) or _contains_tensor(i) for i in x)
-
-
-def _to_array(x: Any, dtype: str | None) -> np.ndarray:
-    weak = not hasattr(x, "dtype")
-    try:
-        array = np.array(x)
-    except (ValueError, TypeError) as error:
-        raise DTypeError(f"cannot make a Tensor of {type(x).__name__}: {error}") from None
-    if array.dtype.kind not in "biufcV" or (array.dtype.kind == "V" and array.dtype not in dtypes._NAME):
-        raise DTypeError(
-            f"cannot make a Tensor of {type(x).__name__} with numpy dtype {array.dtype}: it needs numbers or booleans."
-        )
-    if dtype is None and weak:
-        dtype = _python_dtype(array)
-    if dtype is not None and array.dtype != dtypes.to_numpy(dtype):
-        array = array.astype(dtypes.to_numpy(dtype))
-    if array.dtype not in dtypes._NAME:
-        array = array.astype(array.dtype.newbyteorder("="))
-        dtypes.standardize_dtype(array.dtype)
-    return array
-
-
-def _python_dtype(array: np.ndarray) -> str:
-    """The dtype for numbers written in Python, where numpy took its widest."""
-    kind = array.dtype.kind
-    if kind == "f":
-        return dtypes.standardize_dtype(None)
-    if kind == "c":
-        return dtypes.complex_of(dtypes.standardize_dtype(None))
-    if kind in "iu" and array.size and (array.max() > 2**31 - 1 or array.min() < -(2**31)):
-        return "int64" if array.dtype.kind == "i" else "uint64"
-    return "int32" if kind in "iu" else "bool"
-
-
-_names = itertools.count()
 
 
 class Variable(Operable):
@@ -525,7 +296,9 @@ class Variable(Operable):
                 value = initializer
             tensor = convert_to_tensor(value, dtype)
         if shape is not None and tuple(shape) != tensor.shape:
-            raise ShapeError(f"Variable {name or ''!r}: the initial value has shape {tensor.shape}, not {tuple(shape)}.")
+            raise ShapeError(
+                f"Variable {name or ''!r}: the initial value has shape {tensor.shape}, not {tuple(shape)}."
+            )
         self.shape: Shape = tensor.shape
         self.dtype = tensor.dtype
         self._array = aligned_empty(tensor.shape, tensor.dtype)
@@ -599,11 +372,11 @@ class Variable(Operable):
 
     def assign_add(self, value: Any) -> Variable:
         """Add to the value."""
-        return self.assign(_operators.add(self.value, convert_to_tensor(value, self.dtype)))
+        return self.assign(operable.namespace.add(self.value, convert_to_tensor(value, self.dtype)))
 
     def assign_sub(self, value: Any) -> Variable:
         """Subtract from the value."""
-        return self.assign(_operators.subtract(self.value, convert_to_tensor(value, self.dtype)))
+        return self.assign(operable.namespace.subtract(self.value, convert_to_tensor(value, self.dtype)))
 
     def __len__(self) -> int:
         return len(self.value)
@@ -620,12 +393,11 @@ class Variable(Operable):
     def __float__(self) -> float:
         return float(self.value)
 
-    __hash__ = object.__hash__
-
     def __repr__(self) -> str:
         body = np.array2string(self._array, separator=", ", threshold=60, prefix=" " * 9)
         gap = "\n         " if "\n" in body else " "
-        return f"Variable(path={self.path!r}, shape={self.shape}, dtype={self.dtype}, trainable={self.trainable},{gap}{body})"
+        head = f"Variable(path={self.path!r}, shape={self.shape}, dtype={self.dtype}, trainable={self.trainable}"
+        return f"{head},{gap}{body})"
 
 
 class KerasTensor(Operable):
@@ -645,14 +417,6 @@ class KerasTensor(Operable):
         self.dtype = dtypes.standardize_dtype(dtype)
         self.name = name or f"keras_tensor_{next(_names)}"
         self._keras_history: Any = None
-
-    def __eq__(self, other: Any) -> Any:
-        return NotImplemented if other is None else _operators.equal(self, other)
-
-    def __ne__(self, other: Any) -> Any:
-        return NotImplemented if other is None else _operators.not_equal(self, other)
-
-    __hash__ = object.__hash__
 
     def __bool__(self) -> bool:
         raise TracingError(

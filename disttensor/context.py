@@ -1,0 +1,71 @@
+"""How operations run on this thread: eagerly, recorded into a graph, watched by gradient tapes.
+
+`state` is thread-local. `Tracer` and `Recorder` are what the graph and the gradient tapes implement; they stand here,
+below both, so that `tensor` and `ops` need not know either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from disttensor.tensor import Tensor, Variable
+
+Shape = tuple[int, ...]
+
+
+class Spec(NamedTuple):
+    """Shape and dtype of a tensor."""
+
+    shape: Shape
+    dtype: str
+
+
+class Shard(NamedTuple):
+    """What share of a global batch this rank holds.
+
+    A tensor computed from sharded data carries the shard of that data. `local` rows of `total`, starting at row
+    `offset`. `total` and `offset` are numbers, or scalar int64 tensors in a trace (they are inputs of the plan).
+    """
+
+    local: int
+    total: Any
+    offset: Any
+
+
+class Tracer(Protocol):
+    """What records operations instead of running them (see `disttensor.graph.tracing`)."""
+
+    def record(
+        self, op: Any, inputs: list[Tensor], attrs: dict[str, Any], specs: Sequence[Spec], shard: Shard | None
+    ) -> list[Tensor]: ...
+    def read(self, variable: Variable) -> Tensor: ...
+    def write(self, variable: Variable, value: Tensor) -> None: ...
+
+
+class Recorder(Protocol):
+    """What wants to know of every operation (see `disttensor.autodiff.GradientTape`)."""
+
+    def record(self, op: Any, inputs: Sequence[Tensor], attrs: dict[str, Any], outputs: Sequence[Tensor]) -> None: ...
+    def read(self, variable: Variable, value: Tensor) -> None: ...
+
+
+class _State(threading.local):
+    tracer: Tracer | None = None
+    recorders: tuple[Recorder, ...] = ()
+    shard: Shard | None = None
+
+
+state = _State()
+@contextlib.contextmanager
+def suspended() -> Iterator[None]:
+    """Run operations eagerly and unrecorded, even while a function is traced or a tape records."""
+    saved = state.tracer, state.recorders, state.shard
+    state.tracer, state.recorders, state.shard = None, (), None
+    try:
+        yield
+    finally:
+        state.tracer, state.recorders, state.shard = saved

@@ -1,0 +1,414 @@
+"""What ranks can say to one another: the `Communicator` protocol, and `SerialCommunicator`, its identity.
+
+Code that trains never asks whether it runs alone: it calls the communicator, and with one process every call hands
+back what it was given. Arrays travel as raw memory and other values as JSON; nothing is ever pickled.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from disttensor import dtypes
+from disttensor.errors import ArgumentError, DTypeError, ShapeError
+
+REDUCTIONS = ("sum", "max", "min")
+
+
+class Handle:
+    """A collective that was started and may still be under way.
+
+    The arrays given to the collective must not be touched before `wait` returns.
+
+    Parameters
+    ----------
+    result : ndarray or None
+        What `wait` returns.
+    wait : callable, optional
+        Blocks until the collective is complete; None where there is nothing to wait for.
+    test : callable, optional
+        Tells without blocking whether the collective is complete, and lets it progress.
+    """
+
+    def __init__(
+        self,
+        result: np.ndarray | None,
+        wait: Callable[[], None] | None = None,
+        test: Callable[[], bool] | None = None,
+    ) -> None:
+        self._result = result
+        self._wait = wait
+        self._test = test
+
+    def test(self) -> bool:
+        """Whether the collective is complete, so that `wait` would not block; also moves it forward."""
+        return self._test is None or self._test()
+
+    def wait(self) -> np.ndarray | None:
+        """Block until the collective is complete and return its result; further calls return it again."""
+        if self._wait is not None:
+            self._wait()
+            self._wait = self._test = None
+        return self._result
+
+
+class Communicator(Protocol):
+    """A group of ranks that exchange arrays.
+
+    Every method except the attributes is *collective*: all ranks of the group call it, in the same order, with equal
+    shapes and dtypes unless stated otherwise. All dtypes of disttensor are understood. With the same number of ranks
+    and the same library the same bits come out, and they come out alike on every rank.
+
+    Attributes
+    ----------
+    rank, size : int
+        This process's number within the group, and how many there are.
+    local_rank, local_size : int
+        The same, among the ranks that share this host's memory.
+    node, nodes : int
+        The number of this host, and how many hosts there are. ``split(node)`` gives the group of one host.
+    hosts : tuple of str
+        The host name of every rank.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    node: int
+    nodes: int
+    hosts: tuple[str, ...]
+
+    def all_reduce(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> np.ndarray:
+        """Combine the ranks' arrays element by element; every rank gets the result.
+
+        Parameters
+        ----------
+        array : ndarray
+            Overwritten with the result unless `out` is given.
+        op : {"sum", "max", "min"}
+            As in numpy, the sum of booleans is their logical or. float16 and bfloat16 are combined in float32 and
+            rounded once. Which operand "max" and "min" keep when one is NaN depends on the MPI library.
+        out : ndarray of the shape and dtype of `array`, optional
+            Receives the result; `array` is then only read.
+
+        Returns
+        -------
+        ndarray
+            `out`, or `array`.
+
+        Raises
+        ------
+        ShapeError, DTypeError, ArgumentError
+            If `out` differs from `array`, the dtype or `op` is unknown, or complex numbers should be compared.
+        DistributedError
+            If the MPI library reports an error, for example because another rank died.
+        """
+        ...
+
+    def all_reduce_async(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> Handle:
+        """Start `all_reduce`; the handle's `wait` returns the result."""
+        ...
+
+    def reduce_scatter(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> np.ndarray:
+        """Combine the ranks' arrays and give each rank its share: block number `rank` of `size` along the first axis.
+
+        Parameters
+        ----------
+        array : ndarray, shape (size * rows, ...)
+            Only read.
+        op : {"sum", "max", "min"}
+        out : ndarray, shape (rows, ...), optional
+
+        Returns
+        -------
+        ndarray, shape (rows, ...)
+
+        Raises
+        ------
+        ShapeError
+            If the first dimension is not a multiple of `size`, or `out` does not have the shape of a share.
+        """
+        ...
+
+    def reduce_scatter_async(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> Handle:
+        """Start `reduce_scatter`."""
+        ...
+
+    def all_gather(self, array: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Collect the ranks' arrays, all of one shape.
+
+        Parameters
+        ----------
+        array : ndarray, shape s
+        out : ndarray, shape (size, *s), optional
+
+        Returns
+        -------
+        ndarray, shape (size, *s)
+            Item r is the array of rank r.
+
+        Raises
+        ------
+        ShapeError, DTypeError
+            On every rank, if the ranks' shapes or dtypes differ (checked here, not in the asynchronous form).
+        """
+        ...
+
+    def all_gather_async(self, array: np.ndarray, out: np.ndarray | None = None) -> Handle:
+        """Start `all_gather`, without its check that the ranks' shapes agree."""
+        ...
+
+    def all_gatherv(self, array: np.ndarray) -> np.ndarray:
+        """Concatenate the ranks' rows in the order of ranks; first dimensions may differ, and may be 0.
+
+        Parameters
+        ----------
+        array : ndarray, shape (rows_of_this_rank, ...)
+
+        Returns
+        -------
+        ndarray, shape (rows_of_all_ranks, ...)
+
+        Raises
+        ------
+        ShapeError, DTypeError
+            On every rank, if anything but the first dimension differs between ranks.
+        """
+        ...
+
+    def all_to_all(self, array: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Send item r of `array` to rank r; item r of the result came from rank r.
+
+        Parameters
+        ----------
+        array : ndarray, shape (size, ...)
+        out : ndarray of the same shape, optional
+
+        Returns
+        -------
+        ndarray, shape (size, ...)
+        """
+        ...
+
+    def broadcast(self, array: np.ndarray, root: int = 0) -> np.ndarray:
+        """Overwrite `array` on every rank with that of rank `root`, and return it.
+
+        Raises
+        ------
+        ShapeError, DTypeError
+            On every rank, if the ranks' shapes or dtypes differ.
+        """
+        ...
+
+    def broadcast_object(self, value: Any, root: int = 0) -> Any:
+        """Rank `root`'s value, made of what JSON knows (tuples come back as lists), on every rank."""
+        ...
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """The values of all ranks, in their order, each made of what JSON knows."""
+        ...
+
+    def barrier(self) -> None:
+        """Return when every rank has called it."""
+        ...
+
+    def barrier_async(self) -> Handle:
+        """Announce that this rank has arrived; the handle completes when every rank has."""
+        ...
+
+    def split(self, color: int) -> Communicator:
+        """The group of those ranks that gave the same non-negative `color`, in the order of their ranks."""
+        ...
+
+
+class SerialCommunicator:
+    """The group of one rank: every collective returns what it was given, after the same checks as over MPI.
+
+    Examples
+    --------
+    >>> comm = SerialCommunicator()
+    >>> comm.all_reduce(np.array([1.0, 2.0]))
+    array([1., 2.])
+    >>> comm.all_gather(np.array([1.0, 2.0])).shape
+    (1, 2)
+    """
+
+    rank = 0
+    size = 1
+    local_rank = 0
+    local_size = 1
+    node = 0
+    nodes = 1
+
+    def __init__(self) -> None:
+        self.hosts: tuple[str, ...] = (platform.node(),)
+
+    def all_reduce(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> np.ndarray:
+        """`array`, copied to `out` if that is given; see `Communicator.all_reduce`."""
+        check_reduction("all_reduce", array, op, self.rank)
+        target = check_target("all_reduce", array if out is None else out, array.shape, array.dtype, self.rank)
+        return _copied(array, target)
+
+    def all_reduce_async(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> Handle:
+        """`all_reduce`, complete at once."""
+        return Handle(self.all_reduce(array, op, out))
+
+    def reduce_scatter(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> np.ndarray:
+        """A copy of `array`; see `Communicator.reduce_scatter`."""
+        check_reduction("reduce_scatter", array, op, self.rank)
+        shape = share_of("reduce_scatter", array, self.rank, self.size)
+        return _copied(array, make_target("reduce_scatter", out, shape, array.dtype, self.rank))
+
+    def reduce_scatter_async(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> Handle:
+        """`reduce_scatter`, complete at once."""
+        return Handle(self.reduce_scatter(array, op, out))
+
+    def all_gather(self, array: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """A copy of `array` with a first axis of length 1; see `Communicator.all_gather`."""
+        check_array("all_gather", array, self.rank)
+        return _copied(array[None], make_target("all_gather", out, (1, *array.shape), array.dtype, self.rank))
+
+    def all_gather_async(self, array: np.ndarray, out: np.ndarray | None = None) -> Handle:
+        """`all_gather`, complete at once."""
+        return Handle(self.all_gather(array, out))
+
+    def all_gatherv(self, array: np.ndarray) -> np.ndarray:
+        """A copy of `array`; see `Communicator.all_gatherv`."""
+        check_rows("all_gatherv", array, self.rank)
+        return array.copy()
+
+    def all_to_all(self, array: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """A copy of `array`; see `Communicator.all_to_all`."""
+        check_items("all_to_all", array, self.rank, self.size)
+        return _copied(array, make_target("all_to_all", out, array.shape, array.dtype, self.rank))
+
+    def broadcast(self, array: np.ndarray, root: int = 0) -> np.ndarray:
+        """`array`; see `Communicator.broadcast`."""
+        check_array("broadcast", array, self.rank)
+        check_root("broadcast", root, self.rank, self.size)
+        return check_target("broadcast", array, array.shape, array.dtype, self.rank)
+
+    def broadcast_object(self, value: Any, root: int = 0) -> Any:
+        """`value` as it looks after a journey through JSON."""
+        check_root("broadcast_object", root, self.rank, self.size)
+        return json.loads(to_json("broadcast_object", value, self.rank))
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """A list of `value` alone, as it looks after a journey through JSON."""
+        return [json.loads(to_json("all_gather_object", value, self.rank))]
+
+    def barrier(self) -> None:
+        """Nobody else to wait for."""
+
+    def barrier_async(self) -> Handle:
+        """`barrier`, complete at once."""
+        return Handle(None)
+
+    def split(self, color: int) -> SerialCommunicator:
+        """The same group of one."""
+        check_color(color, self.rank)
+        return self
+
+
+def _copied(source: np.ndarray, target: np.ndarray) -> np.ndarray:
+    if target is not source:
+        np.copyto(target, source)
+    return target
+
+
+# The checks below are shared by all communicators. Each looks at this rank's arguments only and sends nothing.
+
+
+def check_array(name: str, array: np.ndarray, rank: int) -> None:
+    """Require a numpy array of a dtype that disttensor knows."""
+    if not isinstance(array, np.ndarray):
+        raise DTypeError(f"{name}() on rank {rank} needs a numpy array, got {type(array).__name__}.")
+    try:
+        dtypes.standardize_dtype(array.dtype)
+    except DTypeError as error:
+        raise DTypeError(f"{name}() on rank {rank} got an array of shape {array.shape}: {error}") from None
+
+
+def check_reduction(name: str, array: np.ndarray, op: str, rank: int) -> None:
+    """Require an array and an operation that can combine its elements."""
+    check_array(name, array, rank)
+    if op not in REDUCTIONS:
+        raise ArgumentError(f"{name}() on rank {rank} got op={op!r}; use one of {', '.join(REDUCTIONS)}.")
+    if array.dtype.kind == "c" and op != "sum":
+        raise DTypeError(f"{name}() on rank {rank}: complex numbers ({array.dtype}) have no {op}; use op='sum'.")
+
+
+def check_rows(name: str, array: np.ndarray, rank: int) -> None:
+    """Require an array with a first axis."""
+    check_array(name, array, rank)
+    if array.ndim == 0:
+        raise ShapeError(f"{name}() on rank {rank} needs an array with at least one axis, got a scalar.")
+
+
+def check_items(name: str, array: np.ndarray, rank: int, size: int) -> None:
+    """Require an array with one item for every rank."""
+    check_rows(name, array, rank)
+    if array.shape[0] != size:
+        raise ShapeError(
+            f"{name}() on rank {rank} got an array of shape {array.shape}; its first dimension must be the number of "
+            f"ranks, {size}."
+        )
+
+
+def share_of(name: str, array: np.ndarray, rank: int, size: int) -> tuple[int, ...]:
+    """The shape of one of `size` equal blocks of rows."""
+    check_rows(name, array, rank)
+    if array.shape[0] % size:
+        raise ShapeError(
+            f"{name}() on rank {rank} got an array of shape {array.shape}; its first dimension must be a multiple of "
+            f"the number of ranks, {size}. Pad it to {-(-array.shape[0] // size) * size} rows."
+        )
+    return (array.shape[0] // size, *array.shape[1:])
+
+
+def check_target(
+    name: str, target: np.ndarray, shape: tuple[int, ...], dtype: np.dtype[Any], rank: int
+) -> np.ndarray:
+    """Require a writable array of this shape and dtype, and return it."""
+    if not isinstance(target, np.ndarray) or target.dtype != dtype:
+        found = target.dtype if isinstance(target, np.ndarray) else type(target).__name__
+        raise DTypeError(f"{name}() on rank {rank} needs an array of dtype {dtype} for its result, got {found}.")
+    if target.shape != shape:
+        raise ShapeError(f"{name}() on rank {rank} needs shape {shape} for its result, got {target.shape}.")
+    if not target.flags.writeable:
+        raise ArgumentError(f"{name}() on rank {rank} cannot write its result: the array is read-only. Pass a copy.")
+    return target
+
+
+def make_target(
+    name: str, out: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype[Any], rank: int
+) -> np.ndarray:
+    """`out` after `check_target`, or a new array."""
+    return np.empty(shape, dtype) if out is None else check_target(name, out, shape, dtype, rank)
+
+
+def check_root(name: str, root: int, rank: int, size: int) -> None:
+    """Require a rank of the group."""
+    if not 0 <= root < size:
+        raise ArgumentError(f"{name}() on rank {rank} got root={root}; ranks are 0 to {size - 1}.")
+
+
+def check_color(color: int, rank: int) -> None:
+    """Require a number that may name a group."""
+    if color < 0:
+        raise ArgumentError(f"split() on rank {rank} got color={color}; it must not be negative.")
+
+
+def to_json(name: str, value: Any, rank: int) -> bytes:
+    """The value as JSON."""
+    try:
+        return json.dumps(value).encode()
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"{name}() on rank {rank} sends values as JSON (numbers, strings, booleans, None, lists, dicts): {error}."
+        ) from None

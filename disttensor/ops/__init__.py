@@ -1,0 +1,16 @@
+"""Operators: every function works on eager tensors, in traced functions and on the symbols of functional models.
+
+A family of operators is a module that lists its public names in ``__all__``; adding an operator touches that module
+alone.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from disttensor.operable import bind_operators
+from disttensor.ops.arithmetic import *
+from disttensor.ops.core import *
+from disttensor.tensor import convert_to_tensor, is_tensor
+
+bind_operators(sys.modules[__name__])

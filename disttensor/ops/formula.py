@@ -1,0 +1,202 @@
+"""Scalar formulas: what an elementwise operator computes, written once and read by every back end.
+
+A formula is a Python function of a math namespace and of scalars::
+
+    def sigmoid(m, x):
+        return 1 / (1 + m.exp(-x))
+
+It is run once over symbols, which yields a `Program`: a list of primitive instructions. numpy executes that list here;
+a code generator can read the same list.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from disttensor.errors import ArgumentError
+
+Formula = Callable[..., Any]
+
+# The primitives, by name; numpy has a ufunc of the same name for each but the special functions.
+_NUMERIC = frozenset(
+    ["add", "subtract", "multiply", "divide", "floor_divide", "remainder", "power", "negative", "absolute", "sign", "square", "sqrt", "reciprocal", "exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "sin", "cos", "tan", "arcsin", "arccos", "arctan", "arctan2", "sinh", "cosh", "tanh", "arcsinh", "arccosh", "arctanh", "floor", "ceil", "trunc", "rint", "maximum", "minimum", "fmax", "fmin", "conjugate", "real", "imag", "bitwise_and", "bitwise_or", "bitwise_xor", "invert", "left_shift", "right_shift", "hypot", "copysign", "logaddexp", "nextafter"]
+)
+_SPECIAL = frozenset(["erf", "erfc", "erfinv", "lgamma", "digamma"])
+_BOOLEAN = frozenset(
+    ["equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "logical_and", "logical_or", "logical_xor", "logical_not", "isnan", "isinf", "isfinite", "signbit"]
+)
+# Their result is of another dtype than their operand's, so it cannot share memory with the result of the program.
+_CHANGES_DTYPE = frozenset({"absolute", "real", "imag"})
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """``registers[target] = function(*operands)``; an operand is the number of a register, or a `Constant`."""
+
+    function: str
+    operands: tuple[Any, ...]
+    target: int
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A Python number in a formula; weakly typed: it takes the dtype of what it meets."""
+
+    value: Any
+
+
+class _Trace:
+    """Collects the instructions while a formula runs; also its namespace `m`, with a function for each primitive."""
+
+    def __init__(self, arity: int):
+        self.arity = arity
+        self.instructions: list[Instruction] = []
+
+    def emit(self, function: str, *operands: Any) -> Symbol:
+        registers = tuple(o.register if isinstance(o, Symbol) else Constant(o) for o in operands)
+        target = self.arity + len(self.instructions)
+        self.instructions.append(Instruction(function, registers, target))
+        return Symbol(self, target)
+
+    def __getattr__(self, name: str) -> Callable[..., Symbol]:
+        if name not in _NUMERIC and name not in _SPECIAL and name not in _BOOLEAN and name != "where":
+            raise AttributeError(f"formulas know no function {name!r}; add it to the primitives if numpy has it.")
+        return functools.partial(self.emit, name)
+
+
+class Symbol:
+    """A scalar while a formula is traced."""
+
+    def __init__(self, trace: _Trace, register: int):
+        self._trace = trace
+        self.register = register
+
+    def __add__(self, y: Any) -> Symbol:
+        return self._trace.emit("add", self, y)
+
+    def __radd__(self, y: Any) -> Symbol:
+        return self._trace.emit("add", y, self)
+
+    def __sub__(self, y: Any) -> Symbol:
+        return self._trace.emit("subtract", self, y)
+
+    def __rsub__(self, y: Any) -> Symbol:
+        return self._trace.emit("subtract", y, self)
+
+    def __mul__(self, y: Any) -> Symbol:
+        return self._trace.emit("multiply", self, y)
+
+    def __rmul__(self, y: Any) -> Symbol:
+        return self._trace.emit("multiply", y, self)
+
+    def __truediv__(self, y: Any) -> Symbol:
+        return self._trace.emit("divide", self, y)
+
+    def __rtruediv__(self, y: Any) -> Symbol:
+        return self._trace.emit("divide", y, self)
+
+    def __neg__(self) -> Symbol:
+        return self._trace.emit("negative", self)
+
+    def __bool__(self) -> bool:
+        raise ArgumentError("a formula cannot branch on a value; use m.where(condition, a, b).")
+
+
+@dataclass(frozen=True)
+class Program:
+    """A traced formula.
+
+    Attributes
+    ----------
+    arity : int
+        How many inputs; they are registers 0 to arity − 1.
+    instructions : tuple of Instruction
+        The last one makes the result.
+    in_place : tuple of bool
+        Which instructions may write into the array of the result. Only those that come when no input is read any
+        more may, so that an input and the result can be the same memory.
+    """
+
+    arity: int
+    instructions: tuple[Instruction, ...]
+    in_place: tuple[bool, ...]
+
+    def run(self, out: np.ndarray, *inputs: np.ndarray) -> None:
+        """Evaluate with numpy."""
+        registers: dict[int, Any] = dict(enumerate(inputs))
+        for instruction, in_place in zip(self.instructions, self.in_place, strict=True):
+            operands = [o.value if isinstance(o, Constant) else registers[o] for o in instruction.operands]
+            function = _function(instruction.function)
+            registers[instruction.target] = function(*operands, out=out) if in_place else function(*operands)
+
+
+def trace(formula: Formula, arity: int, **attrs: Any) -> Program:
+    """Run a formula over symbols.
+
+    Parameters
+    ----------
+    formula : callable
+        ``formula(m, *scalars, **attrs)``.
+    arity : int
+        How many scalars.
+    """
+    recorder = _Trace(arity)
+    result = formula(recorder, *(Symbol(recorder, i) for i in range(arity)), **attrs)
+    if not isinstance(result, Symbol):
+        raise ArgumentError(f"the formula of {formula.__name__!r} does not depend on its inputs.")
+    instructions = recorder.instructions
+    if result.register != arity + len(instructions) - 1 or not instructions:
+        recorder.emit("copy", result)
+    reads = [n for n, i in enumerate(instructions) if any(isinstance(o, int) and o < arity for o in i.operands)]
+    last = len(instructions) - 1
+    in_place = tuple(
+        n == last or (n >= reads[-1] and i.function not in _BOOLEAN and i.function not in _CHANGES_DTYPE)
+        for n, i in enumerate(instructions)
+    )
+    return Program(arity, tuple(instructions), in_place)
+
+
+def _where(condition: Any, x: Any, y: Any, out: np.ndarray | None = None) -> np.ndarray:
+    if out is None:
+        return np.where(condition, x, y)
+    if any(np.may_share_memory(out, operand) for operand in (condition, x, y) if isinstance(operand, np.ndarray)):
+        return _copy(np.where(condition, x, y), out)
+    np.copyto(out, y)
+    np.copyto(out, x, where=condition)
+    return out
+
+
+def _copy(x: np.ndarray, out: np.ndarray) -> np.ndarray:
+    np.copyto(out, x)
+    return out
+
+
+def _part(name: str) -> Callable[..., np.ndarray]:
+    def part(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        found = getattr(x, name)
+        return found if out is None else _copy(found, out)
+
+    return part
+
+
+_OTHER: dict[str, Callable[..., Any]] = {
+    "where": _where,
+    "copy": _copy,
+    "real": _part("real"),
+    "imag": _part("imag"),
+}
+
+
+def _function(name: str) -> Callable[..., Any]:
+    if name in _OTHER:
+        return _OTHER[name]
+    if name in _SPECIAL:
+        from disttensor.kernels import special
+
+        return getattr(special, name)
+    return getattr(np, name)

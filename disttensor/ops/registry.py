@@ -1,0 +1,366 @@
+"""The registry: what an operator is, and how one is declared.
+
+Every operator is declared in one place, in two shapes. An elementwise operator is a scalar formula::
+
+    @elementwise("float")
+    def tanh(m, x):
+        "Hyperbolic tangent."
+        return m.tanh(x)
+
+    @tanh.gradient
+    def _(ctx, g):
+        return g * (1 - ctx.output * ctx.output)
+
+any other is a kernel that fills a preallocated array, with a rule for the shape and dtype of that array::
+
+    @operator(examples=[Example((2, 3), axes=(1, 0))])
+    def permute(out, x, *, axes):
+        np.copyto(out, np.transpose(x, axes))
+
+    @permute.infer
+    def _(x, *, axes):
+        return Spec(tuple(x.shape[a] for a in axes), x.dtype)
+
+Gradients are written in terms of operators, so that they can be traced, optimised and differentiated again. The
+gradient of an operator on complex numbers is g·conj(∂f/∂x), the direction of steepest ascent of a real loss, as in
+TensorFlow and PyTorch.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from disttensor import dtypes, tensor
+from disttensor.context import Spec, state
+from disttensor.errors import DTypeError, ShapeError, TracingError
+from disttensor.ops import formula as formulas
+from disttensor.tensor import KerasTensor, Tensor, Variable, convert_to_tensor
+
+OPERATORS: dict[str, Operator] = {}
+"""Every operator by name."""
+
+HALF = ("float16", "bfloat16")
+"""dtypes whose arithmetic runs in float32, rounded once at the end of the operator."""
+
+
+class Example:
+    """Inputs and attributes for which the registry-wide test runs an operator.
+
+    Parameters
+    ----------
+    *inputs : tuple of int or numpy array
+        A shape, to be filled with random numbers, or a given array (indices, masks).
+    **attrs
+        The operator's attributes.
+    """
+
+    def __init__(self, *inputs: tuple[int, ...] | np.ndarray, **attrs: Any):
+        self.inputs = inputs
+        self.attrs = attrs
+
+    def __repr__(self) -> str:
+        inputs = [str(i if isinstance(i, tuple) else i.shape) for i in self.inputs]
+        return ", ".join(inputs + [f"{k}={v}" for k, v in self.attrs.items()])
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a gradient function may use: the operator's inputs, outputs and attributes."""
+
+    inputs: Sequence[Tensor]
+    outputs: Sequence[Tensor]
+    attrs: dict[str, Any]
+
+    @property
+    def output(self) -> Tensor:
+        """The only output."""
+        return self.outputs[0]
+
+
+@dataclass(eq=False)
+class Operator:
+    """One operator: its name, documentation, rules, kernel and gradient.
+
+    Attributes
+    ----------
+    name : str
+    kernel : callable
+        ``kernel(out, *arrays, **attrs)`` fills the preallocated `out` (a tuple of arrays if there are several).
+    infer_rule : callable
+        ``infer_rule(*specs, **attrs)`` gives the `Spec` of the result, or a tuple of them, or raises `ShapeError`.
+    gradient_rule : callable or None
+        ``gradient_rule(ctx, *output_gradients)`` gives one gradient (or None) for each input; None if the operator
+        is not differentiable.
+    view_rule : callable or None
+        ``view_rule(*arrays, **attrs)`` gives the result as a view of an input, or None where that cannot be.
+    formula : callable or None
+        The scalar formula of an elementwise operator.
+    rule : str or None
+        The dtype rule of an elementwise operator, see `elementwise`.
+    examples : sequence of Example
+    domain : tuple of (float, float)
+        Where random inputs of tests may lie, one interval for each input (the last is repeated).
+    dtypes : tuple of str
+        Which kinds of dtypes tests should try: "float", "complex", "int", "bool".
+    communicates : bool
+        Whether ranks exchange data in it; such an operator is never folded.
+    """
+
+    name: str
+    kernel: Callable[..., None]
+    doc: str
+    infer_rule: Callable[..., Any]
+    gradient_rule: Callable[..., Any] | None = None
+    view_rule: Callable[..., Any] | None = None
+    formula: Callable[..., Any] | None = None
+    rule: str | None = None
+    signature: inspect.Signature = field(default_factory=inspect.Signature)
+    examples: Sequence[Example] = ()
+    domain: tuple[tuple[float, float], ...] = ((-2.0, 2.0),)
+    dtypes: tuple[str, ...] = ("float",)
+    communicates: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name in OPERATORS:
+            raise ValueError(f"an operator named {self.name!r} exists already.")
+        OPERATORS[self.name] = self
+        self.__name__ = self.name
+        self.__doc__ = self.doc
+        self.__signature__ = self.signature
+
+    def infer(self, rule: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator: the shape and dtype rule."""
+        self.infer_rule = rule
+        return rule
+
+    def gradient(self, rule: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator: the gradient."""
+        self.gradient_rule = rule
+        return rule
+
+    def view(self, rule: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator: how to get the result without a copy."""
+        self.view_rule = rule
+        return rule
+
+    @property
+    def arity(self) -> int:
+        """How many inputs, if the number is fixed (elementwise operators)."""
+        return sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in self.signature.parameters.values())
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Apply to tensors, arrays and numbers (the dtypes of elementwise operands are promoted first)."""
+        if any(type(a) is KerasTensor for a in args) or any(type(a) is KerasTensor for a in kwargs.values()):
+            return tensor.symbolic_call(self, args, kwargs)
+        if self.rule is None:
+            return apply(self, [convert_to_tensor(a) for a in args], kwargs)
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        values = list(bound.args)[: self.arity]
+        return apply(self, _DTYPE_RULES[self.rule](values), bound.kwargs)
+
+    def __repr__(self) -> str:
+        return f"<operator {self.name}>"
+
+
+def operator(
+    *,
+    examples: Sequence[Example] = (),
+    domain: tuple[tuple[float, float], ...] = ((-2.0, 2.0),),
+    kinds: tuple[str, ...] = ("float",),
+    communicates: bool = False,
+) -> Callable[[Callable[..., None]], Operator]:
+    """Declare an operator by its kernel; add rules with ``@name.infer``, ``@name.gradient`` and ``@name.view``."""
+
+    def declare(kernel: Callable[..., None]) -> Operator:
+        def missing(*specs: Spec, **attrs: Any) -> Spec:
+            raise TypeError(f"operator {kernel.__name__} has no shape rule.")
+
+        parameters = list(inspect.signature(kernel).parameters.values())[1:]
+        return Operator(
+            kernel.__name__, kernel, inspect.getdoc(kernel) or "", missing, signature=inspect.Signature(parameters),
+            examples=examples, domain=domain, dtypes=kinds, communicates=communicates,
+        )  # fmt: skip
+
+    return declare
+
+
+def elementwise(
+    rule: str,
+    *,
+    domain: tuple[tuple[float, float], ...] = ((-2.0, 2.0),),
+    kinds: tuple[str, ...] = ("float",),
+    examples: Sequence[Example] = (),
+) -> Callable[[Callable[..., Any]], Operator]:
+    """Declare an elementwise operator by its scalar formula.
+
+    Parameters
+    ----------
+    rule : str
+        How the dtype of the result follows from the operands', which are cast to one dtype first:
+
+        * "promote": the promoted dtype (add);
+        * "float": promoted, integers and booleans become `config.floatx` (exp, divide);
+        * "compare": compared in the promoted dtype, result bool (less);
+        * "logical": operands and result bool (logical_and);
+        * "test": result bool (isnan);
+        * "real": promoted, a complex operand gives its real dtype (absolute, imag);
+        * "select": the first operand is bool, the others are promoted (where).
+    domain : tuple of (float, float)
+        Intervals for the random inputs of tests.
+    """
+
+    def declare(function: Callable[..., Any]) -> Operator:
+        parameters = list(inspect.signature(function).parameters.values())[1:]
+        signature = inspect.Signature(parameters)
+        arity = sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
+
+        @functools.cache
+        def program(attrs: tuple[tuple[str, Any], ...]) -> formulas.Program:
+            return formulas.trace(function, arity, **dict(attrs))
+
+        def kernel(out: np.ndarray, *inputs: np.ndarray, **attrs: Any) -> None:
+            run = program(tuple(attrs.items())).run
+            if any(i.dtype.itemsize == 2 and dtypes.standardize_dtype(i.dtype) in HALF for i in inputs):
+                wide = [i.astype(np.float32) if i.dtype != bool else i for i in inputs]
+                result = out if out.dtype == bool else np.empty(out.shape, np.float32)
+                run(result, *wide)
+                if result is not out:
+                    np.copyto(out, result, casting="unsafe")
+            else:
+                run(out, *inputs)
+
+        def infer(*specs: Spec, **attrs: Any) -> Spec:
+            return Spec(broadcast_shapes(function.__name__, [s.shape for s in specs]), _result_dtype(rule, specs))
+
+        return Operator(
+            function.__name__, kernel, inspect.getdoc(function) or "", infer, formula=function, rule=rule,
+            signature=signature, examples=examples, domain=domain, dtypes=kinds,
+        )  # fmt: skip
+
+    return declare
+
+
+def broadcast_shapes(name: str, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """The shape that these shapes broadcast to by numpy's rule; a ShapeError that names the operator if they do not."""
+    if len(shapes) == 1:
+        return shapes[0]
+    try:
+        return np.broadcast_shapes(*shapes)
+    except ValueError:
+        listed = " and ".join(str(s) for s in shapes)
+        raise ShapeError(
+            f"{name}: shapes {listed} do not broadcast; counted from the last axis, sizes must be equal or 1."
+        ) from None
+
+
+def _result_dtype(rule: str, specs: Sequence[Spec]) -> str:
+    if rule in ("compare", "logical", "test"):
+        return "bool"
+    dtype = specs[-1].dtype
+    return dtypes.real_part(dtype) if rule == "real" else dtype
+
+
+def common_dtype(values: Sequence[Any], *, floating: bool = False) -> str:
+    """The promoted dtype of tensors, arrays and (weakly typed) Python numbers."""
+    kinds = [type(v) if type(v) in (bool, int, float, complex) else _dtype_of(v) for v in values]
+    if floating:
+        kinds.append(float)
+    return dtypes.result_type(*kinds)
+
+
+def _dtype_of(value: Any) -> str:
+    return value.dtype if isinstance(value, (Tensor, Variable, KerasTensor)) else convert_to_tensor(value).dtype
+
+
+def promote(values: Sequence[Any], *, floating: bool = False) -> list[Tensor]:
+    """Convert operands to tensors of their common dtype."""
+    known = (Tensor, Variable, bool, int, float, complex)
+    values = [v if isinstance(v, known) else convert_to_tensor(v) for v in values]
+    dtype = common_dtype(values, floating=floating)
+    return [convert_to_tensor(v, dtype) for v in values]
+
+
+def _same(values: list[Any]) -> list[Tensor]:
+    return [convert_to_tensor(v) for v in values]
+
+
+_DTYPE_RULES: dict[str, Callable[[list[Any]], list[Tensor]]] = {
+    "promote": promote,
+    "float": lambda values: promote(values, floating=True),
+    "compare": promote,
+    "logical": lambda values: [convert_to_tensor(v, "bool") for v in values],
+    "test": _same,
+    "real": promote,
+    "select": lambda values: [convert_to_tensor(values[0], "bool"), *promote(values[1:])],
+}
+
+
+def apply(op: Operator, inputs: list[Tensor], attrs: dict[str, Any]) -> Any:
+    """Run an operator on tensors: record it if a function is being traced, else compute it; tell the tapes.
+
+    Returns
+    -------
+    Tensor or tuple of Tensor
+    """
+    specs = op.infer_rule(*[t.spec for t in inputs], **attrs)
+    several = not isinstance(specs, Spec)
+    specs = specs if several else (specs,)
+    shard = None if op.communicates else next((t.shard for t in inputs if t.shard is not None), None)
+    if state.tracer is not None:
+        outputs = state.tracer.record(op, inputs, attrs, specs, shard)
+    else:
+        arrays = _compute(op, inputs, attrs, specs, several)
+        outputs = [Tensor.wrap(a, shard) for a in arrays]
+    for recorder in state.recorders:
+        recorder.record(op, inputs, attrs, outputs)
+    return tuple(outputs) if several else outputs[0]
+
+
+def _compute(
+    op: Operator, inputs: list[Tensor], attrs: dict[str, Any], specs: Sequence[Spec], several: bool
+) -> Sequence[np.ndarray]:
+    if any(t.is_symbolic for t in inputs):
+        raise TracingError(
+            f"{op.name} got a value of a function that was traced earlier. A traced value lives only while its "
+            "function runs: return it, or assign it to a Variable, instead of keeping it in a list or attribute."
+        )
+    arrays = [t.array for t in inputs]
+    if op.view_rule is not None:
+        view = op.view_rule(*arrays, **attrs)
+        if view is not None:
+            return view if several else (view,)
+    outs = tuple(np.empty(s.shape, dtypes.to_numpy(s.dtype)) for s in specs)
+    with np.errstate(all="ignore"):
+        op.kernel(outs if several else outs[0], *arrays, **attrs)
+    return outs
+
+
+def require_inexact(name: str, spec: Spec) -> None:
+    """Raise a DTypeError unless the dtype is floating-point or complex."""
+    if not dtypes.is_inexact(spec.dtype):
+        raise DTypeError(f"{name} needs a floating-point or complex tensor, got dtype {spec.dtype}.")
+
+
+def public(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Make a function composed of operators usable on the symbolic tensors of functional models too."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if _any_keras_tensor(args) or (kwargs and _any_keras_tensor(kwargs.values())):
+            return tensor.symbolic_call(wrapper, args, kwargs)
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+def _any_keras_tensor(values: Any) -> bool:
+    return any(
+        type(v) is KerasTensor or (type(v) in (list, tuple) and any(type(i) is KerasTensor for i in v)) for v in values
+    )

@@ -12,6 +12,7 @@ import itertools
 import os
 import sys
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -183,7 +184,7 @@ class Tensor(Operable):
 def _user_frame() -> str:
     """Where the innermost code outside this package stands, as ``file:line``."""
     package = os.path.dirname(os.path.abspath(__file__))
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         filename = frame.f_code.co_filename
         if not os.path.abspath(filename).startswith(package) and not filename.startswith("<frozen"):
@@ -434,7 +435,11 @@ class KerasTensor(Operable):
         return f"KerasTensor(shape={self.shape}, dtype={self.dtype}, name={self.name!r})"
 
 
-symbolic_call: Callable[..., Any] | None = None
+def _no_functional_models(function: Any, args: Any, kwargs: Any) -> Any:
+    raise TracingError("operators on KerasTensors need disttensor.layers to be imported.")
+
+
+symbolic_call: Callable[..., Any] = _no_functional_models
 """Called as ``symbolic_call(function, args, kwargs)`` when an operator meets a KerasTensor; set by the layers floor."""
 
 

@@ -17,6 +17,7 @@ from disttensor import dtypes
 from disttensor.errors import ArgumentError, DTypeError, ShapeError
 
 REDUCTIONS = ("sum", "max", "min")
+_DTYPES = frozenset(dtypes.to_numpy(name) for name in dtypes.ALL)
 
 
 class Handle:
@@ -328,10 +329,11 @@ def check_array(name: str, array: np.ndarray, rank: int) -> None:
     """Require a numpy array of a dtype that disttensor knows."""
     if not isinstance(array, np.ndarray):
         raise DTypeError(f"{name}() on rank {rank} needs a numpy array, got {type(array).__name__}.")
-    try:
-        dtypes.standardize_dtype(array.dtype)
-    except DTypeError as error:
-        raise DTypeError(f"{name}() on rank {rank} got an array of shape {array.shape}: {error}") from None
+    if array.dtype not in _DTYPES:
+        raise DTypeError(
+            f"{name}() on rank {rank} got an array of shape {array.shape} and dtype {array.dtype}; "
+            f"dtypes that ranks exchange are {', '.join(dtypes.ALL)}."
+        )
 
 
 def check_reduction(name: str, array: np.ndarray, op: str, rank: int) -> None:

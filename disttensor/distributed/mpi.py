@@ -9,13 +9,13 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from disttensor import dtypes
 from disttensor.distributed.communicator import (
     Handle,
     check_array,
@@ -32,7 +32,7 @@ from disttensor.distributed.communicator import (
 from disttensor.distributed.environment import Launcher
 from disttensor.errors import DistributedError, DTypeError, ShapeError
 
-_HALVES = ("float16", "bfloat16")
+_HALVES = frozenset((dtypes.to_numpy("float16"), dtypes.to_numpy("bfloat16")))
 
 
 class Waiting(NamedTuple):
@@ -150,19 +150,231 @@ class MPICommunicator:
         self._MPI = MPI
         self._ops = {"sum": MPI.SUM, "max": MPI.MAX, "min": MPI.MIN}
         self._count = 0
-        self.members: tuple[int, ...] = (MPI.COMM_WORLD.rank,)
-        self._find_hosts()
+        self.members: tuple[int, ...] = ()
+        self.hosts: tuple[str, ...] = ()
+        self._meet()
 
-    def _find_hosts(self) -> None:
+    def _meet(self) -> None:
+        """Find out who is in the group and who shares a host."""
         host = self.mpi.Split_type(self._MPI.COMM_TYPE_SHARED, self.rank)
         self.local_rank: int = host.rank
         self.local_size: int = host.size
-        first = host.bcast_first = np.array([self.rank]) if False else np.array([self.rank], np.int64)
+        first = np.array([self.rank])
         host.Bcast(first, root=0)
         host.Free()
-        facts = self.all_gather_object([self.members[0], int(first[0]), platform.node()])
-        self.members = tuple(fact[0] for fact in facts)
+        facts = self.all_gather_object([self._MPI.COMM_WORLD.rank, int(first[0]), platform.node()])
         firsts = sorted({fact[1] for fact in facts})
         self.node: int = firsts.index(int(first[0]))
         self.nodes: int = len(firsts)
-        self.hosts: tuple[str, ...] = tuple(fact[2] for fact in facts)
+        self.members = tuple(fact[0] for fact in facts)
+        self.hosts = tuple(fact[2] for fact in facts)
+
+    def all_reduce(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> np.ndarray:
+        """See `Communicator.all_reduce`."""
+        check_reduction("all_reduce", array, op, self.rank)
+        target = check_target("all_reduce", array if out is None else out, array.shape, array.dtype, self.rank)
+        send, receive = self._reduction_buffers(array, target)
+        self._call("all_reduce", array, self.mpi.Allreduce, send, receive, self._op(array, op))
+        return _land(receive, target)
+
+    def all_reduce_async(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> Handle:
+        """See `Communicator.all_reduce_async`."""
+        check_reduction("all_reduce", array, op, self.rank)
+        target = check_target("all_reduce", array if out is None else out, array.shape, array.dtype, self.rank)
+        send, receive = self._reduction_buffers(array, target)
+        request = self._call("all_reduce", array, self.mpi.Iallreduce, send, receive, self._op(array, op))
+        return self._handle("all_reduce", request, receive, target, send)
+
+    def reduce_scatter(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> np.ndarray:
+        """See `Communicator.reduce_scatter`."""
+        check_reduction("reduce_scatter", array, op, self.rank)
+        shape = share_of("reduce_scatter", array, self.rank, self.size)
+        target = make_target("reduce_scatter", out, shape, array.dtype, self.rank)
+        send, receive = _numbers(array), _space(target, _numbers)
+        self._call("reduce_scatter", array, self.mpi.Reduce_scatter_block, send, receive, self._op(array, op))
+        return _land(receive, target)
+
+    def reduce_scatter_async(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> Handle:
+        """See `Communicator.reduce_scatter_async`."""
+        check_reduction("reduce_scatter", array, op, self.rank)
+        shape = share_of("reduce_scatter", array, self.rank, self.size)
+        target = make_target("reduce_scatter", out, shape, array.dtype, self.rank)
+        send, receive = _numbers(array), _space(target, _numbers)
+        request = self._call("reduce_scatter", array, self.mpi.Ireduce_scatter_block, send, receive, self._op(array, op))
+        return self._handle("reduce_scatter", request, receive, target, send)
+
+    def all_gather(self, array: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """See `Communicator.all_gather`."""
+        check_array("all_gather", array, self.rank)
+        target = make_target("all_gather", out, (self.size, *array.shape), array.dtype, self.rank)
+        self._require_alike("all_gather", array.shape, array)
+        send, receive = _words(array), _space(target, _words)
+        self._call("all_gather", array, self.mpi.Allgather, send, receive)
+        return _land(receive, target)
+
+    def all_gather_async(self, array: np.ndarray, out: np.ndarray | None = None) -> Handle:
+        """See `Communicator.all_gather_async`."""
+        check_array("all_gather", array, self.rank)
+        target = make_target("all_gather", out, (self.size, *array.shape), array.dtype, self.rank)
+        send, receive = _words(array), _space(target, _words)
+        request = self._call("all_gather", array, self.mpi.Iallgather, send, receive)
+        return self._handle("all_gather", request, receive, target, send)
+
+    def all_gatherv(self, array: np.ndarray) -> np.ndarray:
+        """See `Communicator.all_gatherv`."""
+        check_rows("all_gatherv", array, self.rank)
+        self._require_alike("all_gatherv", array.shape[1:], array)
+        rows = self.all_gather(np.array(array.shape[0]))
+        target = np.empty((int(rows.sum()), *array.shape[1:]), array.dtype)
+        send, receive = _words(array), _space(target, _words)
+        counts = rows * (receive.size // max(target.shape[0], 1))
+        self._call("all_gatherv", array, self.mpi.Allgatherv, send, [receive, counts])
+        return _land(receive, target)
+
+    def all_to_all(self, array: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """See `Communicator.all_to_all`."""
+        check_items("all_to_all", array, self.rank, self.size)
+        target = make_target("all_to_all", out, array.shape, array.dtype, self.rank)
+        send, receive = _words(array), _space(target, _words)
+        self._call("all_to_all", array, self.mpi.Alltoall, send, receive)
+        return _land(receive, target)
+
+    def broadcast(self, array: np.ndarray, root: int = 0) -> np.ndarray:
+        """See `Communicator.broadcast`."""
+        check_array("broadcast", array, self.rank)
+        check_root("broadcast", root, self.rank, self.size)
+        check_target("broadcast", array, array.shape, array.dtype, self.rank)
+        self._require_alike("broadcast", array.shape, array)
+        words = _words(array)
+        self._call("broadcast", array, self.mpi.Bcast, words, root)
+        return _land(words, array)
+
+    def broadcast_object(self, value: Any, root: int = 0) -> Any:
+        """See `Communicator.broadcast_object`."""
+        check_root("broadcast_object", root, self.rank, self.size)
+        text = np.frombuffer(to_json("broadcast_object", value, self.rank) if self.rank == root else b"", np.uint8)
+        length = np.array(text.size)
+        self._call("broadcast_object", text, self.mpi.Bcast, length, root)
+        received = text.copy() if self.rank == root else np.empty(int(length), np.uint8)
+        self._call("broadcast_object", received, self.mpi.Bcast, received, root)
+        return json.loads(received.tobytes())
+
+    def all_gather_object(self, value: Any) -> list[Any]:
+        """See `Communicator.all_gather_object`."""
+        text = np.frombuffer(to_json("all_gather_object", value, self.rank), np.uint8)
+        lengths = np.empty(self.size, np.int64)
+        self._call("all_gather_object", text, self.mpi.Allgather, np.array([text.size]), lengths)
+        received = np.empty(int(lengths.sum()), np.uint8)
+        self._call("all_gather_object", text, self.mpi.Allgatherv, text, [received, lengths])
+        return [json.loads(part.tobytes()) for part in np.split(received, np.cumsum(lengths)[:-1])]
+
+    def barrier(self) -> None:
+        """See `Communicator.barrier`."""
+        self._call("barrier", None, self.mpi.Barrier)
+
+    def barrier_async(self) -> Handle:
+        """See `Communicator.barrier_async`."""
+        return self._handle("barrier", self._call("barrier", None, self.mpi.Ibarrier))
+
+    def split(self, color: int) -> MPICommunicator:
+        """See `Communicator.split`."""
+        check_color(color, self.rank)
+        return MPICommunicator(self._call("split", None, self.mpi.Split, color, self.rank))
+
+    def _op(self, array: np.ndarray, op: str) -> Any:
+        # MPI has no sum of booleans; they travel as the bytes 0 and 1, whose maximum is the logical or.
+        return self._ops["max" if op == "sum" and array.dtype == np.bool_ else op]
+
+    def _reduction_buffers(self, array: np.ndarray, target: np.ndarray) -> tuple[Any, np.ndarray]:
+        send, receive = _numbers(array), _space(target, _numbers)
+        if target is not array:
+            return (send.copy() if np.may_share_memory(send, receive) else send), receive
+        return (self._MPI.IN_PLACE if _is_received_in_place(receive, target) else send), receive
+
+    def _handle(
+        self,
+        name: str,
+        request: Any,
+        receive: np.ndarray | None = None,
+        target: np.ndarray | None = None,
+        send: Any = None,
+    ) -> Handle:
+        """A handle that keeps the buffers alive until MPI is done with them."""
+        buffers = [send, receive]
+
+        def wait() -> None:
+            self._call(name, target, request.Wait)
+            if receive is not None and target is not None:
+                _land(receive, target)
+            buffers.clear()
+
+        return Handle(target, wait, request.Test)
+
+    def _call(self, name: str, array: np.ndarray | None, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a function of MPI, known to `waiting`; its errors say which collective it was."""
+        self._count += 1
+        thread = threading.get_ident()
+        _waiting[thread] = Waiting(name, self._count, time.monotonic(), self.members)
+        try:
+            return function(*arguments)
+        except self._MPI.Exception as error:
+            what = "" if array is None else f" of {array.dtype}{list(array.shape)}"
+            raise DistributedError(
+                f"{name}(){what}, call number {self._count}, failed on rank {self.rank} of {self.size} "
+                f"({platform.node()}): {error}. Either another rank ended, or the ranks called different collectives."
+            ) from error
+        finally:
+            del _waiting[thread]
+
+    def _require_alike(self, name: str, shape: tuple[int, ...], array: np.ndarray) -> None:
+        """Raise on every rank if shapes or dtypes differ between ranks."""
+        mark = zlib.crc32(repr((shape, array.dtype)).encode())
+        marks = np.array([mark, -mark])
+        self._call(name, array, self.mpi.Allreduce, self._MPI.IN_PLACE, marks, self._MPI.MAX)
+        if marks[0] == -marks[1]:
+            return
+        facts = self.all_gather_object([str(array.dtype), list(shape)])
+        other = next(r for r, fact in enumerate(facts) if fact != facts[0])
+        which = "after the first axis " if name == "all_gatherv" else ""
+        message = (
+            f"{name}() needs the same shape {which}and dtype on all ranks, but rank 0 has {facts[0][0]}{facts[0][1]} and "
+            f"rank {other} has {facts[other][0]}{facts[other][1]} (said on rank {self.rank})."
+        )
+        raise (DTypeError if facts[other][0] != facts[0][0] else ShapeError)(message)
+
+
+def _numbers(array: np.ndarray) -> np.ndarray:
+    """The elements, flat, of a type that MPI can compute with; a view of `array` where possible."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if array.dtype in _HALVES:
+        return flat.astype(np.float32)
+    return flat.view(np.uint8) if array.dtype == np.bool_ else flat
+
+
+def _words(array: np.ndarray) -> np.ndarray:
+    """The elements, flat, as unsigned integers of their size; a view of `array` where possible."""
+    return np.ascontiguousarray(array).reshape(-1).view(f"u{min(array.dtype.itemsize, 8)}")
+
+
+def _space(target: np.ndarray, flatten: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Where to receive what shall `_land` in `target`: its own memory if `flatten` gives a view of it."""
+    if target.flags.c_contiguous and (flatten is _words or target.dtype not in _HALVES):
+        return flatten(target)
+    return np.empty_like(flatten(np.zeros(target.shape, target.dtype)))
+
+
+def _land(receive: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Bring what was received to `target`, unless it was received there."""
+    if not _is_received_in_place(receive, target):
+        values = receive if _is_widened(receive, target) else receive.view(target.dtype)
+        with np.errstate(over="ignore"):  # a float32 sum that is no float16 becomes inf, as it would in float16
+            target[...] = values.reshape(target.shape)
+    return target
+
+
+def _is_received_in_place(receive: np.ndarray, target: np.ndarray) -> bool:
+    return target.flags.c_contiguous and not _is_widened(receive, target)
+
+
+def _is_widened(receive: np.ndarray, target: np.ndarray) -> bool:
+    return target.dtype in _HALVES and receive.dtype == np.float32

@@ -1,0 +1,131 @@
+"""Arrays in memory or memory-mapped: any batch of any epoch at once, without reading those before it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from disttensor.data.batch import Batch, share
+from disttensor.data.permutation import Permutation
+from disttensor.data.structures import as_arrays, combine_weights, count_rows, map_arrays, to_model_dtype
+from disttensor.errors import DataError
+
+_ROWS_AT_ONCE = 8192
+"""How many rows of a shuffled order are computed in one go: numpy's overhead per call is shared by that many."""
+
+
+class ArrayAdapter:
+    """Batches out of arrays.
+
+    Batch b of an epoch is rows ``order[b·batch_size : (b+1)·batch_size]``, of which this rank gets its `share`. The
+    order depends on seed and epoch only, so the global batches are the same for any number of ranks.
+
+    Parameters
+    ----------
+    x, y, sample_weight, batch_size, shuffle, class_weight, steps, rank, size, seed
+        See `make_adapter`.
+
+    Attributes
+    ----------
+    num_batches, batch_size, num_samples : int
+        See `DataAdapter`.
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        batch_size: int = 32,
+        shuffle: bool | str = False,
+        class_weight: Mapping[int, float] | None = None,
+        steps: int | None = None,
+        rank: int = 0,
+        size: int = 1,
+        seed: int = 0,
+    ):
+        self._x = as_arrays(x, "x")
+        self._y = as_arrays(y, "y")
+        self._sample_weight = as_arrays(sample_weight, "sample_weight")
+        self.num_samples: int | None = count_rows(self._x, self._y, self._sample_weight)
+        self._rows = self.num_samples
+        if class_weight is not None:
+            combine_weights(None, map_arrays(lambda array: array[:1], self._y), class_weight)
+        if shuffle not in (True, False, "batch"):
+            raise DataError(f"shuffle must be True, False or 'batch', got {shuffle!r}.")
+        self._batch_rows = batch_size
+        self.batch_size: int | None = batch_size
+        self._batches_in_pass = -(-self._rows // batch_size)
+        self._batches_in_epoch = steps or self._batches_in_pass
+        self.num_batches: int | None = self._batches_in_epoch
+        self._shuffle = shuffle
+        self._class_weight = class_weight
+        self._rank, self._size, self._seed = rank, size, seed
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from batch `start_batch` on.
+
+        With `steps`, epochs are stretches of one endless sequence of passes over the data: an epoch begins with the
+        batch after the last one of the epoch before.
+        """
+        first = epoch * self._batches_in_epoch + start_batch
+        last = (epoch + 1) * self._batches_in_epoch
+        while first < last:
+            number, batch = divmod(first, self._batches_in_pass)
+            count = min(last - first, self._batches_in_pass - batch)
+            yield from self._batches(number, batch, batch + count)
+            first += count
+
+    def _batches(self, pass_number: int, first: int, last: int) -> Iterator[Batch]:
+        """Batches first … last − 1 of one pass over the data."""
+        if self._shuffle is True:
+            yield from self._shuffled(Permutation(self._rows, self._seed, pass_number), first, last)
+            return
+        # A last batch that is not full keeps its place, so that all others are full.
+        full = self._rows // self._batch_rows
+        order = Permutation(full, self._seed, pass_number) if self._shuffle == "batch" and full else None
+        for batch in range(first, last):
+            source = batch if order is None or batch >= full else int(order(np.array([batch]))[0])
+            begin, end, total = self._bounds(source)
+            rows = slice(source * self._batch_rows + begin, source * self._batch_rows + end)
+            yield self._make(rows, end - begin, total, begin)
+
+    def _shuffled(self, order: Permutation, first: int, last: int) -> Iterator[Batch]:
+        stride = max(1, _ROWS_AT_ONCE * self._size // self._batch_rows)
+        for batch in range(first, last, stride):
+            some = range(batch, min(batch + stride, last))
+            bounds = [self._bounds(b) for b in some]
+            positions = [b * self._batch_rows + np.arange(*bound[:2]) for b, bound in zip(some, bounds, strict=True)]
+            rows = order(np.concatenate(positions))
+            done = 0
+            for begin, end, total in bounds:
+                local = end - begin
+                yield self._make(rows[done : done + local], local, total, begin)
+                done += local
+
+    def _bounds(self, batch: int) -> tuple[int, int, int]:
+        """This rank's first and past-the-last row of a batch, and the rows of the batch."""
+        total = min(self._batch_rows, self._rows - batch * self._batch_rows)
+        return *share(total, self._rank, self._size), total
+
+    def _make(self, rows: slice | np.ndarray, local: int, total: int, offset: int) -> Batch:
+        x, y, weights = (
+            map_arrays(lambda a: _gather(a, rows), part) for part in (self._x, self._y, self._sample_weight)
+        )
+        weights = combine_weights(weights, y, self._class_weight)
+        return Batch(map_arrays(to_model_dtype, x), map_arrays(to_model_dtype, y), weights, local, total, offset)
+
+
+def _gather(array: np.ndarray, rows: slice | np.ndarray) -> np.ndarray:
+    """Some rows of an array, contiguous in memory; a memory-mapped file is read from front to back."""
+    if isinstance(rows, slice):
+        return np.ascontiguousarray(array[rows])
+    if not isinstance(array, np.memmap):
+        return np.take(array, rows, axis=0)
+    order = np.argsort(rows)
+    gathered = np.empty((len(rows), *array.shape[1:]), array.dtype)
+    gathered[order] = array[rows[order]]
+    return gathered

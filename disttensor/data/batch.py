@@ -1,0 +1,107 @@
+"""A rank's slice of a global batch, and what every adapter offers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from disttensor.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """This rank's slice of one global batch.
+
+    Attributes
+    ----------
+    x, y, sample_weight : numpy array, nested structure of them, or None
+        The rows of this rank; arrays with 0 rows if the batch has fewer rows than there are ranks.
+    local : int
+        How many rows this rank has.
+    total : int
+        How many rows the global batch has.
+    offset : int
+        Index of this rank's first row in the global batch.
+    """
+
+    x: Any
+    y: Any
+    sample_weight: Any
+    local: int
+    total: int
+    offset: int
+
+
+class DataAdapter(Protocol):
+    """What the training loop asks of any source of data.
+
+    Attributes
+    ----------
+    num_batches : int or None
+        Batches in an epoch; None if only the end of the data will tell.
+    batch_size : int or None
+        Rows of a full global batch; None if the source decides.
+    num_samples : int or None
+        Rows in all; None if unknown.
+    """
+
+    num_batches: int | None
+    batch_size: int | None
+    num_samples: int | None
+
+    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch (counted from 0), from batch `start_batch` on."""
+        ...
+
+
+def share(total: int, rank: int, size: int) -> tuple[int, int]:
+    """First and past-the-last row of a rank's slice when `total` rows are spread evenly over `size` ranks.
+
+    Examples
+    --------
+    >>> [share(10, rank, 4) for rank in range(4)]
+    [(0, 2), (2, 5), (5, 7), (7, 10)]
+    """
+    return rank * total // size, (rank + 1) * total // size
+
+
+def unpack_x_y_sample_weight(data: Any) -> tuple[Any, Any, Any]:
+    """Split what a data source yields into inputs, targets and sample weights.
+
+    Parameters
+    ----------
+    data : x, (x,), (x, y) or (x, y, sample_weight)
+        A list is taken like a tuple; anything else is `x` alone.
+
+    Returns
+    -------
+    tuple
+        ``(x, y, sample_weight)``, with None for what is missing.
+
+    Raises
+    ------
+    DataError
+        If a tuple has no entry or more than three.
+    """
+    if not isinstance(data, (tuple, list)):
+        return data, None, None
+    if not 1 <= len(data) <= 3:
+        raise DataError(
+            f"a batch must be x, (x,), (x, y) or (x, y, sample_weight); got a tuple of {len(data)} entries."
+        )
+    x, y, sample_weight = (*data, None, None)[:3]
+    return x, y, sample_weight
+
+
+def pack_x_y_sample_weight(x: Any, y: Any = None, sample_weight: Any = None) -> Any:
+    """Put inputs, targets and sample weights together; the inverse of `unpack_x_y_sample_weight`.
+
+    Returns
+    -------
+    x, (x,), (x, y) or (x, y, sample_weight)
+        The shortest form; `x` alone is wrapped if it is a list or a tuple itself.
+    """
+    if y is None:
+        return (x,) if isinstance(x, (tuple, list)) else x
+    return (x, y) if sample_weight is None else (x, y, sample_weight)

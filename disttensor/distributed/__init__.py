@@ -1,0 +1,109 @@
+"""Ranks and what they say to one another.
+
+When a launcher such as ``disttensor-run``, mpirun or srun started this process as one of several ranks,
+`communicator` is that of all ranks; otherwise it is `SerialCommunicator`, and MPI is never loaded. Either way the
+code that uses it is the same.
+
+Examples
+--------
+>>> from disttensor import distributed
+>>> if distributed.is_main():
+...     print("one of", distributed.size())
+one of 1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from disttensor.distributed import environment
+from disttensor.distributed.communicator import Communicator, Handle, SerialCommunicator
+from disttensor.distributed.environment import Launcher, launcher
+
+__all__ = [
+    "Communicator",
+    "Handle",
+    "Launcher",
+    "SerialCommunicator",
+    "barrier",
+    "communicator",
+    "initialize",
+    "is_main",
+    "launcher",
+    "rank",
+    "size",
+    "use_communicator",
+]
+
+_communicator: Communicator | None = None
+
+
+def initialize() -> None:
+    """Find the launcher and connect the ranks; ``import disttensor`` calls this, and further calls do nothing.
+
+    From then on an uncaught exception or ``sys.exit`` on one rank ends all of them (see
+    `disttensor.distributed.abort`).
+
+    Raises
+    ------
+    DistributedError
+        If a launcher is present, but no MPI library, or one that does not belong to the launcher.
+    """
+    global _communicator
+    if _communicator is not None:
+        return
+    found = environment.launcher()
+    if found is None:
+        _communicator = SerialCommunicator()
+        return
+    from disttensor.distributed import abort, mpi
+
+    _communicator = mpi.connect(found)
+    abort.install()
+
+
+def communicator() -> Communicator:
+    """The communicator of all ranks."""
+    initialize()
+    assert _communicator is not None
+    return _communicator
+
+
+@contextmanager
+def use_communicator(replacement: Communicator) -> Iterator[Communicator]:
+    """Let `communicator` be another one for a while, for example in tests.
+
+    Examples
+    --------
+    >>> with use_communicator(SerialCommunicator()) as comm:
+    ...     communicator() is comm
+    True
+    """
+    global _communicator
+    saved = communicator()
+    _communicator = replacement
+    try:
+        yield replacement
+    finally:
+        _communicator = saved
+
+
+def rank() -> int:
+    """The number of this process, 0 to `size` - 1."""
+    return communicator().rank
+
+
+def size() -> int:
+    """How many ranks there are; 1 without a launcher."""
+    return communicator().size
+
+
+def is_main() -> bool:
+    """Whether this is rank 0, which prints and writes files for all."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Return when every rank has called it."""
+    communicator().barrier()

@@ -1,0 +1,237 @@
+"""`Graph` and `Node`: a computation as data.
+
+A graph is a directed acyclic graph of nodes. A node applies one operator to values; a `Value` is one output of a node.
+Leaves are inputs, constants and variables. What a run does beside giving its outputs, it says in `Graph.updates`: the
+value that each variable has afterwards. Nodes never change; a pass builds a new graph with `Graph.rewrite`.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from disttensor.context import Spec
+from disttensor.ops.registry import Operator
+from disttensor.tensor import Variable
+
+_numbers = itertools.count()
+
+
+class Node:
+    """One step of a computation, or a leaf.
+
+    Attributes
+    ----------
+    kind : {"operator", "input", "constant", "variable"}
+    op : Operator or None
+        What an operator node applies.
+    inputs : tuple of Value
+    attrs : dict
+        The operator's attributes.
+    specs : tuple of Spec
+        Shape and dtype of each output.
+    source : numpy array, Variable or None
+        Of a constant its array, of a variable the variable.
+    order : tuple of int
+        Where the node stands in program order; nodes run in this order as far as their inputs allow.
+    """
+
+    __slots__ = ("attrs", "inputs", "kind", "op", "order", "source", "specs")
+
+    def __init__(
+        self,
+        kind: str,
+        specs: Sequence[Spec],
+        op: Operator | None = None,
+        inputs: Sequence[Value] = (),
+        attrs: dict[str, Any] | None = None,
+        source: Any = None,
+        order: tuple[int, ...] | None = None,
+    ):
+        self.kind = kind
+        self.op = op
+        self.inputs = tuple(inputs)
+        self.attrs = attrs or {}
+        self.specs = tuple(specs)
+        self.source = source
+        self.order = (next(_numbers),) if order is None else order
+
+    @property
+    def name(self) -> str:
+        """The operator's name, or the kind of leaf."""
+        return self.op.name if self.op is not None else self.kind
+
+    @property
+    def outputs(self) -> tuple[Value, ...]:
+        """One value for each output."""
+        return tuple(Value(self, i) for i in range(len(self.specs)))
+
+    def with_inputs(self, inputs: Sequence[Value]) -> Node:
+        """The same node on other inputs; itself if they are the same."""
+        if all(a == b for a, b in zip(inputs, self.inputs, strict=True)):
+            return self
+        return Node(self.kind, self.specs, self.op, inputs, self.attrs, self.source, self.order)
+
+    def __repr__(self) -> str:
+        return f"<Node {self.name} {[f'{s.dtype}{list(s.shape)}' for s in self.specs]}>"
+
+
+class Value(NamedTuple):
+    """One output of a node."""
+
+    node: Node
+    slot: int = 0
+
+    @property
+    def spec(self) -> Spec:
+        """Shape and dtype."""
+        return self.node.specs[self.slot]
+
+
+class Graph:
+    """A traced computation.
+
+    Parameters
+    ----------
+    inputs : sequence of Node
+        What a run is given, in order; all are kept even if nothing reads them.
+    outputs : sequence of Value
+        What a run gives.
+    updates : dict of Variable to Value
+        What a run leaves in variables.
+
+    Examples
+    --------
+    >>> import disttensor as dt
+    >>> f = dt.function(lambda x: 2 * x + 1)
+    >>> print(f.graph(dt.constant([1.0, 2.0])))
+    %0: float32[2] = input
+    %1: float32[] = constant 2.0
+    %2: float32[2] = multiply(%1, %0)
+    %3: float32[] = constant 1.0
+    %4: float32[2] = add(%2, %3)
+    return %4
+    """
+
+    def __init__(self, inputs: Sequence[Node], outputs: Sequence[Value], updates: dict[Variable, Value]):
+        self.inputs = tuple(inputs)
+        self.outputs = tuple(outputs)
+        self.updates = dict(updates)
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The inputs and all that outputs and updates depend on: each after its inputs, else in program order.
+
+        The order depends on the program alone, so that all ranks communicate in the same order.
+        """
+        reachable: dict[int, Node] = {id(n): n for n in self.inputs}
+        stack = [v.node for v in (*self.outputs, *self.updates.values())]
+        while stack:
+            node = stack.pop()
+            if id(node) not in reachable:
+                reachable[id(node)] = node
+                stack.extend(v.node for v in node.inputs)
+        return _topological(list(reachable.values()))
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self.nodes)
+
+    def __len__(self) -> int:
+        return len(self.nodes)
+
+    @property
+    def variables(self) -> list[Variable]:
+        """Every variable that is read or updated."""
+        read = [n.source for n in self.nodes if n.kind == "variable"]
+        return list({id(v): v for v in (*read, *self.updates)}.values())
+
+    def rewrite(self, rule: Callable[[Node, tuple[Value, ...]], Sequence[Value] | None]) -> Graph:
+        """A new graph in which each operator node may be replaced.
+
+        Parameters
+        ----------
+        rule : callable
+            ``rule(node, inputs)`` is called for operator nodes, inputs before users, with the inputs already
+            rewritten. It returns the values that stand for the node's outputs, or None to keep the node.
+        """
+        replaced: dict[int, Sequence[Value]] = {}
+
+        def new(value: Value) -> Value:
+            return replaced[id(value.node)][value.slot]
+
+        nodes = self.nodes
+        for node in nodes:
+            inputs = tuple(new(v) for v in node.inputs)
+            values = rule(node, inputs) if node.kind == "operator" else None
+            replaced[id(node)] = node.with_inputs(inputs).outputs if values is None else values
+        return Graph(self.inputs, [new(v) for v in self.outputs], {k: new(v) for k, v in self.updates.items()})
+
+    def __str__(self) -> str:
+        names: dict[int, str] = {}
+        lines = []
+        for number, node in enumerate(self.nodes):
+            names[id(node)] = f"%{number}"
+            types = ", ".join(f"{s.dtype}{list(s.shape)}" for s in node.specs)
+            lines.append(f"%{number}: {types} = {_describe(node, names)}")
+        for variable, value in self.updates.items():
+            lines.append(f"{variable.path} <- {_name(value, names)}")
+        lines.append("return " + ", ".join(_name(v, names) for v in self.outputs))
+        return "\n".join(lines)
+
+    def to_dot(self) -> str:
+        """The graph in the DOT language; ``dot -Tsvg`` of Graphviz draws it."""
+        lines = ["digraph {", '  node [shape=box, fontname="sans-serif"];']
+        nodes = self.nodes
+        numbers = {id(n): i for i, n in enumerate(nodes)}
+        for number, node in enumerate(nodes):
+            label = node.source.path if node.kind == "variable" else node.name
+            types = ", ".join(f"{s.dtype}{list(s.shape)}" for s in node.specs)
+            style = "" if node.kind == "operator" else ", style=filled, fillcolor=lightgrey"
+            lines.append(f'  n{number} [label="{label}\\n{types}"{style}];')
+            lines.extend(f"  n{numbers[id(v.node)]} -> n{number};" for v in node.inputs)
+        for i, value in enumerate(self.outputs):
+            lines.append(f'  out{i} [label="output {i}", shape=ellipse]; n{numbers[id(value.node)]} -> out{i};')
+        for i, (variable, value) in enumerate(self.updates.items()):
+            lines.append(f'  up{i} [label="{variable.path}", shape=ellipse]; n{numbers[id(value.node)]} -> up{i};')
+        return "\n".join([*lines, "}"])
+
+
+def _name(value: Value, names: dict[int, str]) -> str:
+    suffix = f".{value.slot}" if len(value.node.specs) > 1 else ""
+    return names[id(value.node)] + suffix
+
+
+def _describe(node: Node, names: dict[int, str]) -> str:
+    if node.kind == "constant":
+        text = np.array2string(node.source, threshold=6, edgeitems=2, separator=", ").replace("\n", "")
+        return f"constant {text}"
+    if node.kind == "variable":
+        return f"variable {node.source.path}"
+    if node.kind == "input":
+        return "input"
+    arguments = [_name(v, names) for v in node.inputs] + [f"{k}={v!r}" for k, v in node.attrs.items()]
+    return f"{node.name}({', '.join(arguments)})"
+
+
+def _topological(nodes: list[Node]) -> list[Node]:
+    waiting = {id(n): len({id(v.node) for v in n.inputs}) for n in nodes}
+    users: dict[int, list[Node]] = {id(n): [] for n in nodes}
+    for node in nodes:
+        for producer in {id(v.node) for v in node.inputs}:
+            users[producer].append(node)
+    tie = itertools.count()
+    ready = [(n.order, next(tie), n) for n in nodes if waiting[id(n)] == 0]
+    heapq.heapify(ready)
+    ordered = []
+    while ready:
+        node = heapq.heappop(ready)[2]
+        ordered.append(node)
+        for user in users[id(node)]:
+            waiting[id(user)] -= 1
+            if waiting[id(user)] == 0:
+                heapq.heappush(ready, (user.order, next(tie), user))
+    return ordered

@@ -1,0 +1,32 @@
+"""Passes: functions from a graph to a better graph that computes the same.
+
+`optimize` runs them in order. A floor above adds its own with `register` (the all-reduce pass of
+`disttensor.distributed`, for one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from disttensor.graph.graph import Graph
+from disttensor.graph.passes.common_subexpressions import share_common_subexpressions
+from disttensor.graph.passes.constant_folding import fold_constants
+from disttensor.graph.passes.dead_code import drop_dead_code
+
+Pass = Callable[[Graph], Graph]
+
+PIPELINE: list[Pass] = [fold_constants, share_common_subexpressions, drop_dead_code]
+"""The passes, in the order in which they run."""
+
+
+def register(graph_pass: Pass) -> Pass:
+    """Add a pass to the end of the pipeline."""
+    PIPELINE.append(graph_pass)
+    return graph_pass
+
+
+def optimize(graph: Graph) -> Graph:
+    """Run every pass of the pipeline."""
+    for graph_pass in PIPELINE:
+        graph = graph_pass(graph)
+    return graph

@@ -1,0 +1,279 @@
+"""The plan: a graph made ready to run again and again.
+
+Everything that can be settled beforehand is: the order, the place of every intermediate in one arena, which results
+are views of others, which elementwise results may overwrite an operand, and which may be written straight into a
+variable. A run copies the inputs in, calls the kernels, and copies the outputs out.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from disttensor import dtypes
+from disttensor.context import Spec
+from disttensor.graph.graph import Graph, Node, Value
+from disttensor.graph.memory import Lifetime, place
+from disttensor.tensor import Variable, aligned_empty
+
+Key = tuple[int, int]
+
+
+def _key(value: Value) -> Key:
+    return id(value.node), value.slot
+
+
+def _nbytes(spec: Spec) -> int:
+    return math.prod(spec.shape) * dtypes.itemsize(spec.dtype)
+
+
+@dataclass
+class _Layout:
+    """Where values live: `root` says whose memory a value is part of; `alias` which operand's memory it takes over."""
+
+    nodes: list[Node]
+    root: dict[Key, Key]
+    last_use: dict[Key, int]
+    into_variable: dict[Key, Variable]
+    reuse: dict[Key, Key]
+
+
+class Plan:
+    """A graph with its memory and its list of kernel calls.
+
+    Parameters
+    ----------
+    graph : Graph
+        Optimised; see `disttensor.graph.passes`.
+
+    Attributes
+    ----------
+    graph : Graph
+    arena_bytes : int
+        Memory of all intermediates together.
+    """
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self._lock = threading.Lock()
+        layout = _lay_out(graph)
+        arrays, self.arena_bytes = _allocate(layout)
+        self._inputs = [arrays[_key(Value(n))] for n in graph.inputs]
+        self._outputs = [arrays[_key(v)] for v in graph.outputs]
+        self._calls = _kernel_calls(layout, arrays)
+        self._staged, self._commits = _commits(graph, layout, arrays)
+        self._updated = list(graph.updates)
+
+    def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Run once.
+
+        Parameters
+        ----------
+        inputs : sequence of arrays
+            Of exactly the shapes and dtypes of `graph.inputs`.
+
+        Returns
+        -------
+        list of arrays
+            Copies of the outputs; nothing the caller gets shares memory with the plan.
+        """
+        with self._lock, np.errstate(all="ignore"):
+            for buffer, array in zip(self._inputs, inputs, strict=True):
+                np.copyto(buffer, array, casting="no")
+            for call in self._calls:
+                call()
+            outputs = [o.copy() for o in self._outputs]
+            staged = [a.copy() for a in self._staged]
+            for memory, array, stage in self._commits:
+                np.copyto(memory, array if stage is None else staged[stage])
+            for variable in self._updated:
+                variable.touch()
+        return outputs
+
+    def __repr__(self) -> str:
+        return f"<Plan: {len(self._calls)} kernel calls, {self.arena_bytes} bytes of intermediates>"
+
+
+def _lay_out(graph: Graph) -> _Layout:
+    nodes = graph.nodes
+    root = _find_views(nodes)
+    position = {id(n): i for i, n in enumerate(nodes)}
+    end = len(nodes)
+    last_use: dict[Key, int] = {r: position[r[0]] for r in set(root.values())}
+    for node in nodes:
+        for value in node.inputs:
+            last_use[root[_key(value)]] = max(last_use[root[_key(value)]], position[id(node)])
+    for value in (*graph.outputs, *graph.updates.values()):
+        last_use[root[_key(value)]] = end
+    into_variable = _in_place_updates(graph, root, position)
+    reuse = _in_place_operands(nodes, root, last_use, into_variable, position)
+    return _Layout(nodes, root, last_use, into_variable, reuse)
+
+
+def _find_views(nodes: list[Node]) -> dict[Key, Key]:
+    """For each value, the value that owns its memory; found by running the view rules on arrays never written to."""
+    root: dict[Key, Key] = {}
+    dummies: dict[Key, np.ndarray] = {}
+    for node in nodes:
+        views = None
+        if node.op is not None and node.op.view_rule is not None:
+            found = node.op.view_rule(*[dummies[_key(v)] for v in node.inputs], **node.attrs)
+            views = found if found is None or isinstance(found, (tuple, list)) else (found,)
+        for i, spec in enumerate(node.specs):
+            key = (id(node), i)
+            if views is not None:
+                assert node.op is not None
+                dummies[key] = views[i]
+                root[key] = root[_key(node.inputs[0])]
+            else:
+                dummies[key] = np.empty(spec.shape, dtypes.to_numpy(spec.dtype))
+                root[key] = key
+    return root
+
+
+def _is_elementwise(node: Node) -> bool:
+    return node.op is not None and node.op.formula is not None
+
+
+def _in_place_updates(graph: Graph, root: dict[Key, Key], position: dict[int, int]) -> dict[Key, Variable]:
+    """Which results may be computed straight into the variable that they update.
+
+    The variable's old value must not be read later, and not by the same step but element for element.
+    """
+    readers: dict[int, list[tuple[int, Node | None, Value]]] = {}
+    for node in graph.nodes:
+        for value in node.inputs:
+            owner = root[_key(value)]
+            readers.setdefault(owner[0], []).append((position[id(node)], node, value))
+    end = len(position)
+    for value in (*graph.outputs, *graph.updates.values()):
+        readers.setdefault(root[_key(value)][0], []).append((end, None, value))
+    leaves = {id(n.source): n for n in graph.nodes if n.kind == "variable"}
+    counts: dict[Key, int] = {}
+    for value in graph.updates.values():
+        counts[_key(value)] = counts.get(_key(value), 0) + 1
+    found: dict[Key, Variable] = {}
+    for variable, value in graph.updates.items():
+        if not _is_elementwise(value.node) or counts[_key(value)] > 1:
+            continue
+        leaf = leaves.get(id(variable))
+        writer = position[id(value.node)]
+        safe = leaf is None or all(
+            at < writer or (node is value.node and read.node is leaf) for at, node, read in readers.get(id(leaf), ())
+        )
+        if safe:
+            found[_key(value)] = variable
+    return found
+
+
+def _in_place_operands(
+    nodes: list[Node],
+    root: dict[Key, Key],
+    last_use: dict[Key, int],
+    into_variable: dict[Key, Variable],
+    position: dict[int, int],
+) -> dict[Key, Key]:
+    """Which elementwise results take over the memory of an operand that nothing reads afterwards."""
+    leaves = {id(n) for n in nodes if n.kind != "operator"}
+    reuse: dict[Key, Key] = {}
+    for node in nodes:
+        key = (id(node), 0)
+        if not _is_elementwise(node) or key in into_variable:
+            continue
+        for value in node.inputs:
+            owner = root[_key(value)]
+            if owner != _key(value) or owner[0] in leaves or owner in into_variable:
+                continue
+            dies = last_use[owner] == position[id(node)]
+            # Another operand that is a different view of the same memory would be read after it was overwritten.
+            alone = all(root[_key(v)] != owner or _key(v) == owner for v in node.inputs)
+            if dies and alone and value.spec == node.specs[0]:
+                reuse[key] = owner
+                break
+    return reuse
+
+
+def _allocate(layout: _Layout) -> tuple[dict[Key, np.ndarray], int]:
+    position = {id(n): i for i, n in enumerate(layout.nodes)}
+    end = len(layout.nodes)
+    # Follow chains of reuse to the buffer that is really allocated, and let it live as long as the chain.
+    base: dict[Key, Key] = {}
+    lives: dict[Key, list[int]] = {}
+    specs: dict[Key, Spec] = {}
+    for node in layout.nodes:
+        for i, spec in enumerate(node.specs):
+            key = (id(node), i)
+            if node.kind != "operator" or layout.root[key] != key or key in layout.into_variable:
+                continue
+            base[key] = base[layout.reuse[key]] if key in layout.reuse else key
+            first, last = position[id(node)], min(layout.last_use[key], end)
+            if base[key] == key:
+                lives[key], specs[key] = [first, last], spec
+            else:
+                lives[base[key]][1] = max(lives[base[key]][1], last)
+    buffers = list(lives)
+    offsets, total = place([Lifetime(_nbytes(specs[k]), *lives[k]) for k in buffers])
+    arena = aligned_empty((total,), "uint8")
+    offset_of = dict(zip(buffers, offsets, strict=True))
+
+    arrays: dict[Key, np.ndarray] = {}
+    for node in layout.nodes:
+        for i, spec in enumerate(node.specs):
+            key = (id(node), i)
+            if node.kind == "input":
+                arrays[key] = aligned_empty(spec.shape, spec.dtype)
+            elif node.kind == "constant":
+                arrays[key] = node.source
+            elif node.kind == "variable":
+                arrays[key] = node.source.memory
+            elif layout.root[key] != key:
+                continue
+            elif key in layout.into_variable:
+                arrays[key] = layout.into_variable[key].memory
+            else:
+                start = offset_of[base[key]]
+                raw = arena[start : start + _nbytes(spec)]
+                arrays[key] = raw.view(dtypes.to_numpy(spec.dtype)).reshape(spec.shape)
+        if node.op is not None and layout.root[(id(node), 0)] != (id(node), 0):
+            assert node.op.view_rule is not None
+            found = node.op.view_rule(*[arrays[_key(v)] for v in node.inputs], **node.attrs)
+            views = found if isinstance(found, (tuple, list)) else (found,)
+            arrays.update(((id(node), i), view) for i, view in enumerate(views))
+    return arrays, total
+
+
+def _kernel_calls(layout: _Layout, arrays: dict[Key, np.ndarray]) -> list[Callable[[], None]]:
+    calls: list[Callable[[], None]] = []
+    for node in layout.nodes:
+        if node.op is None or layout.root[(id(node), 0)] != (id(node), 0):
+            continue
+        outs = tuple(arrays[(id(node), i)] for i in range(len(node.specs)))
+        several = isinstance(node.op.infer_rule(*[v.spec for v in node.inputs], **node.attrs), Spec) is False
+        inputs = [arrays[_key(v)] for v in node.inputs]
+        calls.append(functools.partial(node.op.kernel, outs if several else outs[0], *inputs, **node.attrs))
+    return calls
+
+
+def _commits(
+    graph: Graph, layout: _Layout, arrays: dict[Key, np.ndarray]
+) -> tuple[list[np.ndarray], list[tuple[np.ndarray, np.ndarray, int | None]]]:
+    """The copies into variables at the end of a run; a value that is another variable's memory is staged first."""
+    leaves = {id(n) for n in layout.nodes if n.kind == "variable"}
+    staged: list[np.ndarray] = []
+    commits: list[tuple[np.ndarray, np.ndarray, int | None]] = []
+    for variable, value in graph.updates.items():
+        key = _key(value)
+        if layout.into_variable.get(key) is variable:
+            continue
+        owner = layout.root[key]
+        stage = None
+        if owner[0] in leaves or owner in layout.into_variable:
+            stage = len(staged)
+            staged.append(arrays[key])
+        commits.append((variable.memory, arrays[key], stage))
+    return staged, commits

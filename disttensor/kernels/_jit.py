@@ -1,0 +1,174 @@
+"""Numba at arm's length: kernels are declared at import, and numba itself is imported when the first one runs.
+
+A kernel is compiled at its first call for each combination of dtypes and kept on disk for the next process. The
+compiled code neither contracts nor reorders floating-point operations, so that its results are reproducible.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import threading
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from disttensor import config
+
+prange = range
+"""What kernels write for a loop that may run in parallel; `numba.prange` once compiled."""
+
+# Entering a parallel region costs microseconds; below this many elements one thread is as fast.
+_PARALLEL_FROM = 1 << 15
+
+_lock = threading.RLock()
+_forked_with_threads = False
+
+
+class Kernel:
+    """A function for numba; see `kernel`."""
+
+    def __init__(self, function: Callable[..., Any], parallel: bool):
+        functools.update_wrapper(self, function)
+        self._function = function
+        self._parallel = parallel
+        self._dispatchers: dict[bool, Any] = {}
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Run the kernel; in parallel if it is worth it."""
+        if self._parallel and arguments[0].size >= _PARALLEL_FROM and config.threads() > 1 and _have_threads():
+            return self._run_parallel(arguments)
+        return self._run(False, arguments)
+
+    def dispatcher(self, parallel: bool = False) -> Any:
+        """The numba dispatcher, which other compiled functions can call."""
+        found = self._dispatchers.get(parallel)
+        if found is None:
+            with _lock:
+                found = self._dispatchers[parallel] = _dispatcher(self._function, parallel, _cache_directory())
+        return found
+
+    def _run(self, parallel: bool, arguments: tuple[Any, ...]) -> Any:
+        try:
+            return self.dispatcher(parallel)(*arguments)
+        except OSError:
+            # The cache could not be written (disk full, read-only): kernels do no other I/O, and none has run yet.
+            with _lock:
+                self._dispatchers[parallel] = _dispatcher(self._function, parallel, None)
+            return self._dispatchers[parallel](*arguments)
+
+    def _run_parallel(self, arguments: tuple[Any, ...]) -> Any:
+        import numba
+
+        before = numba.get_num_threads()
+        numba.set_num_threads(min(config.threads(), numba.config.NUMBA_NUM_THREADS))
+        try:
+            return self._run(True, arguments)
+        finally:
+            numba.set_num_threads(before)
+
+
+def kernel(parallel: bool = False) -> Callable[[Callable[..., Any]], Kernel]:
+    """Declare a function as a kernel.
+
+    The function may call other kernels of its module, and `prange`. It is compiled without the GIL, with numpy's
+    error model (a division by zero gives inf or nan) and without fast-math.
+
+    Parameters
+    ----------
+    parallel : bool, default False
+        Whether loops over `prange` run on `config.threads` threads when the first argument is a large array. Each
+        iteration must write to memory of its own, so that the result does not depend on the number of threads.
+
+    Returns
+    -------
+    callable
+        A decorator that makes a `Kernel`.
+    """
+    return lambda function: Kernel(function, parallel)
+
+
+def _dispatcher(function: Callable[..., Any], parallel: bool, cache: Path | None) -> Any:
+    """A numba dispatcher of `function`, in whose globals kernels and `prange` stand for what numba knows."""
+    import numba
+
+    names = {name: function.__globals__[name] for name in function.__code__.co_names if name in function.__globals__}
+    known = {name: value.dispatcher() for name, value in names.items() if isinstance(value, Kernel)}
+    namespace = {**function.__globals__, **known, "prange": numba.prange}
+    copy = types.FunctionType(function.__code__, namespace, function.__name__, function.__defaults__)
+    copy.__qualname__, copy.__module__ = function.__qualname__, function.__module__
+    compile_ = functools.partial(numba.njit, parallel=parallel, nogil=True, error_model="numpy")
+    if cache is None:
+        return compile_()(copy)
+    before = numba.config.CACHE_DIR
+    # Numba's cache does not tell serial from parallel code of one function, hence a folder for each.
+    numba.config.CACHE_DIR = str(cache / ("parallel" if parallel else "serial"))
+    try:
+        return compile_(cache=True)(copy)
+    finally:
+        numba.config.CACHE_DIR = before
+
+
+@functools.cache
+def _cache_directory() -> Path | None:
+    """A folder only this user can write, for this numba and these sources; None if there cannot be one.
+
+    Numba notices changes of a kernel's own file but not of the kernels it calls, so the name holds a hash of all.
+    """
+    import numba
+
+    sources = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
+    name = f"numba-{numba.__version__}-{sources.hexdigest()[:16]}"
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        return Path(os.environ["NUMBA_CACHE_DIR"]) / name
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    directory = home / "disttensor" / name
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.chmod(0o700)
+    except OSError:
+        return None
+    return directory if os.access(directory, os.W_OK) else None
+
+
+def _have_threads() -> bool:
+    """Whether parallel code can run: with OpenMP or TBB, and not in a child forked after its parent's threads began."""
+    return not _forked_with_threads and _threading_layer() in ("omp", "tbb")
+
+
+@functools.cache
+def _threading_layer() -> str:
+    """Start numba's threads if nobody did, and name what runs them; "none" if there is only numba's work queue.
+
+    The work queue is never used: it starts a parallel region 30 times slower, and crashes when two threads enter one.
+    """
+    import numba
+
+    try:
+        return numba.threading_layer()
+    except ValueError:
+        pass  # not started yet
+    before = numba.config.THREADING_LAYER
+    try:
+        for layer in (before,) if before in ("omp", "tbb") else ("omp", "tbb"):
+            numba.config.THREADING_LAYER = layer
+            try:
+                numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+                return numba.threading_layer()
+            except ValueError:
+                continue
+    finally:
+        numba.config.THREADING_LAYER = before
+    return "none"
+
+
+def _after_fork() -> None:
+    """GNU OpenMP's threads do not survive a fork, and it ends a child that tries to use them."""
+    global _forked_with_threads
+    _forked_with_threads = _threading_layer.cache_info().currsize > 0
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

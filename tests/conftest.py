@@ -1,0 +1,47 @@
+"""What all tests share: one thread a process, the Keras oracle, MNIST, seeded numbers."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# Before numpy, numba or JAX are loaded: tests run several processes on few cores, so each keeps to one thread.
+for _name in ("DISTTENSOR_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+os.environ["KERAS_BACKEND"] = "jax"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> np.random.Generator:
+    """Random numbers that depend on the test's name only, so that a failure repeats alone and in any order."""
+    import numpy as np
+
+    return np.random.default_rng(list(request.node.name.encode()))
+
+
+@pytest.fixture(scope="session")
+def keras() -> ModuleType:
+    """The installed Keras on its JAX back end; what warns while it loads is not ours to mend."""
+    pytest.importorskip("jax")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return pytest.importorskip("keras")
+
+
+@pytest.fixture(scope="session")
+def mnist() -> Path:
+    """The path of Keras's ``mnist.npz``: ``$DISTTENSOR_MNIST``, or the folder in which downloads are kept."""
+    folder = Path(os.environ.get("DISTTENSOR_DATASETS") or Path.home() / ".cache" / "disttensor" / "datasets")
+    path = Path(os.environ.get("DISTTENSOR_MNIST") or folder / "mnist.npz")
+    if not path.is_file():
+        pytest.skip(f"MNIST is not at {path}; set DISTTENSOR_MNIST to the path of mnist.npz")
+    return path

@@ -74,13 +74,15 @@ def standardize_dtype(dtype: Any) -> str:
     DTypeError
         If it is none of them.
     """
+    if isinstance(dtype, np.dtype) and dtype in _NAME:
+        return _NAME[dtype]
     if isinstance(dtype, str) and dtype in _NUMPY:
         return dtype
-    if dtype is None or dtype is float or dtype == "float":
+    if dtype is None or dtype is float or (isinstance(dtype, str) and dtype == "float"):
         from disttensor import config
 
         return config.floatx()
-    if dtype is int or dtype == "int":
+    if dtype is int or (isinstance(dtype, str) and dtype == "int"):
         return "int32"
     if not isinstance(dtype, (str, type, np.dtype)) and hasattr(dtype, "dtype"):
         dtype = dtype.dtype

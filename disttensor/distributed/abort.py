@@ -32,6 +32,7 @@ from disttensor.errors import ArgumentError
 
 _INTERRUPTED = 130  # what shells use for an end by SIGINT
 _TELL_AFTER = 0.5  # seconds that a rank waits at its end before it tells the others that it is there
+_PRINTING = 0.2  # seconds that mpirun gets to pass on what was printed, before it kills everything
 _ending = threading.Lock()
 
 
@@ -52,7 +53,7 @@ def install() -> None:
     """Make the end of this rank, however it comes, known to the others; called once, after MPI was loaded."""
     sys.excepthook = _handle_exception
     threading.excepthook = _handle_thread_exception
-    sys.exit = _exit  # type: ignore[assignment]
+    sys.exit = _exit
     departures = _Departures()
     atexit.register(departures.leave)
 
@@ -69,6 +70,7 @@ def end_job(reason: str, code: int) -> NoReturn:
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write("".join(lines))
         sys.stderr.flush()
+    time.sleep(_PRINTING)
     world.Abort(code)
     os._exit(code)
 
@@ -100,8 +102,8 @@ class _Exit(SystemExit):
     """
 
     @property
-    def code(self) -> Any:  # type: ignore[override]
-        value = SystemExit.code.__get__(self)  # type: ignore[attr-defined]
+    def code(self) -> Any:
+        value: Any = vars(SystemExit)["code"].__get__(self)
         if not _called_from_python():
             status = (value or 0) & 0xFF if isinstance(value, int | None) else 1
             if status:
@@ -147,7 +149,8 @@ class _Departures:
         self._receive_rest(told)
 
     def _wait_for_all(self) -> bool:
-        arrived, messages = self._mpi.Ibarrier(), []
+        arrived = self._mpi.Ibarrier()
+        messages: list[Any] = []
         start, pause = time.monotonic(), 0.0
         while not arrived.Test():
             time.sleep(pause)

@@ -223,7 +223,10 @@ class Communicator(Protocol):
         ...
 
     def split(self, color: int) -> Communicator:
-        """The group of those ranks that gave the same non-negative `color`, in the order of their ranks."""
+        """The group of those ranks that gave the same non-negative `color`, in the order of their ranks.
+
+        ``split(0)`` on all ranks gives a copy of this group: two threads need one each.
+        """
         ...
 
 
@@ -373,9 +376,7 @@ def share_of(name: str, array: np.ndarray, rank: int, size: int) -> tuple[int, .
     return (array.shape[0] // size, *array.shape[1:])
 
 
-def check_target(
-    name: str, target: np.ndarray, shape: tuple[int, ...], dtype: np.dtype[Any], rank: int
-) -> np.ndarray:
+def check_target(name: str, target: np.ndarray, shape: tuple[int, ...], dtype: np.dtype[Any], rank: int) -> np.ndarray:
     """Require a writable array of this shape and dtype, and return it."""
     if not isinstance(target, np.ndarray) or target.dtype != dtype:
         found = target.dtype if isinstance(target, np.ndarray) else type(target).__name__

@@ -84,8 +84,8 @@ def launcher(environ: Mapping[str, str] | None = None) -> Launcher | None:
     found = None if chosen else _openmpi(env) or _pmi(env) or _slurm_step(env)
     if found is None and not chosen and "PMIX_RANK" in env and "OMPI_COMM_WORLD_SIZE" not in env:
         raise DistributedError(
-            f"PMIX_RANK={env['PMIX_RANK']} says that a launcher started this process, but not how many there are. Start "
-            "with `disttensor-run -n N`, mpirun or srun, or set DISTTENSOR_LAUNCHER=none for independent processes."
+            f"PMIX_RANK={env['PMIX_RANK']} says that a launcher started this process, but not how many there are. "
+            "Start with `disttensor-run -n N`, or set DISTTENSOR_LAUNCHER=none for independent processes."
         )
     return found if found is not None and found.size > 1 else None
 

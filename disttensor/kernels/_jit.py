@@ -20,8 +20,8 @@ from disttensor import config
 prange = range
 """What kernels write for a loop that may run in parallel; `numba.prange` once compiled."""
 
-# Entering a parallel region costs microseconds; below this many elements one thread is as fast.
-_PARALLEL_FROM = 1 << 15
+# Waking threads costs tens of microseconds; below this many elements one thread is as fast.
+_PARALLEL_FROM = 1 << 16
 
 _lock = threading.RLock()
 _forked_with_threads = False
@@ -151,6 +151,9 @@ def _threading_layer() -> str:
     except ValueError:
         pass  # not started yet
     before = numba.config.THREADING_LAYER
+    # Unless threads are bound to cores, those that spin while they wait can take the core of the one they wait for.
+    waiting = {} if os.environ.keys() & {"OMP_PROC_BIND", "OMP_WAIT_POLICY"} else {"OMP_WAIT_POLICY": "passive"}
+    os.environ.update(waiting)
     try:
         for layer in (before,) if before in ("omp", "tbb") else ("omp", "tbb"):
             numba.config.THREADING_LAYER = layer
@@ -161,6 +164,8 @@ def _threading_layer() -> str:
                 continue
     finally:
         numba.config.THREADING_LAYER = before
+        for name in waiting:
+            del os.environ[name]
     return "none"
 
 

@@ -52,7 +52,7 @@ def for_each(function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[
             for number, task in queue:
                 results[number] = function(task)
 
-        helpers = [_pool(threads).submit(contextvars.copy_context().run, work) for _ in range(threads - 1)]
+        helpers = [_pool(threads - 1).submit(contextvars.copy_context().run, work) for _ in range(threads - 1)]
         try:
             work()
         finally:

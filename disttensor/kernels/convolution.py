@@ -1,4 +1,4 @@
-"""Two-dimensional convolution (cross-correlation) and its two gradients, for images as (batch, height, width, channels).
+"""Two-dimensional convolution (cross-correlation) and its gradients, for images as (batch, height, width, channels).
 
 Patches of the image are gathered as rows of a matrix and multiplied with the kernel as a matrix, band by band, so that
 the matrix stays in the cache (Chellapilla, Puri & Simard, "High performance convolutional neural networks for document
@@ -40,7 +40,9 @@ def conv2d(
     dilation: Pair = (1, 1),
     groups: int = 1,
 ) -> None:
-    """Convolve images with a kernel: ``out[n, i, j, f] = Σ_{u,v,c} x[n, i·s + u·d − p, j·s + v·d − p, c] kernel[u, v, c, f]``.
+    """Convolve images with a kernel, as every deep-learning library does, without flipping it.
+
+    ``out[n, i, j, f] = Σ_{u,v,c} x[n, s·i + d·u − top, s·j + d·v − left, c] · kernel[u, v, c, f]``
 
     Parameters
     ----------
@@ -208,7 +210,7 @@ class _Geometry:
         """Check that the shapes of images, kernel and result fit each other."""
         if not len(x) == len(kernel) == len(y) == 4:
             raise ShapeError(
-                f"a convolution needs three arrays of 4 axes; got shapes {x}, kernel {kernel}, result {y}."
+                f"a convolution needs arrays of 4 axes; got images {x}, kernel {kernel}, result {y}."
             )
         if x[3] != kernel[2] * groups or kernel[3] % groups:
             raise ShapeError(

@@ -22,6 +22,10 @@ def share_common_subexpressions(graph: Graph) -> Graph:
 
     def rule(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value] | None:
         inputs = tuple(canonical(v) for v in inputs)
+        assert node.op is not None
+        if node.op.communicates:
+            # Every rank must make the same calls, also one whose small shard makes two values look alike.
+            return node.with_inputs(inputs).outputs
         key = (node.name, tuple((id(v.node), v.slot) for v in inputs), repr(node.attrs))
         return seen.setdefault(key, node.with_inputs(inputs).outputs)
 

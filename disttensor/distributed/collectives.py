@@ -1,0 +1,91 @@
+"""Collective operators: where ranks meet inside a computation.
+
+What a rank computes from its slice of the global batch is a *local mean*: a mean over its own rows. The mean over the
+global batch is Σᵣ wᵣ·tᵣ with wᵣ = rows of rank r / rows of the batch, and that is `sync_mean`. It is exact for slices
+of different lengths, also for an empty one. Written for means, it is its own adjoint: if every rank's loss is a local
+mean, the gradient that reaches rank r through ``y = sync_mean(t)`` is ``sync_mean`` of the ranks' gradients of y.
+
+With one process these functions return their argument, and no graph contains them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from disttensor import distributed
+from disttensor.context import Shard, Spec
+from disttensor.ops.core import cast
+from disttensor.ops.registry import apply, operator, require_inexact
+from disttensor.tensor import Tensor, convert_to_tensor
+
+
+@operator(communicates=True)
+def weighted_sum_of_ranks(out: np.ndarray, x: np.ndarray, weight: np.ndarray) -> None:
+    """Σᵣ weightᵣ·xᵣ over all ranks; a rank of weight 0 adds nothing, whatever its x holds."""
+    scale_into(out, x, weight)
+    distributed.communicator().all_reduce(out)
+
+
+@weighted_sum_of_ranks.infer
+def _(x: Spec, weight: Spec) -> Spec:
+    return x
+
+
+@weighted_sum_of_ranks.gradient
+def _(ctx: Any, g: Tensor) -> Any:
+    return apply(weighted_sum_of_ranks, [g, ctx.inputs[1]], {}), None
+
+
+def scale_into(out: np.ndarray, x: np.ndarray, weight: np.ndarray) -> None:
+    """``out = weight * x``, rounded to out's dtype; zeros if the weight is 0, also for infinities and NaN."""
+    if weight == 0:
+        out[...] = 0
+    elif weight == 1:
+        np.copyto(out, x)
+    elif x.dtype.itemsize == 2:
+        np.copyto(out, x.astype(np.float32) * np.float32(weight), casting="unsafe")
+    else:
+        np.multiply(x, x.dtype.type(weight), out=out)
+
+
+def weight_of(shard: Shard | None) -> Tensor:
+    """The share of the global batch that this rank holds, a float64 scalar; equal shares for what is not sharded."""
+    if shard is None:
+        return convert_to_tensor(1.0 / distributed.size(), "float64")
+    return shard.local / cast(shard.total, "float64")
+
+
+def sync_mean(x: Any) -> Tensor:
+    """The mean over the global batch of what each rank computed as a mean over its own rows.
+
+    Parameters
+    ----------
+    x : floating-point or complex tensor, any shape
+        The same shape on all ranks.
+
+    Returns
+    -------
+    Tensor
+        The same on all ranks: Σᵣ (rowsᵣ / rows)·xᵣ. `x` itself with one process.
+    """
+    x = convert_to_tensor(x)
+    require_inexact("sync_mean", x.spec)
+    if distributed.size() == 1:
+        return x
+    return apply(weighted_sum_of_ranks, [x, weight_of(x.shard)], {})
+
+
+def sync_sum(x: Any) -> Tensor:
+    """The sum over all ranks, the same on each.
+
+    Returns
+    -------
+    Tensor
+        Σᵣ xᵣ; `x` itself with one process.
+    """
+    x = convert_to_tensor(x)
+    if distributed.size() == 1:
+        return x
+    return apply(weighted_sum_of_ranks, [x, convert_to_tensor(1.0, "float64")], {})

@@ -137,6 +137,12 @@ def itemsize(dtype: str) -> int:
     return to_numpy(dtype).itemsize
 
 
+def limits(dtype: str) -> tuple[Any, Any]:
+    """The smallest and the largest finite number of an integer or real floating-point dtype, as Python numbers."""
+    info = np.iinfo(to_numpy(dtype)) if is_integer(dtype) else ml_dtypes.finfo(to_numpy(dtype))
+    return (info.min, info.max) if is_integer(dtype) else (float(info.min), float(info.max))
+
+
 def result_type(*dtypes: Any) -> str:
     """The dtype of an operation on operands of these dtypes (see the module's rule).
 
@@ -188,11 +194,22 @@ def array_of(x: Any, dtype: str | None) -> np.ndarray:
     if dtype is None and weak:
         dtype = _python_dtype(array)
     if dtype is not None and array.dtype != to_numpy(dtype):
+        if weak and is_integer(dtype):
+            _check_range(array, dtype)
         array = array.astype(to_numpy(dtype))
     if array.dtype not in _NAME:
         array = array.astype(array.dtype.newbyteorder("="))
         standardize_dtype(array.dtype)
     return array
+
+
+def _check_range(array: np.ndarray, dtype: str) -> None:
+    lowest, highest = limits(dtype)
+    if array.dtype.kind in "iu" and array.size and (array.min() < lowest or array.max() > highest):
+        raise DTypeError(
+            f"the Python integers between {array.min()} and {array.max()} do not fit {dtype}, which holds {lowest} to "
+            f"{highest}; cast the other operand to a wider dtype."
+        )
 
 
 def _python_dtype(array: np.ndarray) -> str:

@@ -84,14 +84,15 @@ class ArrayAdapter:
         if self._shuffle is True:
             yield from self._shuffled(Permutation(self._rows, self._seed, pass_number), first, last)
             return
-        # A last batch that is not full keeps its place, so that all others are full.
-        full = self._rows // self._batch_rows
-        order = Permutation(full, self._seed, pass_number) if self._shuffle == "batch" and full else None
-        for batch in range(first, last):
-            source = batch if order is None or batch >= full else int(order(np.array([batch]))[0])
-            begin, end, total = self._bounds(source)
-            rows = slice(source * self._batch_rows + begin, source * self._batch_rows + end)
-            yield self._make(rows, end - begin, total, begin)
+        sources = np.arange(first, last)
+        if self._shuffle == "batch":
+            # A last batch that is not full keeps its place, so that all others are full.
+            full = sources[sources < self._rows // self._batch_rows]
+            sources[: full.size] = Permutation(max(1, self._rows // self._batch_rows), self._seed, pass_number)(full)
+        for batch in sources.tolist():
+            begin, end, total = self._bounds(batch)
+            first_row = batch * self._batch_rows
+            yield self._make(slice(first_row + begin, first_row + end), end - begin, total, begin)
 
     def _shuffled(self, order: Permutation, first: int, last: int) -> Iterator[Batch]:
         stride = max(1, _ROWS_AT_ONCE * self._size // self._batch_rows)

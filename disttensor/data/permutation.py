@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-_ROUNDS = 12
+_ROUNDS = 8
+_MIN_BITS = 6
+"""Smaller networks reach some permutations of few numbers more often than others."""
 
 
 class Permutation:
@@ -13,10 +15,10 @@ class Permutation:
     It depends on `n`, `seed` and `epoch` only, so that any number of ranks agree on it without a message, each
     computes just the entries it needs, and an interrupted epoch goes on from its middle.
 
-    The numbers of ``bits = ceil(log2(n))`` bits are split into two halves (a, b), and a Feistel network alternates
+    Numbers of ``bits = ceil(log2(n))`` bits (at least 6) are split into two halves (a, b), and a Feistel network alternates
     ``a ^= F(b, key)`` and ``b ^= F(a, key)``: each round is its own inverse, so the whole is a permutation for any F.
     What lands outside ``range(n)`` walks along its cycle until it is back inside ("cycle walking"), which takes less
-    than two evaluations on average.
+    than two evaluations on average (64/n if n is below 32).
 
     Parameters
     ----------
@@ -27,7 +29,7 @@ class Permutation:
 
     References
     ----------
-    J. Black, P. Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, sections 4 and 5.
+    J. Black, P. Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002.
     C. Wellons, "Prospecting for Hash Functions", 2018: the mixing function F.
 
     Examples
@@ -38,7 +40,7 @@ class Permutation:
     """
 
     def __init__(self, n: int, seed: int, epoch: int = 0):
-        bits = (n - 1).bit_length()
+        bits = max(_MIN_BITS, (n - 1).bit_length())
         self._n = n
         self._low_bits = np.uint64((bits + 1) // 2)
         self._low_mask = np.uint32((1 << ((bits + 1) // 2)) - 1)

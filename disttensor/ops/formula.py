@@ -118,8 +118,8 @@ class Program:
     instructions : tuple of Instruction
         The last one makes the result.
     in_place : tuple of bool
-        Which instructions may write into the array of the result. Only those that come when no input is read any
-        more may, so that an input and the result can be the same memory.
+        Which instructions may write into the array of the result: those that come when neither an input is read any
+        more, so that an input and the result can be the same memory, nor what an earlier one has left there.
     """
 
     arity: int
@@ -152,13 +152,22 @@ def trace(formula: Formula, arity: int, **attrs: Any) -> Program:
     instructions = recorder.instructions
     if result.register != arity + len(instructions) - 1 or not instructions:
         recorder.emit("copy", result)
-    reads = [n for n, i in enumerate(instructions) if any(isinstance(o, int) and o < arity for o in i.operands)]
-    last = len(instructions) - 1
-    in_place = tuple(
-        n == last or (n >= reads[-1] and i.function not in _BOOLEAN and i.function not in _CHANGES_DTYPE)
-        for n, i in enumerate(instructions)
-    )
-    return Program(arity, tuple(instructions), in_place)
+    return Program(arity, tuple(instructions), _in_place(arity, instructions))
+
+
+def _in_place(arity: int, instructions: list[Instruction]) -> tuple[bool, ...]:
+    """Which instructions may write into the array of the result, see `Program`."""
+    last_read = {o: n for n, i in enumerate(instructions) for o in i.operands if isinstance(o, int)}
+    inputs_read = max(last_read[register] for register in last_read if register < arity)
+    other_dtype = _BOOLEAN | _CHANGES_DTYPE
+    chosen = []
+    occupied_until = inputs_read
+    for n, instruction in enumerate(instructions[:-1]):
+        free = n >= occupied_until and not {instruction.function, instructions[-1].function} & other_dtype
+        chosen.append(free)
+        if free:
+            occupied_until = last_read.get(instruction.target, n)
+    return (*chosen, True)
 
 
 def _where(condition: Any, x: Any, y: Any, out: np.ndarray | None = None) -> np.ndarray:

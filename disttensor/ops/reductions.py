@@ -1,0 +1,548 @@
+"""Reductions: sums, means, extrema and their kin along one axis, several or all.
+
+Integers and booleans are summed in 32 bits at least, half-precision numbers in float32 with one rounding at the end. The
+order in which a reduction adds up follows from the shape alone, never from how the array lies in memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import numpy as np
+
+from disttensor import dtypes
+from disttensor.context import Spec
+from disttensor.errors import DTypeError, ShapeError
+from disttensor.ops.arithmetic import conj, equal, log, maximum, minimum, not_equal, scalar, where
+from disttensor.ops.complex_numbers import real
+from disttensor.ops.core import broadcast_to, cast, stop_gradient
+from disttensor.ops.exponential import exp, sqrt
+from disttensor.ops.logic import isclose
+from disttensor.ops.registry import HALF, Example, Operator, apply, operator, promote, public
+from disttensor.ops.rounding import isfinite
+from disttensor.tensor import Tensor, convert_to_tensor
+
+__all__ = [
+    "all",
+    "allclose",
+    "amax",
+    "amin",
+    "any",
+    "argmax",
+    "argmin",
+    "average",
+    "count_nonzero",
+    "logsumexp",
+    "max",
+    "mean",
+    "min",
+    "std",
+    "sum",
+    "var",
+]
+
+Axis = int | tuple[int, ...] | list[int] | None
+
+_AXES = ({"axes": (0, 1), "keepdims": False}, {"axes": (1,), "keepdims": True})
+_EXAMPLES = [Example((2, 3), **attrs) for attrs in _AXES] + [Example((4, 2, 3), axes=(0, 2), keepdims=False)]
+_EMPTY = [Example((0, 2), axes=(0,), keepdims=False), Example((), axes=(), keepdims=False)]
+
+
+def normalize_axes(name: str, axis: Axis, ndim: int) -> tuple[int, ...]:
+    """The axes that an `axis` argument means, not negative and sorted.
+
+    Parameters
+    ----------
+    name : str
+        The function to name in an error.
+    axis : int, sequence of int, or None
+        None means all.
+    ndim : int
+        How many axes there are.
+
+    Raises
+    ------
+    ShapeError
+        If an axis does not exist, or is named twice.
+    """
+    if axis is None:
+        return tuple(range(ndim))
+    given = tuple(int(a) for a in axis) if isinstance(axis, (tuple, list)) else (int(axis),)
+    axes = tuple(sorted(a + ndim if a < 0 else a for a in given))
+    if axes and not 0 <= axes[0] <= axes[-1] < ndim:
+        raise ShapeError(f"{name}: axis {axis} does not exist in a tensor of {ndim} axes.")
+    if len(set(axes)) != len(axes):
+        raise ShapeError(f"{name}: axis {axis} names an axis twice.")
+    return axes
+
+
+def reduced_shape(shape: tuple[int, ...], axes: tuple[int, ...], keepdims: bool) -> tuple[int, ...]:
+    """The shape that is left after a reduction along some axes."""
+    if keepdims:
+        return tuple(1 if a in axes else n for a, n in enumerate(shape))
+    return tuple(n for a, n in enumerate(shape) if a not in axes)
+
+
+def sum_dtype(dtype: str) -> str:
+    """The dtype of sums and products: small integers and booleans become 32 bits wide."""
+    if dtype == "bool" or dtype in ("int8", "int16"):
+        return "int32"
+    return "uint32" if dtype in ("uint8", "uint16") else dtype
+
+
+def accumulate(ufunc: np.ufunc, out: np.ndarray, x: np.ndarray, axes: tuple[int, ...], keepdims: bool) -> None:
+    """``ufunc.reduce`` in an order that depends on the shape alone, half precision in float32."""
+    wide = np.float32 if dtypes.standardize_dtype(out.dtype) in HALF else out.dtype
+    x = np.asarray(x, wide, order="C")
+    np.copyto(out, ufunc.reduce(x, axis=axes, keepdims=keepdims, dtype=wide), casting="unsafe")
+
+
+@operator(
+    examples=[Example((2, 1), axes=(0, 2), shape=(4, 2, 3, 1)), Example((2, 1), axes=(1,), shape=(2, 3))],
+    kinds=("float", "complex", "int", "bool"),
+)
+def spread(out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """`x` repeated along `axes`, which it lacks or has with size 1, so that it gets `shape`; the adjoint of a sum."""
+    np.copyto(out, x if x.ndim == out.ndim else np.expand_dims(x, axes))
+
+
+@spread.infer
+def _(x: Spec, *, axes: tuple[int, ...], shape: tuple[int, ...]) -> Spec:
+    if x.shape not in (reduced_shape(shape, axes, False), reduced_shape(shape, axes, True)):
+        raise ShapeError(f"spread: a tensor of shape {x.shape} cannot be repeated along axes {axes} to {shape}.")
+    return Spec(shape, x.dtype)
+
+
+@spread.view
+def _(x: np.ndarray, *, axes: tuple[int, ...], shape: tuple[int, ...]) -> np.ndarray:
+    return np.broadcast_to(x if x.ndim == len(shape) else np.expand_dims(x, axes), shape)
+
+
+@spread.gradient
+def _(ctx: Any, g: Tensor) -> Tensor:
+    x = ctx.inputs[0]
+    return reduce_sum(g, axes=ctx.attrs["axes"], keepdims=len(x.shape) == len(g.shape))
+
+
+@operator(examples=_EXAMPLES + _EMPTY, kinds=("float", "complex", "int", "bool"))
+def reduce_sum(out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...], keepdims: bool) -> None:
+    """The sum along some axes."""
+    accumulate(np.add, out, x, axes, keepdims)
+
+
+@reduce_sum.infer
+def _(x: Spec, *, axes: tuple[int, ...], keepdims: bool) -> Spec:
+    return Spec(reduced_shape(x.shape, axes, keepdims), sum_dtype(x.dtype))
+
+
+@reduce_sum.gradient
+def _(ctx: Any, g: Tensor) -> Tensor:
+    return _repeat(ctx, g)
+
+
+def _repeat(ctx: Any, value: Tensor) -> Tensor:
+    """A value for each reduced slice, repeated for each of its elements."""
+    return apply(spread, [value], {"axes": ctx.attrs["axes"], "shape": ctx.inputs[0].shape})
+
+
+@operator(examples=_EXAMPLES, kinds=("float", "int", "bool"))
+def reduce_max(out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...], keepdims: bool) -> None:
+    """The largest element along some axes, NaN if one is NaN; equal largest elements share the gradient."""
+    np.copyto(out, x.max(axis=axes, keepdims=keepdims))
+
+
+@operator(examples=_EXAMPLES, kinds=("float", "int", "bool"))
+def reduce_min(out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...], keepdims: bool) -> None:
+    """The smallest element along some axes, NaN if one is NaN; equal smallest elements share the gradient."""
+    np.copyto(out, x.min(axis=axes, keepdims=keepdims))
+
+
+def _infer_extremum(name: str, x: Spec, *, axes: tuple[int, ...], keepdims: bool) -> Spec:
+    if dtypes.is_complex(x.dtype):
+        raise DTypeError(f"{name}: got dtype {x.dtype}, but complex numbers have no order; take the absolute value.")
+    if 0 in (x.shape[a] for a in axes):
+        raise ShapeError(f"{name}: along axes {axes} of shape {x.shape} there is no element to choose.")
+    return Spec(reduced_shape(x.shape, axes, keepdims), x.dtype)
+
+
+def _share_among_ties(ctx: Any, g: Tensor) -> Tensor:
+    chosen = cast(equal(ctx.inputs[0], _repeat(ctx, ctx.output)), g.dtype)
+    return chosen * _repeat(ctx, g / reduce_sum(chosen, **ctx.attrs))
+
+
+reduce_max.infer(functools.partial(_infer_extremum, "max"))
+reduce_min.infer(functools.partial(_infer_extremum, "min"))
+reduce_max.gradient(_share_among_ties)
+reduce_min.gradient(_share_among_ties)
+
+
+@operator(examples=_EXAMPLES + _EMPTY, kinds=("float", "complex", "int", "bool"))
+def reduce_any(out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...], keepdims: bool) -> None:
+    """Whether any element along some axes is true (not zero)."""
+    np.copyto(out, np.logical_or.reduce(x.astype(bool), axis=axes, keepdims=keepdims))
+
+
+@operator(examples=_EXAMPLES + _EMPTY, kinds=("float", "complex", "int", "bool"))
+def reduce_all(out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...], keepdims: bool) -> None:
+    """Whether all elements along some axes are true (not zero)."""
+    np.copyto(out, np.logical_and.reduce(x.astype(bool), axis=axes, keepdims=keepdims))
+
+
+def _infer_truth(x: Spec, *, axes: tuple[int, ...], keepdims: bool) -> Spec:
+    return Spec(reduced_shape(x.shape, axes, keepdims), "bool")
+
+
+reduce_any.infer(_infer_truth)
+reduce_all.infer(_infer_truth)
+
+_POSITIONS = [Example((2, 3), axis=None, keepdims=True), Example((4, 2, 3), axis=1, keepdims=False)]
+
+
+@operator(examples=_POSITIONS, kinds=("float", "int", "bool"))
+def position_of_max(out: np.ndarray, x: np.ndarray, *, axis: int | None, keepdims: bool) -> None:
+    """The index of the first of the largest elements along an axis, or in the flattened tensor."""
+    np.copyto(out, x.argmax(axis=axis, keepdims=keepdims), casting="unsafe")
+
+
+@operator(examples=_POSITIONS, kinds=("float", "int", "bool"))
+def position_of_min(out: np.ndarray, x: np.ndarray, *, axis: int | None, keepdims: bool) -> None:
+    """The index of the first of the smallest elements along an axis, or in the flattened tensor."""
+    np.copyto(out, x.argmin(axis=axis, keepdims=keepdims), casting="unsafe")
+
+
+def _infer_position(name: str, x: Spec, *, axis: int | None, keepdims: bool) -> Spec:
+    axes = normalize_axes(name, axis, len(x.shape))
+    return Spec(_infer_extremum(name, x, axes=axes, keepdims=keepdims).shape, "int32")
+
+
+position_of_max.infer(functools.partial(_infer_position, "argmax"))
+position_of_min.infer(functools.partial(_infer_position, "argmin"))
+
+
+def _reduce(name: str, op: Operator, x: Tensor, axis: Axis, keepdims: bool) -> Tensor:
+    return apply(op, [x], {"axes": normalize_axes(name, axis, len(x.shape)), "keepdims": bool(keepdims)})
+
+
+def _widened(x: Any) -> tuple[Tensor, str]:
+    """The tensor in the dtype to compute in (float32 for half precision), and the dtype of the result."""
+    (x,) = promote([x], floating=True)
+    return (cast(x, "float32") if x.dtype in HALF else x), x.dtype
+
+
+def _count(name: str, x: Tensor, axis: Axis) -> int:
+    return math.prod(x.shape[a] for a in normalize_axes(name, axis, len(x.shape)))
+
+
+@public
+def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Sum of the elements.
+
+    Parameters
+    ----------
+    x : tensor-like
+    axis : int or tuple of int, optional
+        Along which axes; default all.
+    keepdims : bool, default False
+        Whether the summed axes stay, with size 1.
+
+    Returns
+    -------
+    Tensor
+        int32 for booleans and smaller signed integers, uint32 for smaller unsigned ones, else of the dtype of `x`.
+        The sum of nothing is 0.
+
+    Examples
+    --------
+    >>> from disttensor import ops
+    >>> ops.sum([[1, 2], [3, 4]], axis=0).tolist()
+    [4, 6]
+    """
+    return _reduce("sum", reduce_sum, convert_to_tensor(x), axis, keepdims)
+
+
+@public
+def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Arithmetic mean of the elements.
+
+    Parameters
+    ----------
+    x : tensor-like
+    axis : int or tuple of int, optional
+        Along which axes; default all.
+    keepdims : bool, default False
+        Whether the reduced axes stay, with size 1.
+
+    Returns
+    -------
+    Tensor
+        Of the dtype of `x`, or `config.floatx` for integers and booleans. The mean of nothing is NaN.
+    """
+    x, dtype = _widened(x)
+    return cast(sum(x, axis, keepdims) / _count("mean", x, axis), dtype)
+
+
+@public
+def var(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Variance, the mean of |x − mean(x)|², in two passes over the data.
+
+    Parameters
+    ----------
+    x : tensor-like
+    axis : int or tuple of int, optional
+        Along which axes; default all.
+    keepdims : bool, default False
+        Whether the reduced axes stay, with size 1.
+
+    Returns
+    -------
+    Tensor
+        Of the dtype of `x` (of its real part if it is complex), or `config.floatx` for integers and booleans.
+    """
+    x, dtype = _widened(x)
+    centred = x - mean(x, axis, keepdims=True)
+    return cast(mean(real(centred * conj(centred)), axis, keepdims), dtypes.real_part(dtype))
+
+
+@public
+def std(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Standard deviation, the square root of the variance; see `var` for the arguments and the result."""
+    x, dtype = _widened(x)
+    return cast(sqrt(var(x, axis, keepdims)), dtypes.real_part(dtype))
+
+
+@public
+def max(x: Any, axis: Axis = None, keepdims: bool = False, initial: Any = None) -> Tensor:
+    """Largest element; NaN if one is NaN. Equal largest elements share the gradient equally.
+
+    Parameters
+    ----------
+    x : tensor-like
+        Real numbers or booleans.
+    axis : int or tuple of int, optional
+        Along which axes; default all.
+    keepdims : bool, default False
+        Whether the reduced axes stay, with size 1.
+    initial : number, optional
+        A lower bound of the result, and the result where there are no elements.
+
+    Returns
+    -------
+    Tensor
+        Of the dtype of `x`.
+
+    Raises
+    ------
+    ShapeError
+        If there are no elements and no `initial`.
+    """
+    return _extremum("max", reduce_max, maximum, convert_to_tensor(x), axis, keepdims, initial)
+
+
+@public
+def min(x: Any, axis: Axis = None, keepdims: bool = False, initial: Any = None) -> Tensor:
+    """Smallest element; NaN if one is NaN. Equal smallest elements share the gradient equally.
+
+    Parameters
+    ----------
+    x : tensor-like
+        Real numbers or booleans.
+    axis : int or tuple of int, optional
+        Along which axes; default all.
+    keepdims : bool, default False
+        Whether the reduced axes stay, with size 1.
+    initial : number, optional
+        An upper bound of the result, and the result where there are no elements.
+
+    Returns
+    -------
+    Tensor
+        Of the dtype of `x`.
+
+    Raises
+    ------
+    ShapeError
+        If there are no elements and no `initial`.
+    """
+    return _extremum("min", reduce_min, minimum, convert_to_tensor(x), axis, keepdims, initial)
+
+
+def _extremum(
+    name: str, op: Operator, bound: Operator, x: Tensor, axis: Axis, keepdims: bool, initial: Any
+) -> Tensor:
+    if initial is None:
+        return _reduce(name, op, x, axis, keepdims)
+    initial = cast(initial, x.dtype)
+    if _count(name, x, axis):
+        return bound(_reduce(name, op, x, axis, keepdims), initial)
+    return broadcast_to(initial, reduced_shape(x.shape, normalize_axes(name, axis, len(x.shape)), keepdims))
+
+
+amax = max
+amin = min
+
+
+@public
+def any(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Whether any element is true (not zero); False of nothing.
+
+    Parameters
+    ----------
+    x : tensor-like
+    axis : int or tuple of int, optional
+        Along which axes; default all.
+    keepdims : bool, default False
+        Whether the reduced axes stay, with size 1.
+
+    Returns
+    -------
+    Tensor
+        Of dtype bool.
+    """
+    return _reduce("any", reduce_any, convert_to_tensor(x), axis, keepdims)
+
+
+@public
+def all(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Whether all elements are true (not zero); True of nothing.
+
+    Parameters
+    ----------
+    x : tensor-like
+    axis : int or tuple of int, optional
+        Along which axes; default all.
+    keepdims : bool, default False
+        Whether the reduced axes stay, with size 1.
+
+    Returns
+    -------
+    Tensor
+        Of dtype bool.
+    """
+    return _reduce("all", reduce_all, convert_to_tensor(x), axis, keepdims)
+
+
+@public
+def allclose(x1: Any, x2: Any, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
+    """Whether all values are equal within a tolerance; see `isclose` for the arguments."""
+    return all(isclose(x1, x2, rtol, atol, equal_nan))
+
+
+@public
+def count_nonzero(x: Any, axis: Axis = None) -> Tensor:
+    """How many elements are not zero, along some axes (default all), as int32."""
+    x = convert_to_tensor(x)
+    return sum(cast(not_equal(x, scalar(0, x)), "int32"), axis)
+
+
+@public
+def argmax(x: Any, axis: int | None = None, keepdims: bool = False) -> Tensor:
+    """Index of the largest element: the first of equal ones, or the first NaN.
+
+    Parameters
+    ----------
+    x : tensor-like
+        Real numbers or booleans.
+    axis : int, optional
+        Along which axis; by default the index counts through the flattened tensor.
+    keepdims : bool, default False
+        Whether the reduced axes stay, with size 1.
+
+    Returns
+    -------
+    Tensor
+        Of dtype int32.
+    """
+    return _position("argmax", position_of_max, convert_to_tensor(x), axis, keepdims)
+
+
+@public
+def argmin(x: Any, axis: int | None = None, keepdims: bool = False) -> Tensor:
+    """Index of the smallest element: the first of equal ones, or the first NaN.
+
+    Parameters
+    ----------
+    x : tensor-like
+        Real numbers or booleans.
+    axis : int, optional
+        Along which axis; by default the index counts through the flattened tensor.
+    keepdims : bool, default False
+        Whether the reduced axes stay, with size 1.
+
+    Returns
+    -------
+    Tensor
+        Of dtype int32.
+    """
+    return _position("argmin", position_of_min, convert_to_tensor(x), axis, keepdims)
+
+
+def _position(name: str, op: Operator, x: Tensor, axis: int | None, keepdims: bool) -> Tensor:
+    if axis is not None:
+        (axis,) = normalize_axes(name, axis, len(x.shape))
+    return apply(op, [x], {"axis": axis, "keepdims": bool(keepdims)})
+
+
+@public
+def logsumexp(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
+    """Logarithm of the sum of exponentials, ln Σ eˣ, without overflow.
+
+    Parameters
+    ----------
+    x : tensor-like
+    axis : int or tuple of int, optional
+        Along which axes; default all.
+    keepdims : bool, default False
+        Whether the reduced axes stay, with size 1.
+
+    Returns
+    -------
+    Tensor
+        Of the dtype of `x`, or `config.floatx` for integers and booleans; −∞ of nothing.
+    """
+    x, dtype = _widened(x)
+    largest = stop_gradient(max(x, axis, keepdims=True, initial=-math.inf))
+    # Subtracting an infinity would give NaN; the exponentials are right without.
+    largest = where(isfinite(largest), largest, scalar(0, x))
+    total = log(sum(exp(x - largest), axis, keepdims))
+    return cast(total + (largest if keepdims else sum(largest, axis)), dtype)
+
+
+@public
+def average(x: Any, axis: Axis = None, weights: Any = None) -> Tensor:
+    """Weighted mean: Σ weights·x / Σ weights.
+
+    Parameters
+    ----------
+    x : tensor-like
+    axis : int or tuple of int, optional
+        Along which axes; default all.
+    weights : tensor-like, optional
+        Of the shape of `x`, or with one weight for each place along `axis`, which then is one axis. Default equal
+        weights.
+
+    Returns
+    -------
+    Tensor
+        Floating-point or complex, in the promoted dtype of `x` and `weights`.
+
+    Raises
+    ------
+    ShapeError
+        If the shape of the weights is neither.
+    """
+    if weights is None:
+        return mean(x, axis)
+    x, weights = promote([x, weights], floating=True)
+    (x, dtype), (weights, _) = _widened(x), _widened(weights)
+    if weights.shape != x.shape:
+        axes = normalize_axes("average", axis, len(x.shape))
+        if len(axes) != 1 or weights.shape != (x.shape[axes[0]],):
+            raise ShapeError(
+                f"average: weights of shape {weights.shape} for x of shape {x.shape} along axis {axis}; give one "
+                "weight for each element, or for each place along one axis."
+            )
+        others = tuple(a for a in range(len(x.shape)) if a != axes[0])
+        weights = apply(spread, [weights], {"axes": others, "shape": x.shape})
+    return cast(sum(x * weights, axis) / sum(weights, axis), dtype)

@@ -1,0 +1,147 @@
+"""Objects from configurations, safely: classes come from a registry, never from a name that is imported.
+
+A *configuration* is made of what JSON knows. `Configurable` remembers the arguments of its constructor, so that a
+subclass has `get_config` and `from_config` without writing them.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
+
+import numpy as np
+
+from disttensor.errors import ArgumentError, SerializationError
+
+BUILTINS: dict[str, Any] = {}
+"""Every configurable class of disttensor by name."""
+
+_registered: dict[str, Any] = {}
+_scopes: list[Mapping[str, Any]] = []
+
+
+class Configurable:
+    """Base of everything that can be made again from its configuration: layers, losses, metrics, optimizers, …"""
+
+    _init_arguments: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.__module__.split(".")[0] == "disttensor":
+            BUILTINS[cls.__name__] = cls
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = super().__new__(cls)
+        object.__setattr__(self, "_init_arguments", _arguments_of(cls, args, kwargs))
+        return self
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments with which `from_config` makes an equal object, in terms of what JSON knows."""
+        return {key: serialize_keras_object(value) for key, value in self._init_arguments.items()}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Self:
+        """An object made from what `get_config` returned."""
+        return cls(**{key: deserialize_keras_object(value) for key, value in config.items()})
+
+
+def _arguments_of(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return {**dict(zip(positional, args, strict=False)), **kwargs}
+
+
+def register_keras_serializable(package: str = "Custom", name: str | None = None) -> Callable[[Any], Any]:
+    """Decorator: let a class or function of one's own be found when a configuration names it.
+
+    Parameters
+    ----------
+    package : str, default "Custom"
+        Keeps names of different projects apart; the registered name is ``package>name``.
+    name : str, optional
+        Default: the name of the class or function.
+    """
+
+    def register(thing: Any) -> Any:
+        key = f"{package}>{name or thing.__name__}"
+        if inspect.isclass(thing) and not hasattr(thing, "get_config"):
+            raise ArgumentError(f"class {thing.__name__} cannot be registered: it has no get_config() method.")
+        _registered[key] = thing
+        thing._registered_name = key
+        return thing
+
+    return register
+
+
+def get_registered_object(name: str, custom_objects: Mapping[str, Any] | None = None) -> Any:
+    """The class or function registered under a name, or None."""
+    for known in (custom_objects or {}, *reversed(_scopes), _registered, BUILTINS):
+        if name in known:
+            return known[name]
+    return None
+
+
+@contextmanager
+def custom_object_scope(objects: Mapping[str, Any]) -> Iterator[None]:
+    """Names that configurations may use within the ``with`` block, beside the registered ones."""
+    _scopes.append(objects)
+    try:
+        yield
+    finally:
+        _scopes.remove(objects)
+
+
+def serialize_keras_object(value: Any) -> Any:
+    """A value in terms of what JSON knows.
+
+    Raises
+    ------
+    SerializationError
+        If it holds something without a configuration.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.dtype):
+        return value.name
+    if isinstance(value, (list, tuple)):
+        return [serialize_keras_object(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): serialize_keras_object(v) for k, v in value.items()}
+    name = getattr(value, "_registered_name", None) or getattr(type(value), "_registered_name", None)
+    if hasattr(value, "get_config") and not inspect.isclass(value):
+        return {"class_name": name or type(value).__name__, "config": value.get_config()}
+    if callable(value) and hasattr(value, "__name__") and value.__name__ != "<lambda>":
+        return name or value.__name__
+    raise SerializationError(
+        f"{value!r} has no configuration. Give its class get_config(), or register it with register_keras_serializable."
+    )
+
+
+def deserialize_keras_object(config: Any, custom_objects: Mapping[str, Any] | None = None) -> Any:
+    """The value of a configuration; the inverse of `serialize_keras_object` (functions stay names).
+
+    Raises
+    ------
+    SerializationError
+        If it names a class that is neither ours nor registered.
+    """
+    if isinstance(config, (list, tuple)):
+        return [deserialize_keras_object(c, custom_objects) for c in config]
+    if not isinstance(config, Mapping):
+        return config
+    if set(config) != {"class_name", "config"}:
+        return {key: deserialize_keras_object(value, custom_objects) for key, value in config.items()}
+    cls = get_registered_object(config["class_name"], custom_objects)
+    if cls is None or not inspect.isclass(cls):
+        raise SerializationError(
+            f"class {config['class_name']!r} is unknown. If it is yours, decorate it with register_keras_serializable, "
+            "or pass custom_objects={name: class}; classes are never imported by the name in a file."
+        )
+    if custom_objects:
+        with custom_object_scope(custom_objects):
+            return cls.from_config(config["config"])
+    return cls.from_config(config["config"])

@@ -1,0 +1,55 @@
+"""`MPICommunicator` on real ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_collectives(mpirun, n):
+    code, output = mpirun(n, HERE / "communicator_program.py", str(n))
+    assert code == 0, output
+    assert output.count("every check passed") == 1, output
+
+
+def test_same_bits_on_every_rank_and_in_every_run(mpirun):
+    program = """
+import hashlib
+import numpy as np
+from disttensor import distributed
+comm = distributed.communicator()
+for size in (1, 1000, 100_003):
+    x = np.random.default_rng(comm.rank).standard_normal(size).astype(np.float32)
+    digests = comm.all_gather_object(hashlib.sha256(comm.all_reduce(x)).hexdigest())
+    assert len(set(digests)) == 1, digests
+    if comm.rank == 0:
+        print("sum", size, digests[0], flush=True)
+"""
+    first, second = (mpirun(3, program) for _ in range(2))
+    assert first.code == second.code == 0, first.output + second.output
+    assert first.output.count("sum ") == 3
+    assert first.output == second.output
+
+
+def test_mpirun_of_another_library_is_an_error(mpirun, other_python):
+    """Without the check this would be two silent trainings of one rank each, and exit code 0."""
+    code, output = mpirun(2, "import disttensor.distributed as d; d.initialize()\n", python=other_python)
+    assert code != 0
+    assert "started 2 processes" in output
+    assert "they do not belong together" in output
+    assert f"disttensor-run -n 2`, or with the mpirun of this environment, {other_python.with_name('mpirun')}" in output
+
+
+def test_no_library_is_an_error_that_says_what_to_install(mpirun):
+    code, output = mpirun(
+        2,
+        "import disttensor.distributed as d; d.initialize()\n",
+        env={"MPI4PY_LIBMPI": "/nowhere/libmpi.so", "MPI4PY_MPIABI": ""},
+    )
+    assert code != 0
+    assert f'pip install "disttensor[{mpirun.mpi}]"' in output
+    assert "no MPI library" in output

@@ -122,6 +122,13 @@ def is_unsigned(dtype: str) -> bool:
     return dtype in UNSIGNED
 
 
+def kind(dtype: str) -> str:
+    """Whether the dtype is "float", "complex", "int" or "bool"."""
+    if dtype == "bool":
+        return "bool"
+    return "float" if is_floating(dtype) else "complex" if is_complex(dtype) else "int"
+
+
 def real_part(dtype: str) -> str:
     """The dtype of the real part: complex64 → float32, complex128 → float64, others unchanged."""
     return {"complex64": "float32", "complex128": "float64"}.get(dtype, dtype)

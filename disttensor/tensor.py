@@ -243,6 +243,26 @@ def convert_to_tensor(x: Any, dtype: Any = None) -> Tensor:
     return Tensor.wrap(dtypes.array_of(x, None if dtype is None else dtypes.standardize_dtype(dtype)))
 
 
+def constant(value: Any, dtype: Any = None, shape: Any = None, name: str | None = None) -> Tensor:
+    """A tensor with given values (TensorFlow's name for it).
+
+    Parameters
+    ----------
+    value : array-like
+    dtype : dtype, optional
+    shape : tuple of int, optional
+        The values are put into this shape, or repeated if there is only one.
+    name : str, optional
+        Ignored.
+    """
+    tensor = convert_to_tensor(value, dtype)
+    if shape is None:
+        return tensor
+    if tensor.size == 1:
+        return operable.namespace.broadcast_to(operable.namespace.reshape(tensor, ()), shape)
+    return operable.namespace.reshape(tensor, shape)
+
+
 def _contains_tensor(x: Any) -> bool:
     return isinstance(x, (list, tuple)) and any(isinstance(i, (Tensor, Variable)) or _contains_tensor(i) for i in x)
 

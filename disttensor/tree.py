@@ -90,3 +90,12 @@ def assert_same_structure(a: Any, b: Any) -> None:
         raise ArgumentError(f"the structures differ: {len(a)} entries against {len(b)}.")
     for x, y in zip(_children(a), _children(b), strict=True):
         assert_same_structure(x, y)
+
+
+def map_shapes(func: Callable[[tuple[int | None, ...]], Any], shapes: Any) -> Any:
+    """Apply a function to every shape (a tuple or list of dimensions) in a structure of shapes."""
+    if isinstance(shapes, Mapping):
+        return {key: map_shapes(func, shape) for key, shape in shapes.items()}
+    if any(is_nested(entry) for entry in shapes):
+        return _rebuild(shapes, [map_shapes(func, shape) for shape in shapes])
+    return func(tuple(shapes))

@@ -71,6 +71,8 @@ def make_adapter(
     _check_positive("steps_per_epoch", steps)
     if not 0 <= rank < size:
         raise DataError(f"rank {rank} does not lie in 0 … {size - 1}.")
+    if seed < 0:
+        raise DataError(f"seed must not be negative, got {seed}.")
     slicing: dict[str, Any] = {"class_weight": class_weight, "steps": steps, "rank": rank, "size": size}
     if isinstance(x, PyDataset):
         _refuse(x, y=y, sample_weight=sample_weight, batch_size=batch_size)

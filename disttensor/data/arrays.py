@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from disttensor.data.batch import Batch, share
+from disttensor.data.batch import Batch, passes, share
 from disttensor.data.permutation import Permutation
 from disttensor.data.structures import as_arrays, combine_weights, count_rows, map_arrays, to_model_dtype
 from disttensor.errors import DataError
@@ -50,17 +50,14 @@ class ArrayAdapter:
         self._x = as_arrays(x, "x")
         self._y = as_arrays(y, "y")
         self._sample_weight = as_arrays(sample_weight, "sample_weight")
-        self.num_samples: int | None = count_rows(self._x, self._y, self._sample_weight)
-        self._rows = self.num_samples
+        self.num_samples = count_rows(self._x, self._y, self._sample_weight)
         if class_weight is not None:
             combine_weights(None, map_arrays(lambda array: array[:1], self._y), class_weight)
         if shuffle not in (True, False, "batch"):
             raise DataError(f"shuffle must be True, False or 'batch', got {shuffle!r}.")
-        self._batch_rows = batch_size
-        self.batch_size: int | None = batch_size
-        self._batches_in_pass = -(-self._rows // batch_size)
-        self._batches_in_epoch = steps or self._batches_in_pass
-        self.num_batches: int | None = self._batches_in_epoch
+        self.batch_size = batch_size
+        self._batches_in_pass = -(-self.num_samples // batch_size)
+        self.num_batches = steps or self._batches_in_pass
         self._shuffle = shuffle
         self._class_weight = class_weight
         self._rank, self._size, self._seed = rank, size, seed
@@ -71,35 +68,33 @@ class ArrayAdapter:
         With `steps`, epochs are stretches of one endless sequence of passes over the data: an epoch begins with the
         batch after the last one of the epoch before.
         """
-        first = epoch * self._batches_in_epoch + start_batch
-        last = (epoch + 1) * self._batches_in_epoch
-        while first < last:
-            number, batch = divmod(first, self._batches_in_pass)
-            count = min(last - first, self._batches_in_pass - batch)
-            yield from self._batches(number, batch, batch + count)
-            first += count
+        start = epoch * self.num_batches
+        for stretch in passes(start + start_batch, start + self.num_batches, self._batches_in_pass):
+            yield from self._batches(*stretch)
 
     def _batches(self, pass_number: int, first: int, last: int) -> Iterator[Batch]:
         """Batches first … last − 1 of one pass over the data."""
         if self._shuffle is True:
-            yield from self._shuffled(Permutation(self._rows, self._seed, pass_number), first, last)
+            yield from self._shuffled(Permutation(self.num_samples, self._seed, pass_number), first, last)
             return
         sources = np.arange(first, last)
         if self._shuffle == "batch":
             # A last batch that is not full keeps its place, so that all others are full.
-            full = sources[sources < self._rows // self._batch_rows]
-            sources[: full.size] = Permutation(max(1, self._rows // self._batch_rows), self._seed, pass_number)(full)
+            full = sources[sources < self.num_samples // self.batch_size]
+            sources[: full.size] = Permutation(max(1, self.num_samples // self.batch_size), self._seed, pass_number)(
+                full
+            )
         for batch in sources.tolist():
             begin, end, total = self._bounds(batch)
-            first_row = batch * self._batch_rows
+            first_row = batch * self.batch_size
             yield self._make(slice(first_row + begin, first_row + end), end - begin, total, begin)
 
     def _shuffled(self, order: Permutation, first: int, last: int) -> Iterator[Batch]:
-        stride = max(1, _ROWS_AT_ONCE * self._size // self._batch_rows)
+        stride = max(1, _ROWS_AT_ONCE * self._size // self.batch_size)
         for batch in range(first, last, stride):
             some = range(batch, min(batch + stride, last))
             bounds = [self._bounds(b) for b in some]
-            positions = [b * self._batch_rows + np.arange(*bound[:2]) for b, bound in zip(some, bounds, strict=True)]
+            positions = [b * self.batch_size + np.arange(*bound[:2]) for b, bound in zip(some, bounds, strict=True)]
             rows = order(np.concatenate(positions))
             done = 0
             for begin, end, total in bounds:
@@ -109,7 +104,7 @@ class ArrayAdapter:
 
     def _bounds(self, batch: int) -> tuple[int, int, int]:
         """This rank's first and past-the-last row of a batch, and the rows of the batch."""
-        total = min(self._batch_rows, self._rows - batch * self._batch_rows)
+        total = min(self.batch_size, self.num_samples - batch * self.batch_size)
         return *share(total, self._rank, self._size), total
 
     def _make(self, rows: slice | np.ndarray, local: int, total: int, offset: int) -> Batch:

@@ -34,21 +34,19 @@ class Batch:
 
 
 class DataAdapter(Protocol):
-    """What the training loop asks of any source of data.
+    """What the training loop asks of any source of data."""
 
-    Attributes
-    ----------
-    num_batches : int or None
-        Batches in an epoch; None if only the end of the data will tell.
-    batch_size : int or None
-        Rows of a full global batch; None if the source decides.
-    num_samples : int or None
-        Rows in all; None if unknown.
-    """
+    @property
+    def num_batches(self) -> int | None:
+        """Batches in an epoch; None if only the end of the data will tell."""
 
-    num_batches: int | None
-    batch_size: int | None
-    num_samples: int | None
+    @property
+    def batch_size(self) -> int | None:
+        """Rows of a full global batch; None if the source decides."""
+
+    @property
+    def num_samples(self) -> int | None:
+        """Rows in all; None if unknown."""
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch (counted from 0), from batch `start_batch` on."""
@@ -64,6 +62,26 @@ def share(total: int, rank: int, size: int) -> tuple[int, int]:
     [(0, 2), (2, 5), (5, 7), (7, 10)]
     """
     return rank * total // size, (rank + 1) * total // size
+
+
+def passes(first: int, last: int, length: int) -> Iterator[tuple[int, int, int]]:
+    """Cut batches first … last − 1 of an endless row of passes, each of `length` batches, at the ends of passes.
+
+    Yields
+    ------
+    tuple of int
+        ``(pass, first, last)``: the number of a pass, and which of its batches.
+
+    Examples
+    --------
+    >>> list(passes(3, 9, length=4))
+    [(0, 3, 4), (1, 0, 4), (2, 0, 1)]
+    """
+    while first < last:
+        number, begin = divmod(first, length)
+        end = min(length, begin + last - first)
+        yield number, begin, end
+        first += end - begin
 
 
 def unpack_x_y_sample_weight(data: Any) -> tuple[Any, Any, Any]:

@@ -47,8 +47,8 @@ class IterableAdapter:
         See `make_adapter`.
     """
 
-    batch_size: int | None = None
-    num_samples: int | None = None
+    batch_size = None
+    num_samples = None
 
     def __init__(
         self,
@@ -64,7 +64,7 @@ class IterableAdapter:
         self._position = 0
         self._class_weight = class_weight
         self._rank, self._size = rank, size
-        self.num_batches: int | None = steps
+        self.num_batches = steps
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from batch `start_batch` on.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-_ROUNDS = 8
+_ROUNDS = 12
 _MIN_BITS = 6
 """Smaller networks reach some permutations of few numbers more often than others."""
 
@@ -15,10 +15,10 @@ class Permutation:
     It depends on `n`, `seed` and `epoch` only, so that any number of ranks agree on it without a message, each
     computes just the entries it needs, and an interrupted epoch goes on from its middle.
 
-    Numbers of ``bits = ceil(log2(n))`` bits (at least 6) are split into two halves (a, b), and a Feistel network alternates
-    ``a ^= F(b, key)`` and ``b ^= F(a, key)``: each round is its own inverse, so the whole is a permutation for any F.
-    What lands outside ``range(n)`` walks along its cycle until it is back inside ("cycle walking"), which takes less
-    than two evaluations on average (64/n if n is below 32).
+    Numbers of ``bits = ceil(log2(n))`` bits (at least 6) are split into two halves (a, b), and a Feistel network
+    alternates ``a ^= F(b, key)`` and ``b ^= F(a, key)``: each round is its own inverse, so the whole is a permutation
+    for any F. What lands outside ``range(n)`` walks along its cycle until it is back inside ("cycle walking"), which
+    takes less than two evaluations on average (64/n if n is below 32).
 
     Parameters
     ----------

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from disttensor.data.batch import Batch
+from disttensor.data.batch import Batch, passes
 from disttensor.data.iterables import slice_batch
 from disttensor.data.permutation import Permutation
 from disttensor.errors import DataError
@@ -94,8 +94,8 @@ class PyDatasetAdapter:
         See `make_adapter`.
     """
 
-    batch_size: int | None = None
-    num_samples: int | None = None
+    batch_size = None
+    num_samples = None
 
     def __init__(
         self,
@@ -116,17 +116,16 @@ class PyDatasetAdapter:
         if self._batches_in_pass is None and steps is None:
             raise DataError(f"{type(dataset).__name__} has no end; give steps_per_epoch.")
         self._dataset = dataset
-        self._batches_in_epoch = steps or self._batches_in_pass or 0
-        self.num_batches: int | None = self._batches_in_epoch
+        self.num_batches = steps or self._batches_in_pass or 0
         self._shuffle = bool(shuffle)
         self._class_weight = class_weight
         self._rank, self._size, self._seed = rank, size, seed
 
     def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from batch `start_batch` on; earlier ones are not computed."""
-        begin = epoch * self._batches_in_epoch
+        begin = epoch * self.num_batches
         self._dataset.on_epoch_begin()
-        for data in self._computed(self._indices(begin + start_batch, begin + self._batches_in_epoch)):
+        for data in self._computed(self._indices(begin + start_batch, begin + self.num_batches)):
             yield slice_batch(data, self._class_weight, self._rank, self._size)
         self._dataset.on_epoch_end()
 
@@ -135,14 +134,12 @@ class PyDatasetAdapter:
         if self._batches_in_pass is None:
             yield from range(first, last)
             return
-        order, ordered_pass = range(self._batches_in_pass), -1
-        for number in range(first, last):
-            pass_number, batch = divmod(number, self._batches_in_pass)
-            if self._shuffle and pass_number != ordered_pass:
-                order, ordered_pass = self._order(pass_number), pass_number
-            yield order[batch]
+        for pass_number, begin, end in passes(first, last, self._batches_in_pass):
+            order = np.arange(begin, end)
+            if self._shuffle:
+                order = Permutation(self._batches_in_pass, self._seed, pass_number)(order)
+            yield from order.tolist()
 
-    def _order(self, pass_number: int) -> list[int]:
     def _computed(self, indices: Iterable[int]) -> Iterator[Any]:
         """The batches at some indices, in order; with several workers computed in advance."""
         if self._dataset.workers <= 1:

@@ -56,9 +56,7 @@ def as_arrays(structure: Any, name: str) -> Any:
         return {key: as_arrays(value, f"{name}[{key!r}]") for key, value in structure.items()}
     if isinstance(structure, (list, tuple)):
         children = [as_arrays(value, f"{name}[{i}]") for i, value in enumerate(structure)]
-        return (
-            tree.pack_sequence_as(structure, children) if hasattr(structure, "_fields") else type(structure)(children)
-        )
+        return type(structure)(*children) if hasattr(structure, "_fields") else type(structure)(children)
     raise DataError(f"{name} must be an array, or a list, tuple or dict of arrays; got {type(structure).__name__}.")
 
 

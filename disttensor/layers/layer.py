@@ -417,9 +417,7 @@ class Layer(Configurable):
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The shape of the outputs for inputs of this shape; None stands for unknown dimensions."""
-        nested = tree.is_nested(input_shape) and any(tree.is_nested(s) for s in input_shape)
-        shapes = list(input_shape) if nested else input_shape
-        symbols = [KerasTensor(s, self.dtype) for s in shapes] if nested else KerasTensor(shapes, self.dtype)
+        symbols = tree.map_shapes(lambda shape: KerasTensor(shape, self.dtype), input_shape)
         outputs = self.compute_output_spec(symbols)
         return tree.map_structure(lambda t: t.shape, outputs)
 
@@ -452,7 +450,7 @@ class Layer(Configurable):
         return f"<{type(self).__name__} name={self.name}, built={self.built}>"
 
 
-_NOT_PARTS = frozenset({"_init_arguments", "_losses", "_inbound_nodes", "_always_frozen"})
+_NOT_PARTS = frozenset({"_init_arguments", "_losses", "_inbound_nodes", "_always_frozen", "_loss_tracker"})
 
 
 def _flatten_parts(value: Any) -> Iterator[Any]:

@@ -6,6 +6,7 @@ ones: what differs between the two is unknown. So no layer has to say what its o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,12 +18,16 @@ from disttensor.tensor import KerasTensor
 # Divisible by many numbers and larger than most windows, so that strides, pools and reshapes of unknown sizes work.
 _PROBES = (240, 360)
 
+_numbers = itertools.count()
+
 
 class FunctionalNode:
     """One call of a layer on symbolic tensors.
 
     Attributes
     ----------
+    number : int
+        Counts calls; a call comes after those whose outputs it uses.
     operation : Layer
     args, kwargs
         As given, with `KerasTensor`s in them.
@@ -30,6 +35,7 @@ class FunctionalNode:
     """
 
     def __init__(self, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any):
+        self.number = next(_numbers)
         self.operation = operation
         self.args = args
         self.kwargs = kwargs

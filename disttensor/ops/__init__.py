@@ -12,10 +12,13 @@ from disttensor.operable import bind_operators
 from disttensor.ops.arithmetic import *
 from disttensor.ops.complex_numbers import *
 from disttensor.ops.core import *
+from disttensor.ops.creation import *
+from disttensor.ops.cumulative import *
 from disttensor.ops.exponential import *
 from disttensor.ops.logic import *
 from disttensor.ops.reductions import *
 from disttensor.ops.rounding import *
+from disttensor.ops.statistics import *
 from disttensor.ops.trigonometric import *
 from disttensor.tensor import convert_to_tensor, is_tensor
 

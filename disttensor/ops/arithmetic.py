@@ -35,9 +35,11 @@ __all__ = [
 ]
 
 _NUMBERS = ("float", "complex", "int")
+_REAL = ("float", "int", "bool")
+_ANY = (*_NUMBERS, "bool")
 
 
-@elementwise("promote", kinds=_NUMBERS)
+@elementwise("promote", kinds=_ANY)
 def add(m: Any, x1: Any, x2: Any) -> Any:
     """Sum: x1 + x2."""
     return x1 + x2
@@ -59,7 +61,7 @@ def _(ctx: Any, g: Tensor) -> Any:
     return g, -g
 
 
-@elementwise("promote", kinds=_NUMBERS)
+@elementwise("promote", kinds=_ANY)
 def multiply(m: Any, x1: Any, x2: Any) -> Any:
     """Product: x1 · x2."""
     return x1 * x2
@@ -110,7 +112,7 @@ def _(ctx: Any, g: Tensor) -> Any:
     return g, -g * floor_divide(x1, x2)
 
 
-@elementwise("promote", kinds=("float", "complex"), domain=((0.5, 2.0), (-2.0, 2.0)))
+@elementwise("promote", kinds=_NUMBERS, domain=((0.5, 2.0), (0.5, 2.0)))
 def power(m: Any, x1: Any, x2: Any) -> Any:
     """Power: x1 to the x2. Negative powers of integers are an error of arithmetic: use floats."""
     return m.power(x1, x2)
@@ -137,7 +139,6 @@ def _(ctx: Any, g: Tensor) -> Any:
     return g / conj(ctx.inputs[0])
 
 
-
 @elementwise("promote", kinds=_NUMBERS)
 def negative(m: Any, x: Any) -> Any:
     """The negated value: −x."""
@@ -149,13 +150,13 @@ def _(ctx: Any, g: Tensor) -> Any:
     return -g
 
 
-@elementwise("promote")
+@elementwise("promote", kinds=_REAL)
 def maximum(m: Any, x1: Any, x2: Any) -> Any:
     """The larger of x1 and x2; NaN if either is NaN. Where they are equal each gets half the gradient."""
     return m.maximum(x1, x2)
 
 
-@elementwise("promote")
+@elementwise("promote", kinds=_REAL)
 def minimum(m: Any, x1: Any, x2: Any) -> Any:
     """The smaller of x1 and x2; NaN if either is NaN. Where they are equal each gets half the gradient."""
     return m.minimum(x1, x2)
@@ -172,43 +173,43 @@ maximum.gradient(_share)
 minimum.gradient(_share)
 
 
-@elementwise("compare", kinds=_NUMBERS)
+@elementwise("compare", kinds=_ANY)
 def equal(m: Any, x1: Any, x2: Any) -> Any:
     """Whether x1 = x2; NaN equals nothing."""
     return m.equal(x1, x2)
 
 
-@elementwise("compare", kinds=_NUMBERS)
+@elementwise("compare", kinds=_ANY)
 def not_equal(m: Any, x1: Any, x2: Any) -> Any:
     """Whether x1 ≠ x2."""
     return m.not_equal(x1, x2)
 
 
-@elementwise("compare", kinds=("float", "int"))
+@elementwise("compare", kinds=_REAL)
 def less(m: Any, x1: Any, x2: Any) -> Any:
     """Whether x1 < x2."""
     return m.less(x1, x2)
 
 
-@elementwise("compare", kinds=("float", "int"))
+@elementwise("compare", kinds=_REAL)
 def less_equal(m: Any, x1: Any, x2: Any) -> Any:
     """Whether x1 ≤ x2."""
     return m.less_equal(x1, x2)
 
 
-@elementwise("compare", kinds=("float", "int"))
+@elementwise("compare", kinds=_REAL)
 def greater(m: Any, x1: Any, x2: Any) -> Any:
     """Whether x1 > x2."""
     return m.greater(x1, x2)
 
 
-@elementwise("compare", kinds=("float", "int"))
+@elementwise("compare", kinds=_REAL)
 def greater_equal(m: Any, x1: Any, x2: Any) -> Any:
     """Whether x1 ≥ x2."""
     return m.greater_equal(x1, x2)
 
 
-@elementwise("select", examples=[Example(np.array([[True], [False]]), (2, 3), (3,))])
+@elementwise("select", kinds=_ANY, examples=[Example(np.array([[True], [False]]), (2, 3), (3,))])
 def select(m: Any, condition: Any, x1: Any, x2: Any) -> Any:
     """x1 where the condition holds, else x2."""
     return m.where(condition, x1, x2)
@@ -236,7 +237,7 @@ def where(condition: Any, x1: Any = None, x2: Any = None) -> Any:
     return select(condition, x1, x2)
 
 
-@elementwise("promote", kinds=("complex",))
+@elementwise("promote", kinds=_NUMBERS)
 def conjugate(m: Any, x: Any) -> Any:
     """The complex conjugate; real numbers stay as they are."""
     return m.conjugate(x)

@@ -1,7 +1,7 @@
-"""Reductions: sums, means, extrema and their kin along one axis, several or all.
+"""Reductions: sums, extrema, logical and positional reductions along one axis, several or all.
 
-Integers and booleans are summed in 32 bits at least, half-precision numbers in float32 with one rounding at the end. The
-order in which a reduction adds up follows from the shape alone, never from how the array lies in memory.
+Integers and booleans are summed in 32 bits at least, half-precision numbers in float32 with one rounding at the end.
+The order in which a reduction adds up follows from the shape alone, never from how the array lies in memory.
 """
 
 from __future__ import annotations
@@ -15,13 +15,10 @@ import numpy as np
 from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.errors import DTypeError, ShapeError
-from disttensor.ops.arithmetic import conj, equal, log, maximum, minimum, not_equal, scalar, where
-from disttensor.ops.complex_numbers import real
-from disttensor.ops.core import broadcast_to, cast, stop_gradient
-from disttensor.ops.exponential import exp, sqrt
+from disttensor.ops.arithmetic import equal, maximum, minimum, not_equal, scalar
+from disttensor.ops.core import broadcast_to, cast
 from disttensor.ops.logic import isclose
-from disttensor.ops.registry import HALF, Example, Operator, apply, operator, promote, public
-from disttensor.ops.rounding import isfinite
+from disttensor.ops.registry import HALF, Example, Operator, apply, operator, public
 from disttensor.tensor import Tensor, convert_to_tensor
 
 __all__ = [
@@ -32,15 +29,10 @@ __all__ = [
     "any",
     "argmax",
     "argmin",
-    "average",
     "count_nonzero",
-    "logsumexp",
     "max",
-    "mean",
     "min",
-    "std",
     "sum",
-    "var",
 ]
 
 Axis = int | tuple[int, ...] | list[int] | None
@@ -225,13 +217,8 @@ def _reduce(name: str, op: Operator, x: Tensor, axis: Axis, keepdims: bool) -> T
     return apply(op, [x], {"axes": normalize_axes(name, axis, len(x.shape)), "keepdims": bool(keepdims)})
 
 
-def _widened(x: Any) -> tuple[Tensor, str]:
-    """The tensor in the dtype to compute in (float32 for half precision), and the dtype of the result."""
-    (x,) = promote([x], floating=True)
-    return (cast(x, "float32") if x.dtype in HALF else x), x.dtype
-
-
-def _count(name: str, x: Tensor, axis: Axis) -> int:
+def count_along(name: str, x: Tensor, axis: Axis) -> int:
+    """How many elements each result of a reduction is made of."""
     return math.prod(x.shape[a] for a in normalize_axes(name, axis, len(x.shape)))
 
 
@@ -260,56 +247,6 @@ def sum(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
     [4, 6]
     """
     return _reduce("sum", reduce_sum, convert_to_tensor(x), axis, keepdims)
-
-
-@public
-def mean(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """Arithmetic mean of the elements.
-
-    Parameters
-    ----------
-    x : tensor-like
-    axis : int or tuple of int, optional
-        Along which axes; default all.
-    keepdims : bool, default False
-        Whether the reduced axes stay, with size 1.
-
-    Returns
-    -------
-    Tensor
-        Of the dtype of `x`, or `config.floatx` for integers and booleans. The mean of nothing is NaN.
-    """
-    x, dtype = _widened(x)
-    return cast(sum(x, axis, keepdims) / _count("mean", x, axis), dtype)
-
-
-@public
-def var(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """Variance, the mean of |x − mean(x)|², in two passes over the data.
-
-    Parameters
-    ----------
-    x : tensor-like
-    axis : int or tuple of int, optional
-        Along which axes; default all.
-    keepdims : bool, default False
-        Whether the reduced axes stay, with size 1.
-
-    Returns
-    -------
-    Tensor
-        Of the dtype of `x` (of its real part if it is complex), or `config.floatx` for integers and booleans.
-    """
-    x, dtype = _widened(x)
-    centred = x - mean(x, axis, keepdims=True)
-    return cast(mean(real(centred * conj(centred)), axis, keepdims), dtypes.real_part(dtype))
-
-
-@public
-def std(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """Standard deviation, the square root of the variance; see `var` for the arguments and the result."""
-    x, dtype = _widened(x)
-    return cast(sqrt(var(x, axis, keepdims)), dtypes.real_part(dtype))
 
 
 @public
@@ -374,7 +311,7 @@ def _extremum(
     if initial is None:
         return _reduce(name, op, x, axis, keepdims)
     initial = cast(initial, x.dtype)
-    if _count(name, x, axis):
+    if count_along(name, x, axis):
         return bound(_reduce(name, op, x, axis, keepdims), initial)
     return broadcast_to(initial, reduced_shape(x.shape, normalize_axes(name, axis, len(x.shape)), keepdims))
 
@@ -482,67 +419,3 @@ def _position(name: str, op: Operator, x: Tensor, axis: int | None, keepdims: bo
     if axis is not None:
         (axis,) = normalize_axes(name, axis, len(x.shape))
     return apply(op, [x], {"axis": axis, "keepdims": bool(keepdims)})
-
-
-@public
-def logsumexp(x: Any, axis: Axis = None, keepdims: bool = False) -> Tensor:
-    """Logarithm of the sum of exponentials, ln Σ eˣ, without overflow.
-
-    Parameters
-    ----------
-    x : tensor-like
-    axis : int or tuple of int, optional
-        Along which axes; default all.
-    keepdims : bool, default False
-        Whether the reduced axes stay, with size 1.
-
-    Returns
-    -------
-    Tensor
-        Of the dtype of `x`, or `config.floatx` for integers and booleans; −∞ of nothing.
-    """
-    x, dtype = _widened(x)
-    largest = stop_gradient(max(x, axis, keepdims=True, initial=-math.inf))
-    # Subtracting an infinity would give NaN; the exponentials are right without.
-    largest = where(isfinite(largest), largest, scalar(0, x))
-    total = log(sum(exp(x - largest), axis, keepdims))
-    return cast(total + (largest if keepdims else sum(largest, axis)), dtype)
-
-
-@public
-def average(x: Any, axis: Axis = None, weights: Any = None) -> Tensor:
-    """Weighted mean: Σ weights·x / Σ weights.
-
-    Parameters
-    ----------
-    x : tensor-like
-    axis : int or tuple of int, optional
-        Along which axes; default all.
-    weights : tensor-like, optional
-        Of the shape of `x`, or with one weight for each place along `axis`, which then is one axis. Default equal
-        weights.
-
-    Returns
-    -------
-    Tensor
-        Floating-point or complex, in the promoted dtype of `x` and `weights`.
-
-    Raises
-    ------
-    ShapeError
-        If the shape of the weights is neither.
-    """
-    if weights is None:
-        return mean(x, axis)
-    x, weights = promote([x, weights], floating=True)
-    (x, dtype), (weights, _) = _widened(x), _widened(weights)
-    if weights.shape != x.shape:
-        axes = normalize_axes("average", axis, len(x.shape))
-        if len(axes) != 1 or weights.shape != (x.shape[axes[0]],):
-            raise ShapeError(
-                f"average: weights of shape {weights.shape} for x of shape {x.shape} along axis {axis}; give one "
-                "weight for each element, or for each place along one axis."
-            )
-        others = tuple(a for a in range(len(x.shape)) if a != axes[0])
-        weights = apply(spread, [weights], {"axes": others, "shape": x.shape})
-    return cast(sum(x * weights, axis) / sum(weights, axis), dtype)

@@ -107,7 +107,7 @@ class Operator:
     domain : tuple of (float, float)
         Where random inputs of tests may lie, one interval for each input (the last is repeated).
     dtypes : tuple of str
-        Which kinds of dtypes tests should try: "float", "complex", "int", "bool".
+        For which kinds of dtypes it is defined: "float", "complex", "int", "bool".
     communicates : bool
         Whether ranks exchange data in it; such an operator is never folded.
     """
@@ -214,6 +214,9 @@ def elementwise(
         * "select": the first operand is bool, the others are promoted (where).
     domain : tuple of (float, float)
         Intervals for the random inputs of tests.
+    kinds : tuple of str
+        The kinds of dtypes ("float", "complex", "int", "bool") for which it is defined, after promotion; any other is a
+        `DTypeError`.
     """
 
     def declare(function: Callable[..., Any]) -> Operator:
@@ -237,6 +240,7 @@ def elementwise(
                 run(out, *inputs)
 
         def infer(*specs: Spec, **attrs: Any) -> Spec:
+            _check_kind(function.__name__, specs[-1].dtype, kinds)
             return Spec(broadcast_shapes(function.__name__, [s.shape for s in specs]), _result_dtype(rule, specs))
 
         return Operator(
@@ -258,6 +262,13 @@ def broadcast_shapes(name: str, shapes: Sequence[tuple[int, ...]]) -> tuple[int,
         raise ShapeError(
             f"{name}: shapes {listed} do not broadcast; counted from the last axis, sizes must be equal or 1."
         ) from None
+
+
+def _check_kind(name: str, dtype: str, kinds: tuple[str, ...]) -> None:
+    if dtypes.kind(dtype) not in kinds:
+        raise DTypeError(
+            f"{name} is not defined for dtype {dtype}, only for kinds {', '.join(kinds)}; convert with ops.cast first."
+        )
 
 
 def _result_dtype(rule: str, specs: Sequence[Spec]) -> str:

@@ -1,0 +1,214 @@
+"""Products of vectors, matrices and stacks of matrices, and norms.
+
+Everything comes down to one operator, the product of stacks of matrices. It hands transposed views to the BLAS as they
+are, and its gradients are products with transposed views, so that nothing is copied.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from disttensor import dtypes
+from disttensor.context import Spec
+from disttensor.errors import ArgumentError, ShapeError
+from disttensor.ops.arithmetic import conj, multiply
+from disttensor.ops.core import sum_to
+from disttensor.ops.reductions import normalize_axes
+from disttensor.ops.registry import HALF, Example, apply, operator, promote, public
+from disttensor.ops.shape import expand_dims, ravel, reshape, squeeze, swapaxes, transpose
+from disttensor.tensor import Tensor
+
+__all__ = ["dot", "inner", "matmul", "outer", "tensordot", "vdot"]
+
+
+@operator(
+    examples=[
+        Example((2, 3), (3, 4)),
+        Example((2, 1, 2, 3), (3, 3, 1)),
+        Example((0, 3), (3, 2)),
+        Example((2, 0), (0, 2)),
+        Example((0, 2, 3), (3, 2)),
+    ],
+    kinds=("float", "complex", "int", "bool"),
+)
+def matrix_product(out: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
+    """The products of matrices in the last two axes; leading axes are broadcast."""
+    if dtypes.standardize_dtype(out.dtype) in HALF:
+        np.copyto(out, np.matmul(x.astype(np.float32), y.astype(np.float32)), casting="unsafe")
+    else:
+        np.matmul(_for_blas(x), _for_blas(y), out=out, dtype=out.dtype)
+
+
+def _for_blas(x: np.ndarray) -> np.ndarray:
+    """`x`, or a copy if neither its rows nor its columns are contiguous: numpy would fall back to a plain loop."""
+    rows, columns = x.strides[-2:]
+    height, width = x.shape[-2:]
+    by_rows = columns == x.itemsize and (height == 1 or rows >= width * x.itemsize)
+    by_columns = rows == x.itemsize and (width == 1 or columns >= height * x.itemsize)
+    return x if by_rows or by_columns else np.ascontiguousarray(x)
+
+
+@matrix_product.infer
+def _(x: Spec, y: Spec) -> Spec:
+    *batch_x, rows, inner_x = x.shape
+    *batch_y, inner_y, columns = y.shape
+    if inner_x != inner_y:
+        raise ShapeError(
+            f"matmul: the last axis of {x.shape} has size {inner_x}, but the second last axis of {y.shape} has size "
+            f"{inner_y}; they must be equal."
+        )
+    for back, (m, n) in enumerate(zip(reversed(batch_x), reversed(batch_y), strict=False), start=3):
+        if m != n and 1 not in (m, n):
+            raise ShapeError(
+                f"matmul: shapes {x.shape} and {y.shape} have sizes {m} and {n} in axis {-back}; leading axes must be "
+                "equal or 1."
+            )
+    # Products of int8 would overflow at once.
+    dtype = "int32" if x.dtype == "int8" else x.dtype
+    return Spec((*np.broadcast_shapes(tuple(batch_x), tuple(batch_y)), rows, columns), dtype)
+
+
+@matrix_product.gradient
+def _(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
+    x, y = ctx.inputs
+    of_x = matmul(g, conj(swapaxes(y, -1, -2)))
+    of_y = matmul(conj(swapaxes(x, -1, -2)), g)
+    return sum_to(of_x, x.shape), sum_to(of_y, y.shape)
+
+
+@public
+def matmul(x1: Any, x2: Any) -> Tensor:
+    """Matrix product.
+
+    Parameters
+    ----------
+    x1 : tensor-like, shape (..., m, k) or (k,)
+    x2 : tensor-like, shape (..., k, n) or (k,)
+        Leading axes are broadcast. A vector counts as a row on the left and as a column on the right, and that axis
+        is taken out of the result.
+
+    Returns
+    -------
+    Tensor, shape (..., m, n)
+        Of the promoted dtype, int32 for int8. Half-precision products are summed in float32 and rounded once.
+
+    Raises
+    ------
+    ShapeError
+        If the sizes k differ, leading axes do not broadcast, or an operand is a scalar.
+
+    Examples
+    --------
+    >>> from disttensor import ops
+    >>> ops.matmul([[1, 2], [3, 4]], [[0, 1], [1, 0]]).tolist()
+    [[2, 1], [4, 3]]
+    """
+    x, y = promote([x1, x2])
+    if not x.shape or not y.shape:
+        raise ShapeError(f"matmul: a scalar is no matrix, got shapes {x.shape} and {y.shape}; use multiply.")
+    if len(x.shape) == 1:
+        return squeeze(_product(expand_dims(x, 0), y if len(y.shape) > 1 else expand_dims(y, 1)), _added(y))
+    if len(y.shape) == 1:
+        return squeeze(_product(x, expand_dims(y, 1)), -1)
+    return _product(x, y)
+
+
+def _added(y: Tensor) -> int | tuple[int, int]:
+    """The axes of the result that stand for vectors, if the left operand is one."""
+    return -2 if len(y.shape) > 1 else (-2, -1)
+
+
+def _product(x: Tensor, y: Tensor) -> Tensor:
+    if len(y.shape) == 2 < len(x.shape) and x.shape[-1] == y.shape[0]:
+        # One large product, and one in the gradient of y, instead of one for each matrix of x.
+        rows = reshape(x, (math.prod(x.shape[:-1]), x.shape[-1]))
+        return reshape(apply(matrix_product, [rows, y], {}), (*x.shape[:-1], y.shape[1]))
+    return apply(matrix_product, [x, y], {})
+
+
+@public
+def tensordot(x1: Any, x2: Any, axes: int | Sequence[Any] = 2) -> Tensor:
+    """Sum of products over axes of both tensors.
+
+    Parameters
+    ----------
+    x1, x2 : tensor-like
+    axes : int or pair of (int or sequence of int), default 2
+        Over which axes to sum: the last n of `x1` with the first n of `x2`, or the ones given for each.
+
+    Returns
+    -------
+    Tensor
+        The other axes of `x1`, then those of `x2`.
+
+    Raises
+    ------
+    ShapeError
+        If paired axes differ in size.
+    """
+    x, y = promote([x1, x2])
+    of_x, of_y = _paired_axes(x.shape, y.shape, axes)
+    for a, b in zip(of_x, of_y, strict=True):
+        if x.shape[a] != y.shape[b]:
+            raise ShapeError(
+                f"tensordot: axis {a} of {x.shape} has size {x.shape[a]}, but axis {b} of {y.shape} has size "
+                f"{y.shape[b]}; axes that are summed together must be equal."
+            )
+    free_x = [a for a in range(len(x.shape)) if a not in of_x]
+    free_y = [a for a in range(len(y.shape)) if a not in of_y]
+    shape = tuple(x.shape[a] for a in free_x) + tuple(y.shape[a] for a in free_y)
+    terms = math.prod(x.shape[a] for a in of_x)
+    left = reshape(transpose(x, free_x + of_x), (math.prod(x.shape[a] for a in free_x), terms))
+    right = reshape(transpose(y, of_y + free_y), (terms, math.prod(y.shape[a] for a in free_y)))
+    return reshape(matmul(left, right), shape)
+
+
+def _paired_axes(
+    x: tuple[int, ...], y: tuple[int, ...], axes: int | Sequence[Any]
+) -> tuple[list[int], list[int]]:
+    """The axes of both tensors that are summed together."""
+    if isinstance(axes, int):
+        if not 0 <= axes <= min(len(x), len(y)):
+            raise ShapeError(f"tensordot: cannot sum over {axes} axes of shapes {x} and {y}.")
+        return list(range(len(x) - axes, len(x))), list(range(axes))
+    given = [[a] if isinstance(a, int) else list(a) for a in axes]
+    if len(given) != 2 or len(given[0]) != len(given[1]):
+        raise ArgumentError(f"tensordot: axes must be an int or name as many axes of one as of the other, got {axes}.")
+    found = [[normalize_axes("tensordot", a, len(s))[0] for a in of] for of, s in zip(given, (x, y), strict=True)]
+    if any(len(set(of)) != len(of) for of in found):
+        raise ArgumentError(f"tensordot: axes {axes} name an axis twice.")
+    return found[0], found[1]
+
+
+@public
+def dot(x1: Any, x2: Any) -> Tensor:
+    """Sum of products over the last axis of `x1` and the second last (or only) axis of `x2`; a scalar multiplies."""
+    x, y = promote([x1, x2])
+    if not x.shape or not y.shape:
+        return multiply(x, y)
+    return tensordot(x, y, ([-1], [-2 if len(y.shape) > 1 else -1]))
+
+
+@public
+def inner(x1: Any, x2: Any) -> Tensor:
+    """Sum of products over the last axes of both; a scalar multiplies. Complex numbers are not conjugated."""
+    x, y = promote([x1, x2])
+    return tensordot(x, y, ([-1], [-1])) if x.shape and y.shape else multiply(x, y)
+
+
+@public
+def vdot(x1: Any, x2: Any) -> Tensor:
+    """Sum of products of all elements, those of `x1` conjugated; both are flattened first."""
+    x, y = promote([x1, x2])
+    return matmul(conj(ravel(x)), ravel(y))
+
+
+@public
+def outer(x1: Any, x2: Any) -> Tensor:
+    """Products of each element of `x1` with each of `x2`, shape (x1.size, x2.size)."""
+    x, y = promote([x1, x2])
+    return multiply(expand_dims(ravel(x), 1), expand_dims(ravel(y), 0))

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from disttensor.data import Permutation
+
+
+@pytest.mark.parametrize("n", [*range(1, 301), 1023, 1024, 1025, 60_000, 1 << 17])
+def test_every_entry_comes_once(n):
+    rows = Permutation(n, seed=3, epoch=1)(np.arange(n))
+    assert rows.dtype == np.int64
+    np.testing.assert_array_equal(np.sort(rows), np.arange(n))
+
+
+def test_entries_beyond_32_bits_stay_inside_and_apart():
+    n = (1 << 40) + 12345
+    positions = np.concatenate([np.arange(5000), n - 1 - np.arange(5000)])
+    rows = Permutation(n, seed=0)(positions)
+    assert rows.min() >= 0
+    assert rows.max() < n
+    assert rows.max() > n // 2
+    assert len(np.unique(rows)) == len(positions)
+
+
+def test_an_entry_does_not_depend_on_what_is_asked_with_it():
+    permutation = Permutation(1000, seed=5)
+    everything = permutation(np.arange(1000))
+    some = np.array([999, 3, 500, 3])
+    np.testing.assert_array_equal(permutation(some), everything[some])
+    np.testing.assert_array_equal(permutation(np.array([], np.int64)), [])
+
+
+def test_seeds_and_epochs_give_other_orders():
+    orders = {tuple(Permutation(50, seed, epoch)(np.arange(50))) for seed in range(5) for epoch in range(5)}
+    assert len(orders) == 25
+
+
+@pytest.mark.parametrize("n", [2, 3, 4])
+def test_small_orders_are_equally_likely(n):
+    counts = dict.fromkeys(itertools.permutations(range(n)), 0)
+    for epoch in range(600):
+        counts[tuple(Permutation(n, 11, epoch)(np.arange(n)).tolist())] += 1
+    assert stats.chisquare(list(counts.values())).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("n", [7, 33, 100])
+def test_every_row_goes_to_every_place_equally_often(n):
+    draws = 1500
+    counts = np.zeros((n, n))
+    for epoch in range(draws):
+        counts[np.arange(n), Permutation(n, 23, epoch)(np.arange(n))] += 1
+    statistic = ((counts - draws / n) ** 2 / (draws / n)).sum()
+    assert stats.chi2.sf(statistic, (n - 1) ** 2) > 1e-3
+
+
+def test_neighbours_are_torn_apart():
+    rows = Permutation(10_000, seed=2)(np.arange(10_000))
+    correlation = np.corrcoef(rows[:-1], rows[1:])[0, 1]
+    assert abs(correlation) < 4 / np.sqrt(10_000)
+
+
+def test_order_is_fixed_for_good():
+    # A run that is resumed with a later version must go on in the same order.
+    assert Permutation(10, seed=7, epoch=2)(np.arange(10)).tolist() == [7, 4, 0, 5, 8, 9, 1, 2, 6, 3]

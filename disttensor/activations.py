@@ -38,7 +38,6 @@ from disttensor.ops import (
     tanh_shrink,
     threshold,
 )
-from disttensor.ops.registry import public
 from disttensor.saving.lookup import look_up
 from disttensor.saving.registration import Configurable, deserialize_keras_object, serialize_keras_object
 from disttensor.tensor import Tensor
@@ -56,13 +55,11 @@ def linear(x: Any) -> Any:
     return x
 
 
-@public
 def exponential(x: Any) -> Tensor:
     """eˣ."""
     return ops.exp(x)
 
 
-@public
 def gelu(x: Any, approximate: bool = False) -> Tensor:
     """Gaussian error linear unit, x·Φ(x) with the distribution function Φ of the standard normal.
 
@@ -79,7 +76,6 @@ def gelu(x: Any, approximate: bool = False) -> Tensor:
     return ops.gelu(x, approximate=approximate)
 
 
-@public
 def relu(x: Any, negative_slope: float = 0.0, max_value: float | None = None, threshold: float = 0.0) -> Tensor:
     """Rectified linear unit: x above `threshold`, but at most `max_value`; else negative_slope·(x − threshold).
 

@@ -14,9 +14,12 @@ one of 1
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from disttensor import config
 from disttensor.distributed import environment
 from disttensor.distributed.communicator import Communicator, Handle, SerialCommunicator
 from disttensor.distributed.environment import Launcher, launcher
@@ -43,7 +46,8 @@ def initialize() -> None:
     """Find the launcher and connect the ranks; ``import disttensor`` calls this, and further calls do nothing.
 
     From then on an uncaught exception or ``sys.exit`` on one rank ends all of them (see
-    `disttensor.distributed.abort`).
+    `disttensor.distributed.abort`). The ranks of one host share its cores: each gets as many threads (`config.threads`)
+    as it has cores to itself, unless ``DISTTENSOR_THREADS`` or ``OMP_NUM_THREADS`` says otherwise.
 
     Raises
     ------
@@ -61,6 +65,18 @@ def initialize() -> None:
 
     _communicator = mpi.connect(found)
     abort.install()
+    _share_cores(_communicator)
+
+
+def _share_cores(comm: Communicator) -> None:
+    """Let the ranks of a host use no more threads together than it has cores, unless the user said how many."""
+    mine = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    users: Counter[int] = Counter()
+    for node, cores in comm.all_gather_object([comm.node, sorted(mine)]):
+        if node == comm.node:
+            users.update(cores)
+    if not any(os.environ.get(name) for name in ("DISTTENSOR_THREADS", "OMP_NUM_THREADS")):
+        config.set_threads(max(int(sum(1 / users[core] for core in mine) + 1e-6), 1))
 
 
 def communicator() -> Communicator:

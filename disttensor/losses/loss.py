@@ -77,7 +77,7 @@ class Loss(Configurable):
             A scalar, or the values of the samples for reduction "none".
         """
         mask = getattr(y_pred, "_keras_mask", None)
-        y_true, y_pred = tree.map_structure(lambda x: convert_to_tensor(x, self.dtype), (y_true, y_pred))
+        y_true, y_pred = _tensors(y_true, self.dtype), _tensors(y_pred, self.dtype)
         values = convert_to_tensor(self.call(y_true, y_pred), self.dtype)
         mask = _both(mask, values._keras_mask)
         return reduce_weighted_values(values, sample_weight, mask, self.reduction)
@@ -117,6 +117,13 @@ class LossFunctionWrapper(Loss):
         if not (tree.is_nested(y_true) or tree.is_nested(y_pred)):
             y_true, y_pred = squeeze_or_expand_to_same_rank(y_true, y_pred)
         return self.fn(y_true, y_pred, **self._fn_kwargs)
+
+
+def _tensors(x: Any, dtype: str) -> Any:
+    """A tensor of each leaf of a structure; lists of numbers are one tensor."""
+    if all(isinstance(leaf, (bool, int, float)) for leaf in tree.flatten(x)):
+        return convert_to_tensor(x, dtype)
+    return tree.map_structure(lambda leaf: convert_to_tensor(leaf, dtype), x)
 
 
 def _both(a: Any, b: Any) -> Any:

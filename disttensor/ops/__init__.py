@@ -15,9 +15,13 @@ from disttensor.ops.core import *
 from disttensor.ops.creation import *
 from disttensor.ops.cumulative import *
 from disttensor.ops.exponential import *
+from disttensor.ops.indexing import *
+from disttensor.ops.joining import *
+from disttensor.ops.linalg import *
 from disttensor.ops.logic import *
 from disttensor.ops.reductions import *
 from disttensor.ops.rounding import *
+from disttensor.ops.shape import *
 from disttensor.ops.statistics import *
 from disttensor.ops.trigonometric import *
 from disttensor.tensor import convert_to_tensor, is_tensor

@@ -30,6 +30,12 @@ _SPECIAL = frozenset(["erf", "erfc", "erfinv", "lgamma", "digamma"])
 _BOOLEAN = frozenset(
     ["equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "logical_and", "logical_or", "logical_xor", "logical_not", "isnan", "isinf", "isfinite", "signbit"]
 )
+# numpy computes these in other ways, with other last bits, where the memory is not contiguous; complex products are
+# others too where result and operand are the same memory.
+_LAYOUT_DEPENDENT = _SPECIAL | frozenset(
+    ["power", "exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "sin", "cos", "tan", "arcsin", "arccos"]
+    + ["arctan", "arctan2", "sinh", "cosh", "tanh", "arcsinh", "arccosh", "arctanh", "absolute", "hypot", "logaddexp"]
+)
 # Their result is of another dtype than their operand's, so it cannot share memory with the result of the program.
 _CHANGES_DTYPE = frozenset({"absolute", "real", "imag"})
 
@@ -127,12 +133,20 @@ class Program:
     in_place: tuple[bool, ...]
 
     def run(self, out: np.ndarray, *inputs: np.ndarray) -> None:
-        """Evaluate with numpy."""
+        """Evaluate with numpy, with the same bits whatever the layout of the inputs in memory."""
+        is_complex = out.dtype.kind == "c"
+        if is_complex or any(i.function in _LAYOUT_DEPENDENT for i in self.instructions):
+            inputs = tuple(np.asarray(x, order="C") for x in inputs)
         registers: dict[int, Any] = dict(enumerate(inputs))
         for instruction, in_place in zip(self.instructions, self.in_place, strict=True):
             operands = [o.value if isinstance(o, Constant) else registers[o] for o in instruction.operands]
             function = _function(instruction.function)
-            registers[instruction.target] = function(*operands, out=out) if in_place else function(*operands)
+            if in_place and not is_complex:
+                registers[instruction.target] = function(*operands, out=out)
+            else:
+                registers[instruction.target] = function(*operands)
+        if is_complex:
+            np.copyto(out, registers[self.instructions[-1].target])
 
 
 def trace(formula: Formula, arity: int, **attrs: Any) -> Program:
@@ -180,7 +194,9 @@ def _where(condition: Any, x: Any, y: Any, out: np.ndarray | None = None) -> np.
     return out
 
 
-def _copy(x: np.ndarray, out: np.ndarray) -> np.ndarray:
+def _copy(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    if out is None:
+        return x.copy()
     np.copyto(out, x)
     return out
 

@@ -1,229 +1,25 @@
-"""Elements chosen by indices: ``x[...]`` with everything numpy allows, `take`, `take_along_axis`, `diagonal`.
-
-An index is taken apart into a basic one (integers, slices, new axes), which gives a view, and integer arrays, which
-gather. The gradient of each is a scatter. Negative indices count from the end; an index out of range is an IndexError,
-also in a traced function, where it is raised when the function runs.
-"""
+"""Elements chosen by indices: ``x[...]`` with everything numpy allows, `take` and `take_along_axis`."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from disttensor import dtypes
-from disttensor.context import Spec
-from disttensor.errors import ArgumentError, DTypeError, ShapeError, TracingError
-from disttensor.ops.registry import HALF, Example, apply, broadcast_shapes, operator, public
+from disttensor.errors import ArgumentError, ShapeError, TracingError
+from disttensor.ops.gathering import Basic, check_range, gather, require_integers, slice_of
+from disttensor.ops.registry import apply, public
 from disttensor.ops.shape import normalize_axis, ravel
-from disttensor.tensor import Tensor, Variable, convert_to_tensor
+from disttensor.tensor import Tensor, convert_to_tensor
 
-__all__ = ["diagonal", "get_item", "getitem", "take", "take_along_axis"]
-
-_ALL_KINDS = ("float", "complex", "int", "bool")
-
-Basic = tuple[Any, ...]
-"""A basic index as an attribute: an int, None (a new axis) or (start, length, step) for each entry."""
+__all__ = ["get_item", "getitem", "take", "take_along_axis"]
 
 
-def decode(index: Basic) -> tuple[Any, ...]:
-    """What numpy takes for an index of this form."""
-    return tuple(_slice_of(*entry) if isinstance(entry, tuple) else entry for entry in index)
+class _Array(NamedTuple):
+    """An integer array in an index; `mask_size` is the size the axis must have if it comes from a mask."""
 
-
-def _slice_of(start: int, length: int, step: int) -> slice:
-    stop = start + length * step
-    return slice(start, stop if stop >= 0 else None, step) if length else slice(0, 0)
-
-
-@operator(
-    examples=[
-        Example((4, 3), index=((3, 2, -2), 1)),
-        Example((2, 5), index=(None, (0, 2, 1), (1, 2, 3))),
-        Example((3,), index=((0, 0, 1),)),
-        Example((), index=()),
-    ],
-    kinds=_ALL_KINDS,
-)
-def slice_of(out: np.ndarray, x: np.ndarray, *, index: Basic) -> None:
-    """``x[index]`` for integers, slices and new axes; one entry for each axis besides the new ones."""
-    np.copyto(out, x[decode(index)])
-
-
-@slice_of.infer
-def _(x: Spec, *, index: Basic) -> Spec:
-    return Spec(_sliced_shape(index), x.dtype)
-
-
-def _sliced_shape(index: Basic) -> tuple[int, ...]:
-    return tuple(1 if entry is None else entry[1] for entry in index if not isinstance(entry, int))
-
-
-@slice_of.view
-def _(x: np.ndarray, *, index: Basic) -> np.ndarray:
-    # The ellipsis makes the result an array also where every axis has an integer.
-    return x[(*decode(index), ...)]
-
-
-@slice_of.gradient
-def _(ctx: Any, g: Tensor) -> Tensor:
-    return apply(slice_scatter, [g], {"index": ctx.attrs["index"], "shape": ctx.inputs[0].shape})
-
-
-@operator(
-    examples=[
-        Example((2,), index=((3, 2, -2), 1), shape=(4, 3)),
-        Example((1, 2, 2), index=(None, (0, 2, 1), (1, 2, 3)), shape=(2, 5)),
-    ],
-    kinds=_ALL_KINDS,
-)
-def slice_scatter(out: np.ndarray, x: np.ndarray, *, index: Basic, shape: tuple[int, ...]) -> None:
-    """Zeros of the given shape with ``out[index] = x``; the adjoint of `slice_of`."""
-    out[...] = 0
-    out[decode(index)] = x
-
-
-@slice_scatter.infer
-def _(x: Spec, *, index: Basic, shape: tuple[int, ...]) -> Spec:
-    return Spec(shape, x.dtype)
-
-
-@slice_scatter.gradient
-def _(ctx: Any, g: Tensor) -> Tensor:
-    return apply(slice_of, [g], {"index": ctx.attrs["index"]})
-
-
-def check_range(name: str, indices: np.ndarray, size: int, axis: int) -> None:
-    """Raise an IndexError that names the first index outside [−size, size)."""
-    if indices.size and (indices.max() >= size or indices.min() < -size):
-        wrong = indices[(indices >= size) | (indices < -size)].flat[0]
-        raise IndexError(f"{name}: index {wrong} is out of range for axis {axis} of size {size}.")
-
-
-def flat_indices(
-    name: str, indices: Sequence[np.ndarray], shape: Sequence[int], axes: Sequence[int]
-) -> np.ndarray:
-    """One index for several: into the flattened axes of sizes `shape`, in row-major order; none negative.
-
-    Parameters
-    ----------
-    name : str
-        The function to name in an error.
-    indices : sequence of integer arrays
-        One for each axis; they are broadcast.
-    shape : sequence of int
-        The sizes of these axes.
-    axes : sequence of int
-        Their numbers, for an error.
-
-    Returns
-    -------
-    array of int64, flattened
-    """
-    flat = np.zeros(np.broadcast_shapes(*(i.shape for i in indices)), np.int64)
-    for index, size, axis in zip(indices, shape, axes, strict=True):
-        check_range(name, index, size, axis)
-        wide = index.astype(np.int64)
-        flat = flat * size + np.where(wide < 0, wide + size, wide)
-    return flat.ravel()
-
-
-def _require_integers(name: str, indices: Sequence[Spec]) -> None:
-    for spec in indices:
-        if not dtypes.is_integer(spec.dtype):
-            raise DTypeError(f"{name}: indices must be integers, got a tensor of dtype {spec.dtype}; cast it first.")
-
-
-_PAIR = (np.array([[0, -1], [2, 2]]), np.array([1, 0]))
-
-
-@operator(
-    examples=[
-        Example((4, 3), np.array([2, 0, 2, -1]), axes=(0,), position=0),
-        Example((2, 4, 3), np.array([[2, 0], [3, -1]]), axes=(1,), position=1),
-        Example((3, 2, 3), *_PAIR, axes=(0, 1), position=0),
-        Example((2, 3, 2), *_PAIR, axes=(1, 2), position=1),
-        Example((3, 4, 2), *_PAIR, axes=(0, 2), position=0),
-        Example((3, 2), np.array([], np.int32), axes=(0,), position=0),
-        Example((3,), np.array(1), axes=(0,), position=0),
-    ],
-    kinds=_ALL_KINDS,
-)
-def gather(out: np.ndarray, x: np.ndarray, *indices: np.ndarray, axes: tuple[int, ...], position: int) -> None:
-    """The elements at integer indices of some axes; the axes of the (broadcast) indices come at `position`."""
-    for index, axis in zip(indices, axes, strict=True):
-        check_range("indexing", index, x.shape[axis], axis)
-    if axes == (position,) and x.flags.c_contiguous:
-        np.take(x, indices[0], position, out=out, mode="wrap")
-        return
-    count = max(i.ndim for i in indices)
-    chosen = np.moveaxis(x, axes, range(len(axes)))[indices]
-    np.copyto(np.moveaxis(out, range(position, position + count), range(count)), chosen)
-
-
-@gather.infer
-def _(x: Spec, *indices: Spec, axes: tuple[int, ...], position: int) -> Spec:
-    _require_integers("indexing", indices)
-    rest = tuple(n for axis, n in enumerate(x.shape) if axis not in axes)
-    chosen = broadcast_shapes("indexing", [i.shape for i in indices])
-    return Spec((*rest[:position], *chosen, *rest[position:]), x.dtype)
-
-
-@gather.gradient
-def _(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    x, *indices = ctx.inputs
-    back = apply(scatter_add, [g, *indices], {**ctx.attrs, "shape": x.shape})
-    return (back, *[None] * len(indices))
-
-
-@operator(
-    examples=[
-        Example((4, 3), np.array([2, 0, 2, -1]), axes=(0,), position=0, shape=(4, 3)),
-        Example((2, 2, 2), *_PAIR, axes=(1, 2), position=1, shape=(2, 3, 2)),
-        Example((2, 2, 4), *_PAIR, axes=(0, 2), position=0, shape=(3, 4, 2)),
-        Example((0, 2), np.array([], np.int32), axes=(0,), position=0, shape=(3, 2)),
-    ],
-    kinds=("float", "complex", "int"),
-)
-def scatter_add(
-    out: np.ndarray,
-    x: np.ndarray,
-    *indices: np.ndarray,
-    axes: tuple[int, ...],
-    position: int,
-    shape: tuple[int, ...],
-) -> None:
-    """Zeros of the given shape to which `x` is added where `gather` would read; the adjoint of `gather`."""
-    sizes = [shape[a] for a in axes]
-    rest = [n for a, n in enumerate(shape) if a not in axes]
-    count = max(i.ndim for i in indices)
-    rows = flat_indices("scatter", indices, sizes, axes)
-    values = np.moveaxis(x, range(position, position + count), range(count)).reshape(rows.size, math.prod(rest))
-    wide = np.float32 if dtypes.standardize_dtype(x.dtype) in HALF else x.dtype
-    total = np.zeros((math.prod(sizes), math.prod(rest)), wide)
-    np.add.at(total, rows, values.astype(wide, copy=False))
-    np.copyto(np.moveaxis(out, axes, range(len(axes))), total.reshape(*sizes, *rest), casting="unsafe")
-
-
-@scatter_add.infer
-def _(x: Spec, *indices: Spec, axes: tuple[int, ...], position: int, shape: tuple[int, ...]) -> Spec:
-    _require_integers("scatter", indices)
-    wanted = gather.infer_rule(Spec(shape, x.dtype), *indices, axes=axes, position=position).shape
-    if x.shape != wanted:
-        raise ShapeError(
-            f"scatter: values of shape {x.shape} do not fit: these indices into shape {shape} need values of shape "
-            f"{wanted}."
-        )
-    return Spec(shape, x.dtype)
-
-
-@scatter_add.gradient
-def _(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    indices = list(ctx.inputs[1:])
-    back = apply(gather, [g, *indices], {"axes": ctx.attrs["axes"], "position": ctx.attrs["position"]})
-    return (back, *[None] * len(indices))
+    indices: Tensor
+    mask_size: int | None = None
 
 
 class _Parts(NamedTuple):
@@ -277,41 +73,150 @@ get_item = getitem
 
 
 def _take_apart(shape: tuple[int, ...], key: tuple[Any, ...]) -> _Parts:
-    entries = [entry for item in key for entry in _entries(item)]
-    used = sum(entry is not None and entry is not Ellipsis for entry in entries)
-    ellipses = sum(entry is Ellipsis for entry in entries)
-    if used > len(shape):
-        raise IndexError(f"too many indices: {used} for a tensor of shape {shape}, which has {len(shape)} axes.")
-    if ellipses > 1:
-        raise IndexError("an index can hold only one ellipsis (...).")
+    entries = _with_ellipsis(shape, [entry for item in key for entry in _entries(item)])
     basic: list[Any] = []
     arrays: list[Tensor] = []
     axes: list[int] = []
-    # Where arrays and the integers among them stand together, their axes take that place; otherwise they come first.
-    first, last = None, None
-    axis = 0  # of the tensor
-    for number, entry in enumerate(entries if ellipses else [*entries, Ellipsis]):
-        kept = len(basic) - sum(isinstance(b, int) for b in basic)
+    axis = 0
+    # If arrays, and the integers among them, stand side by side, their axes take that place, else they come first.
+    position, neighbour = None, None
+    for number, entry in enumerate(entries):
+        result_axis = sum(not isinstance(b, int) for b in basic)
+        if isinstance(entry, (int, _Array)):
+            position = result_axis if position is None else position if neighbour == number - 1 else 0
+            neighbour = number
         if entry is None:
             basic.append(None)
-            continue
-        if entry is Ellipsis:
-            skipped = len(shape) - used
-            basic.extend((0, n, 1) for n in shape[axis : axis + skipped])
+        elif entry is Ellipsis:
+            skipped = len(shape) - sum(isinstance(e, (int, slice, _Array)) for e in entries)
+            basic += [(0, n, 1) for n in shape[axis : axis + skipped]]
             axis += skipped
-            continue
-        if isinstance(entry, slice):
-            basic.append(_encode(entry, shape[axis]))
         else:
-            first = kept if first is None else first if number == last + 1 else 0
-            last = number
-            if isinstance(entry, int):
-                check_range("indexing", np.asarray(entry), shape[axis], axis)
-                basic.append(entry % shape[axis])
-            else:
-                _check_mask(entry, shape, axis)
-                basic.append((0, shape[axis], 1))
-                arrays.append(entry.tensor)
-                axes.append(kept)
-        axis += 1
-    return _Parts(tuple(basic), arrays, tuple(axes), first or 0)
+            basic.append(_on_axis(entry, shape, axis))
+            axis += 1
+        if isinstance(entry, _Array):
+            arrays.append(entry.indices)
+            axes.append(result_axis)
+    return _Parts(tuple(basic), arrays, tuple(axes), position or 0)
+
+
+def _with_ellipsis(shape: tuple[int, ...], entries: list[Any]) -> list[Any]:
+    """The entries with one ellipsis among them, at the end by default."""
+    ellipses = sum(e is Ellipsis for e in entries)
+    used = sum(isinstance(e, (int, slice, _Array)) for e in entries)
+    if ellipses > 1:
+        raise IndexError("an index can hold only one ellipsis (...).")
+    if used > len(shape):
+        raise IndexError(f"too many indices: {used} for a tensor of shape {shape}, which has {len(shape)} axes.")
+    return entries if ellipses else [*entries, Ellipsis]
+
+
+def _on_axis(entry: int | slice | _Array, shape: tuple[int, ...], axis: int) -> int | tuple[int, int, int]:
+    """The basic index for an entry on its axis."""
+    size = shape[axis]
+    if isinstance(entry, int):
+        check_range("indexing", np.asarray(entry), size, axis)
+        return entry % size
+    if isinstance(entry, slice):
+        chosen = range(*entry.indices(size))
+        return chosen.start, len(chosen), chosen.step
+    if entry.mask_size not in (None, size):
+        raise IndexError(
+            f"indexing: a boolean mask has size {entry.mask_size} where axis {axis} of shape {shape} has size {size}."
+        )
+    return 0, size, 1
+
+
+def _entries(item: Any) -> list[Any]:
+    """An item of an index as None, ..., slice, int or `_Array`; a mask gives an array for each of its axes."""
+    if item is None or item is Ellipsis or isinstance(item, slice):
+        return [item]
+    if isinstance(item, (int, np.integer)) and not isinstance(item, bool):
+        return [int(item)]
+    indices = convert_to_tensor(item)
+    if indices.size == 0 and isinstance(item, list):
+        indices = convert_to_tensor(item, "int32")
+    if indices.dtype == "bool":
+        return _entries_of_mask(indices)
+    require_integers("indexing", [indices.spec])
+    known_scalar = indices.shape == () and not indices.is_symbolic
+    return [int(indices)] if known_scalar else [_Array(indices)]
+
+
+def _entries_of_mask(mask: Tensor) -> list[Any]:
+    if mask.is_symbolic:
+        raise TracingError(
+            f"indexing: a boolean mask of shape {mask.shape} is computed in a traced function, where it is not known "
+            "how many elements it chooses. Use ops.where(mask, x, 0), or multiply by the mask."
+        )
+    if not mask.shape:
+        raise ArgumentError("indexing: a single bool is no index; use ops.where to choose between values.")
+    chosen = np.nonzero(mask.array)
+    return [_Array(Tensor.wrap(i), size) for i, size in zip(chosen, mask.shape, strict=True)]
+
+
+@public
+def take(x: Any, indices: Any, axis: int | None = None) -> Tensor:
+    """Elements at integer indices along an axis.
+
+    Parameters
+    ----------
+    x : tensor-like
+    indices : integer tensor-like
+        Negative ones count from the end.
+    axis : int, optional
+        Default: along the flattened tensor.
+
+    Returns
+    -------
+    Tensor
+        Of the shape of `x`, with the shape of `indices` in the place of the axis.
+
+    Raises
+    ------
+    IndexError
+        If an index is out of range.
+    """
+    x = convert_to_tensor(x)
+    if axis is None:
+        x, axis = ravel(x), 0
+    axis = normalize_axis("take", axis, len(x.shape))
+    return apply(gather, [x, convert_to_tensor(indices)], {"axes": (axis,), "position": axis})
+
+
+@public
+def take_along_axis(x: Any, indices: Any, axis: int | None = None) -> Tensor:
+    """For each place along the other axes, the elements at that place's own indices.
+
+    Parameters
+    ----------
+    x : tensor-like
+    indices : integer tensor-like
+        With as many axes as `x`; other axes than `axis` are broadcast.
+    axis : int, optional
+        Default: along the flattened tensor, with indices that have one axis.
+
+    Returns
+    -------
+    Tensor
+        ``result[i, j, k] = x[i, indices[i, j, k], k]`` for axis 1 of 3.
+
+    Raises
+    ------
+    ShapeError
+        If the shapes do not fit.
+    IndexError
+        If an index is out of range.
+    """
+    x, indices = convert_to_tensor(x), convert_to_tensor(indices)
+    if axis is None:
+        x, axis = ravel(x), 0
+    count = len(x.shape)
+    axis = normalize_axis("take_along_axis", axis, count)
+    if len(indices.shape) != count:
+        raise ShapeError(
+            f"take_along_axis: indices of shape {indices.shape} must have as many axes as the tensor, {x.shape}."
+        )
+    grid = [np.arange(n).reshape([n if b == a else 1 for b in range(count)]) for a, n in enumerate(x.shape)]
+    along = [indices if a == axis else Tensor.wrap(places) for a, places in enumerate(grid)]
+    return apply(gather, [x, *along], {"axes": tuple(range(count)), "position": 0})

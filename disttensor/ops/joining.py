@@ -64,9 +64,7 @@ def _(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
     examples=[Example((2, 5), axis=1, sizes=(2, 0, 3)), Example((3,), axis=0, sizes=(3,))],
     kinds=_ALL_KINDS,
 )
-def divide_along(
-    outs: tuple[np.ndarray, ...], x: np.ndarray, *, axis: int, sizes: tuple[int, ...]
-) -> None:
+def divide_along(outs: tuple[np.ndarray, ...], x: np.ndarray, *, axis: int, sizes: tuple[int, ...]) -> None:
     """Pieces of the given sizes along an axis."""
     for out, piece in zip(outs, _pieces(x, axis, sizes), strict=True):
         np.copyto(out, piece)

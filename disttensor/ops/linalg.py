@@ -167,9 +167,7 @@ def tensordot(x1: Any, x2: Any, axes: int | Sequence[Any] = 2) -> Tensor:
     return reshape(matmul(left, right), shape)
 
 
-def _paired_axes(
-    x: tuple[int, ...], y: tuple[int, ...], axes: int | Sequence[Any]
-) -> tuple[list[int], list[int]]:
+def _paired_axes(x: tuple[int, ...], y: tuple[int, ...], axes: int | Sequence[Any]) -> tuple[list[int], list[int]]:
     """The axes of both tensors that are summed together."""
     if isinstance(axes, int):
         if not 0 <= axes <= min(len(x), len(y)):

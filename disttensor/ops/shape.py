@@ -324,7 +324,9 @@ def rot90(array: Any, k: int = 1, axes: Sequence[int] = (0, 1)) -> Tensor:
     return turns[k % 4]()
 
 
-@operator(examples=[Example((2, 3), shifts=(1, -1), axes=(0, 1)), Example((5,), shifts=(7,), axes=(0,))], kinds=_ALL_KINDS)
+@operator(
+    examples=[Example((2, 3), shifts=(1, -1), axes=(0, 1)), Example((5,), shifts=(7,), axes=(0,))], kinds=_ALL_KINDS
+)
 def rotate(out: np.ndarray, x: np.ndarray, *, shifts: tuple[int, ...], axes: tuple[int, ...]) -> None:
     """The elements moved along axes; what leaves at one end enters at the other."""
     np.copyto(out, np.roll(x, shifts, axes))
@@ -365,7 +367,6 @@ def roll(x: Any, shift: int | Sequence[int], axis: int | Sequence[int] | None = 
     if len(shifts) != len(axes):
         raise ArgumentError(f"roll: got {len(shifts)} shifts for {len(axes)} axes.")
     return apply(rotate, [x], {"shifts": tuple(shifts), "axes": tuple(axes)})
-
 
 
 def shape(x: Any) -> tuple[int | None, ...]:

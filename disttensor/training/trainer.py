@@ -15,8 +15,8 @@ import numpy as np
 
 from disttensor import context, data, distributed, ops, optimizers, tree
 from disttensor.autodiff import GradientTape
-from disttensor.context import Shard
 from disttensor.data import Batch, unpack_x_y_sample_weight
+from disttensor.data.loader import as_tensors, shard_of
 from disttensor.errors import ArgumentError, DataError
 from disttensor.graph import function
 from disttensor.metrics import Mean, Metric
@@ -190,10 +190,9 @@ class Trainer:
             run = steps[kind] = method if eager else function(method, name=f"{type(self).__name__}.{kind}_step")
 
         def step(batch: Batch) -> Any:
-            tensors, shard = as_tensors(batch)
-            saved, context.state.shard = context.state.shard, shard
+            saved, context.state.shard = context.state.shard, shard_of(batch)
             try:
-                return run(tensors)
+                return run(as_tensors(batch))
             finally:
                 context.state.shard = saved
 
@@ -201,12 +200,9 @@ class Trainer:
 
     def _prepare(self, kind: str, batch: Batch) -> None:
         """Make every variable that a step uses, and give all ranks the values of rank 0."""
-        tensors, shard = as_tensors(batch)
-        x = unpack_x_y_sample_weight(tensors)[0]
         if not self.built:  # type: ignore[has-type]
             with context.suspended():
-                context.state.shard = shard
-                self(x, training=False)  # type: ignore[operator]
+                self(unpack_x_y_sample_weight(as_tensors(batch))[0], training=False)  # type: ignore[operator]
         if kind == "train" and not self.optimizer.built:
             self.optimizer.build(self.trainable_weights)  # type: ignore[attr-defined]
         variables = list(self.variables)  # type: ignore[attr-defined]
@@ -443,17 +439,6 @@ class Trainer:
     def _require_compiled(self, method: str) -> None:
         if not getattr(self, "compiled", False):
             raise ArgumentError(f"call compile() before {method}().")
-
-
-def as_tensors(batch: Batch) -> tuple[Any, Shard | None]:
-    """The arrays of a batch as tensors that know their share of the global batch."""
-    shard = Shard(batch.local, batch.total, batch.offset) if distributed.size() > 1 else None
-
-    def wrap(array: Any) -> Any:
-        return None if array is None else Tensor.wrap(np.asarray(array), shard)
-
-    parts = tuple(tree.map_structure(wrap, part) for part in (batch.x, batch.y, batch.sample_weight))
-    return data.pack_x_y_sample_weight(*parts), shard
 
 
 def broadcast_variables(variables: list[Variable]) -> None:

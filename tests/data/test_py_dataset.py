@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -81,8 +82,9 @@ def test_threads_do_not_run_far_ahead():
     data = Numbers(60, workers=2, max_queue_size=3)
     batches = make_adapter(data).epoch(0)
     next(batches)
-    batches.close()
+    time.sleep(0.05)
     assert len(data.asked) <= 4
+    batches.close()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -1,0 +1,126 @@
+"""`Callback`: what is told of every stage of training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Logs = dict[str, Any] | None
+
+
+class Callback:
+    """Base of callbacks; override the hooks that matter.
+
+    Every rank calls every hook, with the same logs. So decisions made from logs are the same everywhere; what writes
+    files or prints asks `disttensor.distributed.is_main` first. Setting ``self.model.stop_training`` on any rank stops
+    all of them after the same batch.
+
+    Attributes
+    ----------
+    model : Model
+    params : dict
+        "verbose", "epochs" and "steps" (None if unknown).
+    """
+
+    def __init__(self) -> None:
+        self.params: dict[str, Any] = {}
+        self._model: Any = None
+
+    @property
+    def model(self) -> Any:
+        """The model that is being trained."""
+        return self._model
+
+    def set_params(self, params: dict[str, Any]) -> None:
+        """Called before training with its parameters."""
+        self.params = params
+
+    def set_model(self, model: Any) -> None:
+        """Called before training with the model."""
+        self._model = model
+
+    def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
+        """Before an epoch, counted from 0."""
+
+    def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
+        """After an epoch and its validation; `logs` holds all metrics, those of validation with ``val_`` before."""
+
+    def on_batch_begin(self, batch: int, logs: Logs = None) -> None:
+        """The same as `on_train_batch_begin`."""
+
+    def on_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """The same as `on_train_batch_end`."""
+
+    def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:
+        """Before a training batch, counted from 0 in each epoch."""
+        self.on_batch_begin(batch, logs)
+
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """After a training batch; `logs` holds the metrics of the epoch so far."""
+        self.on_batch_end(batch, logs)
+
+    def on_test_batch_begin(self, batch: int, logs: Logs = None) -> None:
+        """Before a batch of `evaluate`."""
+
+    def on_test_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """After a batch of `evaluate`."""
+
+    def on_predict_batch_begin(self, batch: int, logs: Logs = None) -> None:
+        """Before a batch of `predict`."""
+
+    def on_predict_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """After a batch of `predict`; ``logs["outputs"]`` holds this rank's outputs."""
+
+    def on_train_begin(self, logs: Logs = None) -> None:
+        """Before `fit` trains."""
+
+    def on_train_end(self, logs: Logs = None) -> None:
+        """After `fit` has trained."""
+
+    def on_test_begin(self, logs: Logs = None) -> None:
+        """Before `evaluate`, also when `fit` validates."""
+
+    def on_test_end(self, logs: Logs = None) -> None:
+        """After `evaluate`."""
+
+    def on_predict_begin(self, logs: Logs = None) -> None:
+        """Before `predict`."""
+
+    def on_predict_end(self, logs: Logs = None) -> None:
+        """After `predict`."""
+
+
+class LambdaCallback(Callback):
+    """A callback made of functions.
+
+    Parameters
+    ----------
+    on_epoch_begin, on_epoch_end, on_train_begin, on_train_end, on_train_batch_begin, on_train_batch_end : callable
+        Each optional; called with the arguments of the hook of that name. Any other hook may be given too.
+    """
+
+    def __init__(
+        self,
+        on_epoch_begin: Callable[..., Any] | None = None,
+        on_epoch_end: Callable[..., Any] | None = None,
+        on_train_begin: Callable[..., Any] | None = None,
+        on_train_end: Callable[..., Any] | None = None,
+        on_train_batch_begin: Callable[..., Any] | None = None,
+        on_train_batch_end: Callable[..., Any] | None = None,
+        **kwargs: Callable[..., Any],
+    ):
+        super().__init__()
+        given = {
+            "on_epoch_begin": on_epoch_begin,
+            "on_epoch_end": on_epoch_end,
+            "on_train_begin": on_train_begin,
+            "on_train_end": on_train_end,
+            "on_train_batch_begin": on_train_batch_begin,
+            "on_train_batch_end": on_train_batch_end,
+            **kwargs,
+        }
+        for name, function in given.items():
+            if not name.startswith("on_") or not hasattr(Callback, name):
+                raise TypeError(f"LambdaCallback knows no hook {name!r}.")
+            if function is not None:
+                setattr(self, name, function)

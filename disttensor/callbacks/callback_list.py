@@ -1,0 +1,86 @@
+"""`CallbackList`: tells every callback."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from disttensor.callbacks.callback import Callback
+from disttensor.callbacks.history import History
+from disttensor.callbacks.progress import Progress
+from disttensor.errors import ArgumentError
+
+
+class CallbackList:
+    """Calls the hooks of several callbacks, in order.
+
+    Parameters
+    ----------
+    callbacks : iterable of Callback
+    model : Model
+    params : dict
+        See `Callback`.
+    """
+
+    def __init__(self, callbacks: Iterable[Callback], model: Any, params: dict[str, Any]):
+        self.callbacks = list(callbacks)
+        for callback in self.callbacks:
+            callback.set_model(model)
+            callback.set_params(params)
+
+    @classmethod
+    def make(
+        cls, callbacks: Any, *, model: Any, verbose: Any, epochs: int, steps: int | None, history: bool = False
+    ) -> CallbackList:
+        """The list for one call of fit, evaluate or predict.
+
+        Parameters
+        ----------
+        callbacks : Callback, list of Callback, CallbackList or None
+            A list that was made already is used as it is.
+        verbose : {"auto", 0, 1, 2}
+            Adds a display of progress unless 0.
+        history : bool
+            Adds a `History`, which becomes ``model.history``.
+        """
+        if isinstance(callbacks, CallbackList):
+            return callbacks
+        if verbose not in ("auto", 0, 1, 2):
+            raise ArgumentError(f"verbose must be 'auto', 0, 1 or 2, got {verbose!r}.")
+        given = [callbacks] if isinstance(callbacks, Callback) else list(callbacks or ())
+        for callback in given:
+            if not isinstance(callback, Callback):
+                raise ArgumentError(f"callbacks must be Callback objects, got {type(callback).__name__}: {callback!r}.")
+        verbose = 1 if verbose == "auto" else int(verbose)
+        if verbose:
+            given.append(Progress(verbose))
+        if history:
+            model.history = next((c for c in given if isinstance(c, History)), None) or History()
+            if model.history not in given:
+                given.append(model.history)
+        return cls(given, model, {"verbose": verbose, "epochs": epochs, "steps": steps})
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """A hook of all callbacks that define it themselves."""
+        if not name.startswith("on_"):
+            raise AttributeError(name)
+        hooks = [getattr(c, name) for c in self.callbacks if _defines(c, name)]
+
+        def call(*args: Any) -> None:
+            for hook in hooks:
+                hook(*args)
+
+        setattr(self, name, call)
+        return call
+
+
+def _defines(callback: Callback, name: str) -> bool:
+    """Whether a hook does anything; the batch hooks of the base only pass on to others."""
+    names = {"on_train_batch_begin": "on_batch_begin", "on_train_batch_end": "on_batch_end"}
+    return any(
+        hook is not None
+        and (hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook))
+        for hook in (name, names.get(name))
+    )
+
+

@@ -1,0 +1,88 @@
+"""`DataLoader`: this rank's slices of global batches as tensors, for loops of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from disttensor import distributed, tree
+from disttensor.context import Shard
+from disttensor.data.adapter import make_adapter
+from disttensor.data.batch import Batch, pack_x_y_sample_weight
+from disttensor.random import global_seed
+from disttensor.tensor import Tensor
+
+
+class DataLoader:
+    """Iterates over batches of arrays; each iteration is an epoch, shuffled in its own order.
+
+    With several processes every rank gets its slice of each global batch. The tensors know which slice they are, so
+    that gradients and metrics computed from them are exact means over the global batch.
+
+    Parameters
+    ----------
+    x : array, nested structure of arrays, PyDataset, or iterable of batches
+    y, sample_weight : array or nested structure of arrays, optional
+    batch_size : int, default 32
+        Rows of the global batch.
+    shuffle : bool or "batch", default False
+    seed : int, optional
+        Of the order; default: from `utils.set_random_seed`.
+
+    Yields
+    ------
+    x, (x, y) or (x, y, sample_weight)
+        As tensors.
+
+    Examples
+    --------
+    >>> import disttensor as dt
+    >>> loader = dt.data.DataLoader(np.arange(5), batch_size=2)
+    >>> [x.tolist() for x in loader]
+    [[0, 1], [2, 3], [4]]
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        batch_size: int | None = None,
+        shuffle: bool | str = False,
+        seed: int | None = None,
+    ):
+        group = distributed.communicator()
+        seed = global_seed() % (1 << 31) if seed is None else seed
+        self._adapter = make_adapter(
+            x, y, sample_weight, batch_size, shuffle=shuffle, rank=group.rank, size=group.size, seed=seed
+        )
+        self._epoch = 0
+
+    def __len__(self) -> int:
+        if self._adapter.num_batches is None:
+            raise TypeError("how many batches the iterable gives is not known beforehand.")
+        return self._adapter.num_batches
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch, self._epoch = self._epoch, self._epoch + 1
+        for batch in self._adapter.epoch(epoch):
+            yield as_tensors(batch)
+
+
+def shard_of(batch: Batch) -> Shard | None:
+    """What share of the global batch this is; None with one process, where it is the whole."""
+    return Shard(batch.local, batch.total, batch.offset) if distributed.size() > 1 else None
+
+
+def as_tensors(batch: Batch) -> Any:
+    """The arrays of a batch, as tensors that know their share of the global batch: x, (x, y) or (x, y, weights)."""
+    shard = shard_of(batch)
+
+    def wrap(array: Any) -> Any:
+        return None if array is None else Tensor.wrap(np.asarray(array), shard)
+
+    return pack_x_y_sample_weight(
+        *(tree.map_structure(wrap, part) for part in (batch.x, batch.y, batch.sample_weight))
+    )

@@ -1,0 +1,222 @@
+"""The operators behind indexing: slices and gathers, and the scatters that are their adjoints.
+
+Every index is a basic one (integers, slices, new axes), which gives a view, or integer arrays, which gather. Negative
+indices count from the end; an index out of range is an IndexError, also in a traced function, where it is raised when
+the function runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from disttensor import dtypes
+from disttensor.context import Spec
+from disttensor.errors import DTypeError, ShapeError
+from disttensor.ops.registry import HALF, Example, apply, broadcast_shapes, operator
+from disttensor.tensor import Tensor
+
+_ALL_KINDS = ("float", "complex", "int", "bool")
+
+Basic = tuple[Any, ...]
+"""A basic index as an attribute: an int, None (a new axis) or (start, length, step) for each entry."""
+
+
+def decode(index: Basic) -> tuple[Any, ...]:
+    """What numpy takes for an index of this form."""
+    return tuple(_slice_of(*entry) if isinstance(entry, tuple) else entry for entry in index)
+
+
+def _slice_of(start: int, length: int, step: int) -> slice:
+    stop = start + length * step
+    return slice(start, stop if stop >= 0 else None, step) if length else slice(0, 0)
+
+
+@operator(
+    examples=[
+        Example((4, 3), index=((3, 2, -2), 1)),
+        Example((2, 5), index=(None, (0, 2, 1), (1, 2, 3))),
+        Example((3,), index=((0, 0, 1),)),
+        Example((), index=()),
+    ],
+    kinds=_ALL_KINDS,
+)
+def slice_of(out: np.ndarray, x: np.ndarray, *, index: Basic) -> None:
+    """``x[index]`` for integers, slices and new axes; one entry for each axis besides the new ones."""
+    np.copyto(out, x[decode(index)])
+
+
+@slice_of.infer
+def _(x: Spec, *, index: Basic) -> Spec:
+    return Spec(_sliced_shape(index), x.dtype)
+
+
+def _sliced_shape(index: Basic) -> tuple[int, ...]:
+    return tuple(1 if entry is None else entry[1] for entry in index if not isinstance(entry, int))
+
+
+@slice_of.view
+def _(x: np.ndarray, *, index: Basic) -> np.ndarray:
+    # The ellipsis makes the result an array also where every axis has an integer.
+    return x[(*decode(index), ...)]
+
+
+@slice_of.gradient
+def _(ctx: Any, g: Tensor) -> Tensor:
+    return apply(slice_scatter, [g], {"index": ctx.attrs["index"], "shape": ctx.inputs[0].shape})
+
+
+@operator(
+    examples=[
+        Example((2,), index=((3, 2, -2), 1), shape=(4, 3)),
+        Example((1, 2, 2), index=(None, (0, 2, 1), (1, 2, 3)), shape=(2, 5)),
+    ],
+    kinds=_ALL_KINDS,
+)
+def slice_scatter(out: np.ndarray, x: np.ndarray, *, index: Basic, shape: tuple[int, ...]) -> None:
+    """Zeros of the given shape with ``out[index] = x``; the adjoint of `slice_of`."""
+    out[...] = 0
+    out[decode(index)] = x
+
+
+@slice_scatter.infer
+def _(x: Spec, *, index: Basic, shape: tuple[int, ...]) -> Spec:
+    return Spec(shape, x.dtype)
+
+
+@slice_scatter.gradient
+def _(ctx: Any, g: Tensor) -> Tensor:
+    return apply(slice_of, [g], {"index": ctx.attrs["index"]})
+
+
+def check_range(name: str, indices: np.ndarray, size: int, axis: int) -> None:
+    """Raise an IndexError that names the first index outside [−size, size)."""
+    if indices.size and (indices.max() >= size or indices.min() < -size):
+        wrong = indices[(indices >= size) | (indices < -size)].flat[0]
+        raise IndexError(f"{name}: index {wrong} is out of range for axis {axis} of size {size}.")
+
+
+def flat_indices(name: str, indices: Sequence[np.ndarray], shape: Sequence[int], axes: Sequence[int]) -> np.ndarray:
+    """One index for several: into the flattened axes of sizes `shape`, in row-major order; none negative.
+
+    Parameters
+    ----------
+    name : str
+        The function to name in an error.
+    indices : sequence of integer arrays
+        One for each axis; they are broadcast.
+    shape : sequence of int
+        The sizes of these axes.
+    axes : sequence of int
+        Their numbers, for an error.
+
+    Returns
+    -------
+    array of int64, flattened
+    """
+    flat = np.zeros(np.broadcast_shapes(*(i.shape for i in indices)), np.int64)
+    for index, size, axis in zip(indices, shape, axes, strict=True):
+        check_range(name, index, size, axis)
+        wide = index.astype(np.int64)
+        flat = flat * size + np.where(wide < 0, wide + size, wide)
+    return flat.ravel()
+
+
+def require_integers(name: str, indices: Sequence[Spec]) -> None:
+    """Raise a DTypeError unless all are integers."""
+    for spec in indices:
+        if not dtypes.is_integer(spec.dtype):
+            raise DTypeError(f"{name}: indices must be integers, got a tensor of dtype {spec.dtype}; cast it first.")
+
+
+_PAIR = (np.array([[0, -1], [2, 2]]), np.array([1, 0]))
+
+
+@operator(
+    examples=[
+        Example((4, 3), np.array([2, 0, 2, -1]), axes=(0,), position=0),
+        Example((2, 4, 3), np.array([[2, 0], [3, -1]]), axes=(1,), position=1),
+        Example((3, 2, 3), *_PAIR, axes=(0, 1), position=0),
+        Example((2, 3, 2), *_PAIR, axes=(1, 2), position=1),
+        Example((3, 4, 2), *_PAIR, axes=(0, 2), position=0),
+        Example((3, 2), np.array([], np.int32), axes=(0,), position=0),
+        Example((3,), np.array(1), axes=(0,), position=0),
+    ],
+    kinds=_ALL_KINDS,
+)
+def gather(out: np.ndarray, x: np.ndarray, *indices: np.ndarray, axes: tuple[int, ...], position: int) -> None:
+    """The elements at integer indices of some axes; the axes of the (broadcast) indices come at `position`."""
+    for index, axis in zip(indices, axes, strict=True):
+        check_range("indexing", index, x.shape[axis], axis)
+    if axes == (position,) and x.flags.c_contiguous:
+        np.take(x, indices[0], position, out=out, mode="wrap")
+        return
+    count = max(i.ndim for i in indices)
+    chosen = np.moveaxis(x, axes, range(len(axes)))[indices]
+    np.copyto(np.moveaxis(out, range(position, position + count), range(count)), chosen)
+
+
+@gather.infer
+def _(x: Spec, *indices: Spec, axes: tuple[int, ...], position: int) -> Spec:
+    require_integers("indexing", indices)
+    rest = tuple(n for axis, n in enumerate(x.shape) if axis not in axes)
+    chosen = broadcast_shapes("indexing", [i.shape for i in indices])
+    return Spec((*rest[:position], *chosen, *rest[position:]), x.dtype)
+
+
+@gather.gradient
+def _(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    x, *indices = ctx.inputs
+    back = apply(scatter_add, [g, *indices], {**ctx.attrs, "shape": x.shape})
+    return (back, *[None] * len(indices))
+
+
+@operator(
+    examples=[
+        Example((4, 3), np.array([2, 0, 2, -1]), axes=(0,), position=0, shape=(4, 3)),
+        Example((2, 2, 2), *_PAIR, axes=(1, 2), position=1, shape=(2, 3, 2)),
+        Example((2, 2, 4), *_PAIR, axes=(0, 2), position=0, shape=(3, 4, 2)),
+        Example((0, 2), np.array([], np.int32), axes=(0,), position=0, shape=(3, 2)),
+    ],
+    kinds=("float", "complex", "int"),
+)
+def scatter_add(
+    out: np.ndarray,
+    x: np.ndarray,
+    *indices: np.ndarray,
+    axes: tuple[int, ...],
+    position: int,
+    shape: tuple[int, ...],
+) -> None:
+    """Zeros of the given shape to which `x` is added where `gather` would read; the adjoint of `gather`."""
+    sizes = [shape[a] for a in axes]
+    rest = [n for a, n in enumerate(shape) if a not in axes]
+    count = max(i.ndim for i in indices)
+    rows = flat_indices("scatter", indices, sizes, axes)
+    values = np.moveaxis(x, range(position, position + count), range(count)).reshape(rows.size, math.prod(rest))
+    wide = np.float32 if dtypes.standardize_dtype(x.dtype) in HALF else x.dtype
+    total = np.zeros((math.prod(sizes), math.prod(rest)), wide)
+    np.add.at(total, rows, values.astype(wide, copy=False))
+    np.copyto(np.moveaxis(out, axes, range(len(axes))), total.reshape(*sizes, *rest), casting="unsafe")
+
+
+@scatter_add.infer
+def _(x: Spec, *indices: Spec, axes: tuple[int, ...], position: int, shape: tuple[int, ...]) -> Spec:
+    require_integers("scatter", indices)
+    wanted = gather.infer_rule(Spec(shape, x.dtype), *indices, axes=axes, position=position).shape
+    if x.shape != wanted:
+        raise ShapeError(
+            f"scatter: values of shape {x.shape} do not fit: these indices into shape {shape} need values of shape "
+            f"{wanted}."
+        )
+    return Spec(shape, x.dtype)
+
+
+@scatter_add.gradient
+def _(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    indices = list(ctx.inputs[1:])
+    back = apply(gather, [g, *indices], {"axes": ctx.attrs["axes"], "position": ctx.attrs["position"]})
+    return (back, *[None] * len(indices))

@@ -1,0 +1,84 @@
+"""Lists of hosts, from ``--hosts`` or a host file."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from launch.errors import LaunchError
+
+_NAME = r"(?P<name>[^\s:=]+)"
+_COUNT = r"\s*:\s*(?P<count>\d+)|\s+slots\s*=\s*(?P<slots>\d+)(?:\s+max_slots\s*=\s*\d+)?"
+_LINE = re.compile(f"{_NAME}(?:{_COUNT})?")
+
+
+class Host(NamedTuple):
+    """A host and how many ranks it takes; None where that was not said."""
+
+    name: str
+    ranks: int | None
+
+
+def parse_hosts(text: str) -> list[Host]:
+    """Read ``a:4,b:4`` or ``a,b``.
+
+    Examples
+    --------
+    >>> parse_hosts("a:4,b:2")
+    [Host(name='a', ranks=4), Host(name='b', ranks=2)]
+    """
+    return _checked([_parse(item.strip(), "--hosts") for item in text.split(",") if item.strip()], "--hosts")
+
+
+def read_hostfile(path: str) -> list[Host]:
+    """Read a host file of Open MPI (``a slots=4``) or of MPICH and Intel MPI (``a:4``); ``#`` starts a comment.
+
+    Raises
+    ------
+    LaunchError
+        If the file cannot be read, or a line is none of these.
+    """
+    try:
+        lines = Path(path).read_text().splitlines()
+    except OSError as error:
+        raise LaunchError(f"cannot read the host file {path}: {error.strerror}.") from None
+    stripped = ((number, line.split("#")[0].strip()) for number, line in enumerate(lines, 1))
+    return _checked([_parse(line, f"{path}, line {number}") for number, line in stripped if line], path)
+
+
+def spread(hosts: list[Host], n: int | None) -> tuple[int, list[Host]]:
+    """The number of ranks, and the hosts with as many ranks as each shall take at most.
+
+    Examples
+    --------
+    >>> spread([Host("a", None), Host("b", None)], 3)
+    (3, [Host(name='a', ranks=2), Host(name='b', ranks=2)])
+    """
+    counts = [host.ranks for host in hosts if host.ranks is not None]
+    if not counts:
+        if n is None:
+            raise LaunchError("say how many processes to start (-n 8), or how many on each host (--hosts a:4,b:4).")
+        return n, [Host(host.name, -(-n // len(hosts))) for host in hosts]
+    room = sum(counts)
+    if n is not None and n > room:
+        raise LaunchError(f"-n {n} is more than the {room} processes that the hosts take; raise the hosts' numbers.")
+    return (n or room), hosts
+
+
+def _parse(text: str, where: str) -> Host:
+    match = _LINE.fullmatch(text)
+    if match is None:
+        raise LaunchError(f"{where}: {text!r} is no host; write `name`, `name:4` or `name slots=4`.")
+    count = match["count"] or match["slots"]
+    return Host(match["name"], int(count) if count else None)
+
+
+def _checked(hosts: list[Host], where: str) -> list[Host]:
+    if not hosts:
+        raise LaunchError(f"{where} names no host.")
+    if len({host.ranks is None for host in hosts}) == 2:
+        raise LaunchError(f"{where}: give the number of processes for every host, or for none.")
+    if any(host.ranks == 0 for host in hosts):
+        raise LaunchError(f"{where}: a host that takes 0 processes; leave it out.")
+    return hosts

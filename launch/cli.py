@@ -30,8 +30,8 @@ of the job. See slurm/train.sbatch for a script to copy.
 On several hosts the program, its data and this Python environment must be found
 under the same path everywhere, and ssh must work without a password.
 
-The exit code is that of the program: 0 if all processes end well, otherwise that
-of the process that failed first."""
+The exit code is 0 if all processes end well, otherwise what mpirun or srun makes
+of the code of the one that failed."""
 
 
 def main(arguments: list[str] | None = None) -> int:

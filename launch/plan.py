@@ -168,8 +168,7 @@ def _srun_options(layout: _Layout, mpirun: MPIRun, environ: Mapping[str, str], i
     if protocol is None:
         if insist:
             raise LaunchError(
-                f"this Slurm's srun cannot start {NAMES[mpirun.flavour]} (see `srun --mpi=list`). Leave --launcher "
-                "out, and mpirun is used."
+                f"this Slurm's srun cannot start {NAMES[mpirun.flavour]}. Leave --launcher out, and mpirun is used."
             )
         return None
     options = ["srun", f"--mpi={protocol}", f"--ntasks={layout.n}", "--kill-on-bad-exit=1"]

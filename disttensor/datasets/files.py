@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -86,25 +87,35 @@ def _locked(path: Path) -> Iterator[None]:
 
 def _download(target: Path, url: str, sha256: str) -> None:
     """Write what a URL gives to a temporary file; move it into place when its checksum is right."""
-    import urllib.request
-
     digest = hashlib.sha256()
-    temporary = tempfile.NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False)
+    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
-        with temporary, urllib.request.urlopen(url, timeout=_TIMEOUT) as response:
+        with open(descriptor, "wb") as file, _open(url) as response:
             while chunk := response.read(_CHUNK):
                 digest.update(chunk)
-                temporary.write(chunk)
-            temporary.flush()
-            os.fsync(temporary.fileno())
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
         if digest.hexdigest() != sha256:
             raise DataError(
                 f"{url} gave a file with SHA-256 {digest.hexdigest()}, expected {sha256}: it was damaged or changed "
                 "on its way. Nothing was kept; try again, or get the file from another place."
             )
-        os.replace(temporary.name, target)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
     except BaseException:
-        os.unlink(temporary.name)
+        os.unlink(temporary)
+        raise
+
+
+def _open(url: str) -> BinaryIO:
+    import urllib.error
+    import urllib.request
+
+    try:
+        return urllib.request.urlopen(url, timeout=_TIMEOUT)
+    except urllib.error.HTTPError as error:
+        error.close()  # this exception is a response, too, and holds a socket
         raise
 
 
@@ -117,8 +128,8 @@ def read_npz(path: Path, image_shape: tuple[int, ...]) -> tuple[Split, Split]:
         If the file cannot be read, or the arrays are not what they must be.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            x_train, y_train, x_test, y_test = (file[name] for name in ("x_train", "y_train", "x_test", "y_test"))
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            x_train, y_train, x_test, y_test = (arrays[name] for name in ("x_train", "y_train", "x_test", "y_test"))
     except (
         OSError,
         EOFError,

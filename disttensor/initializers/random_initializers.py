@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from disttensor import dtypes, ops, random
-from disttensor.context import Shape
+from disttensor import dtypes, random
+from disttensor.context import Shape, suspended
 from disttensor.errors import ArgumentError, ShapeError
 from disttensor.initializers.initializer import Initializer
 from disttensor.random import SeedGenerator
-from disttensor.tensor import Tensor
+from disttensor.tensor import Tensor, convert_to_tensor
 
 # The standard deviation of a standard normal variable cut off at ±2.
 _TRUNCATED_STDDEV = 0.8796256610342398
@@ -25,7 +25,7 @@ class RandomInitializer(Initializer):
     Parameters
     ----------
     seed : int or SeedGenerator, optional
-        With an int, or None (a seed is then drawn now, from Python's `random`), every call gives the same numbers.
+        With an int, or None (a seed is then taken now, see `SeedGenerator`), every call gives the same numbers.
     """
 
     def __init__(self, seed: int | SeedGenerator | None = None):
@@ -33,7 +33,8 @@ class RandomInitializer(Initializer):
             raise ArgumentError(
                 f"the seed of {type(self).__name__} must be an int, a SeedGenerator or None, got {seed!r}."
             )
-        self.seed = random.make_default_seed() if seed is None else seed
+        # A generator without a seed gets one that follows from the global seed.
+        self.seed = int(SeedGenerator().state.memory[0]) if seed is None else seed
 
 
 class RandomNormal(RandomInitializer):
@@ -126,13 +127,13 @@ class Orthogonal(RandomInitializer):
         if len(shape) < 2:
             raise ShapeError(f"Orthogonal needs a weight with at least two axes, got shape {tuple(shape)}.")
         rows, columns = math.prod(shape[:-1]), shape[-1]
-        wide = "float64" if dtypes.standardize_dtype(dtype) == "float64" else "float32"
-        drawn = random.normal((max(rows, columns), min(rows, columns)), dtype=wide, seed=self.seed)
-        q, r = ops.qr(drawn)
-        q = q * ops.sign(ops.diagonal(r))
-        if rows < columns:
-            q = ops.transpose(q)
-        return ops.cast(self.gain * ops.reshape(q, shape), dtypes.standardize_dtype(dtype))
+        dtype = dtypes.standardize_dtype(dtype)
+        wide = "float64" if dtype == "float64" else "float32"
+        with suspended():
+            drawn = random.normal((max(rows, columns), min(rows, columns)), dtype=wide, seed=self.seed)
+        q, r = np.linalg.qr(drawn.array)
+        q = q * np.sign(np.diagonal(r))
+        return convert_to_tensor(self.gain * (q.T if rows < columns else q).reshape(shape), dtype)
 
 
 class VarianceScaling(RandomInitializer):

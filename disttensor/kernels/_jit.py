@@ -6,6 +6,7 @@ compiled code neither contracts nor reorders floating-point operations, so that 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
@@ -38,9 +39,8 @@ class Kernel:
 
     def __call__(self, *arguments: Any) -> Any:
         """Run the kernel; in parallel if it is worth it."""
-        if self._parallel and arguments[0].size >= _PARALLEL_FROM and config.threads() > 1 and _have_threads():
-            return self._run_parallel(arguments)
-        return self._run(False, arguments)
+        threads = _usable_threads() if self._parallel and arguments[0].size >= _PARALLEL_FROM else 1
+        return self._run(False, arguments) if threads == 1 else self._run_parallel(threads, arguments)
 
     def dispatcher(self, parallel: bool = False) -> Any:
         """The numba dispatcher, which other compiled functions can call."""
@@ -59,11 +59,11 @@ class Kernel:
                 self._dispatchers[parallel] = _dispatcher(self._function, parallel, None)
             return self._dispatchers[parallel](*arguments)
 
-    def _run_parallel(self, arguments: tuple[Any, ...]) -> Any:
+    def _run_parallel(self, threads: int, arguments: tuple[Any, ...]) -> Any:
         import numba
 
         before = numba.get_num_threads()
-        numba.set_num_threads(min(config.threads(), numba.config.NUMBA_NUM_THREADS))
+        numba.set_num_threads(threads)
         try:
             return self._run(True, arguments)
         finally:
@@ -121,10 +121,8 @@ def _cache_directory() -> Path | None:
 
     sources = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
     name = f"numba-{numba.__version__}-{sources.hexdigest()[:16]}"
-    if os.environ.get("NUMBA_CACHE_DIR"):
-        return Path(os.environ["NUMBA_CACHE_DIR"]) / name
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = home / "disttensor" / name
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    directory = Path(os.environ.get("NUMBA_CACHE_DIR") or Path(home, "disttensor")) / name
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory.chmod(0o700)
@@ -133,23 +131,25 @@ def _cache_directory() -> Path | None:
     return directory if os.access(directory, os.W_OK) else None
 
 
-def _have_threads() -> bool:
-    """Whether parallel code can run: with OpenMP or TBB, and not in a child forked after its parent's threads began."""
-    return not _forked_with_threads and _threading_layer() in ("omp", "tbb")
+def _usable_threads() -> int:
+    """How many threads parallel code may use: one if they would be numba's work queue, or died in a fork."""
+    if config.threads() == 1 or _forked_with_threads or _threading_layer() == "none":
+        return 1
+    import numba
+
+    return min(config.threads(), numba.config.NUMBA_NUM_THREADS)
 
 
 @functools.cache
 def _threading_layer() -> str:
-    """Start numba's threads if nobody did, and name what runs them; "none" if there is only numba's work queue.
+    """Start numba's threads if nobody did: "omp" or "tbb"; "none" if there is only numba's work queue.
 
     The work queue is never used: it starts a parallel region 30 times slower, and crashes when two threads enter one.
     """
     import numba
 
-    try:
-        return numba.threading_layer()
-    except ValueError:
-        pass  # not started yet
+    with contextlib.suppress(ValueError):  # not started yet
+        return "none" if numba.threading_layer() == "workqueue" else numba.threading_layer()
     before = numba.config.THREADING_LAYER
     # Unless threads are bound to cores, those that spin while they wait can take the core of the one they wait for.
     waiting = {} if os.environ.keys() & {"OMP_PROC_BIND", "OMP_WAIT_POLICY"} else {"OMP_WAIT_POLICY": "passive"}
@@ -157,11 +157,9 @@ def _threading_layer() -> str:
     try:
         for layer in (before,) if before in ("omp", "tbb") else ("omp", "tbb"):
             numba.config.THREADING_LAYER = layer
-            try:
+            with contextlib.suppress(ValueError):  # it is not installed
                 numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
-                return numba.threading_layer()
-            except ValueError:
-                continue
+                return layer
     finally:
         numba.config.THREADING_LAYER = before
         for name in waiting:

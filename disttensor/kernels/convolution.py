@@ -209,9 +209,7 @@ class _Geometry:
     ) -> _Geometry:
         """Check that the shapes of images, kernel and result fit each other."""
         if not len(x) == len(kernel) == len(y) == 4:
-            raise ShapeError(
-                f"a convolution needs arrays of 4 axes; got images {x}, kernel {kernel}, result {y}."
-            )
+            raise ShapeError(f"a convolution needs arrays of 4 axes; got images {x}, kernel {kernel}, result {y}.")
         if x[3] != kernel[2] * groups or kernel[3] % groups:
             raise ShapeError(
                 f"images of shape {x} do not fit a kernel of shape {kernel} with {groups} groups: it needs "

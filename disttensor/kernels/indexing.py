@@ -98,7 +98,7 @@ def one_hot(out: np.ndarray, indices: np.ndarray) -> None:
 
 
 @kernel(parallel=True)
-def _scatter_add(out, indices, updates):  # type: ignore[no-untyped-def]
+def _scatter_add(out: np.ndarray, indices: np.ndarray, updates: np.ndarray) -> None:
     rows = out.shape[0]
     for part in prange(_PARTS):
         first, last = part * rows // _PARTS, (part + 1) * rows // _PARTS

@@ -16,7 +16,7 @@ from disttensor.kernels._jit import kernel
 
 
 @kernel()
-def quantile_central(q):  # type: ignore[no-untyped-def]
+def quantile_central(q: float) -> float:
     """The quantile of the probability 1/2 + q, for \\|q\\| ≤ 0.425."""
     r = 0.180625 - q * q
     top = 2.5090809287301226727e3 * r + 3.3430575583588128105e4
@@ -29,14 +29,14 @@ def quantile_central(q):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def quantile_tail(p):  # type: ignore[no-untyped-def]
+def quantile_tail(p: float) -> float:
     """The quantile of a probability p with \\|p − 1/2\\| > 0.425."""
     magnitude = quantile_magnitude(min(p, 1.0 - p))
     return -magnitude if p < 0.5 else magnitude
 
 
 @kernel()
-def quantile_magnitude(p):  # type: ignore[no-untyped-def]
+def quantile_magnitude(p: float) -> float:
     """Minus the quantile of a probability p < 0.075; infinite for 0."""
     if p <= 0.0:
         return math.inf if p == 0.0 else math.nan

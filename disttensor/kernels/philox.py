@@ -188,7 +188,9 @@ def _fill_floats(fill: Callable[..., Any], out: np.ndarray, state: State, offset
 
 
 @kernel()
-def philox4x32(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
+def philox4x32(
+    c0: np.uint64, c1: np.uint64, c2: np.uint64, c3: np.uint64, k0: np.uint64, k1: np.uint64
+) -> tuple[np.uint64, np.uint64, np.uint64, np.uint64]:
     """One block of Philox4x32-10: four words for a counter of four words and a key of two, all as uint64."""
     for _ in range(10):
         a, b = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
@@ -198,7 +200,7 @@ def philox4x32(c0, c1, c2, c3, k0, k1):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _words(words, k0, k1, first):  # type: ignore[no-untyped-def]
+def _words(words: np.ndarray, k0: np.uint64, k1: np.uint64, first: int) -> int:
     """Fill `words` with the words of the stream from number 4 · ⌊first / 4⌋ on; return where number `first` is."""
     block = np.uint64(first >> 2)
     for i in range(words.shape[0] // 4):
@@ -212,12 +214,12 @@ def _words(words, k0, k1, first):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _word64(words, i):  # type: ignore[no-untyped-def]
+def _word64(words: np.ndarray, i: int) -> np.uint64:
     return (np.uint64(words[i]) << _HALF) | np.uint64(words[i + 1])
 
 
 @kernel(parallel=True)
-def _uniform32(out, k0, k1, offset, shift, scale):  # type: ignore[no-untyped-def]
+def _uniform32(out: np.ndarray, k0: np.uint64, k1: np.uint64, offset: int, shift: np.uint64, scale: float) -> None:
     for chunk in prange((out.shape[0] + _CHUNK - 1) // _CHUNK):
         part = out[chunk * _CHUNK : (chunk + 1) * _CHUNK]
         words = np.empty((part.shape[0] + 6) // 4 * 4, np.uint32)
@@ -227,7 +229,7 @@ def _uniform32(out, k0, k1, offset, shift, scale):  # type: ignore[no-untyped-de
 
 
 @kernel(parallel=True)
-def _uniform64(out, k0, k1, offset, shift, scale):  # type: ignore[no-untyped-def]
+def _uniform64(out: np.ndarray, k0: np.uint64, k1: np.uint64, offset: int, shift: np.uint64, scale: float) -> None:
     for chunk in prange((out.shape[0] + _CHUNK - 1) // _CHUNK):
         part = out[chunk * _CHUNK : (chunk + 1) * _CHUNK]
         words = np.empty((2 * part.shape[0] + 6) // 4 * 4, np.uint32)
@@ -237,7 +239,7 @@ def _uniform64(out, k0, k1, offset, shift, scale):  # type: ignore[no-untyped-de
 
 
 @kernel()
-def _quantiles(out, probabilities):  # type: ignore[no-untyped-def]
+def _quantiles(out: np.ndarray, probabilities: np.ndarray) -> None:
     """Normal quantiles: the formula for the middle for all, which vectorises, then the tails again."""
     for i in range(out.shape[0]):
         out[i] = quantile_central(probabilities[i] - 0.5)
@@ -247,7 +249,7 @@ def _quantiles(out, probabilities):  # type: ignore[no-untyped-def]
 
 
 @kernel(parallel=True)
-def _normal32(out, k0, k1, offset, start, span):  # type: ignore[no-untyped-def]
+def _normal32(out: np.ndarray, k0: np.uint64, k1: np.uint64, offset: int, start: float, span: float) -> None:
     for chunk in prange((out.shape[0] + _CHUNK - 1) // _CHUNK):
         part = out[chunk * _CHUNK : (chunk + 1) * _CHUNK]
         words = np.empty((part.shape[0] + 6) // 4 * 4, np.uint32)
@@ -259,7 +261,7 @@ def _normal32(out, k0, k1, offset, start, span):  # type: ignore[no-untyped-def]
 
 
 @kernel(parallel=True)
-def _normal64(out, k0, k1, offset, start, span):  # type: ignore[no-untyped-def]
+def _normal64(out: np.ndarray, k0: np.uint64, k1: np.uint64, offset: int, start: float, span: float) -> None:
     for chunk in prange((out.shape[0] + _CHUNK - 1) // _CHUNK):
         part = out[chunk * _CHUNK : (chunk + 1) * _CHUNK]
         words = np.empty((2 * part.shape[0] + 6) // 4 * 4, np.uint32)
@@ -273,7 +275,7 @@ def _normal64(out, k0, k1, offset, start, span):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _scaled(word, span):  # type: ignore[no-untyped-def]
+def _scaled(word: np.uint64, span: np.uint64) -> np.uint64:
     """⌊word · span / 2⁶⁴⌋, the upper half of a 128-bit product; a span of 0 stands for 2⁶⁴."""
     if span == np.uint64(0):
         return word
@@ -284,7 +286,7 @@ def _scaled(word, span):  # type: ignore[no-untyped-def]
 
 
 @kernel(parallel=True)
-def _randint(out, k0, k1, offset, span, start):  # type: ignore[no-untyped-def]
+def _randint(out: np.ndarray, k0: np.uint64, k1: np.uint64, offset: int, span: np.uint64, start: np.uint64) -> None:
     for chunk in prange((out.shape[0] + _CHUNK - 1) // _CHUNK):
         part = out[chunk * _CHUNK : (chunk + 1) * _CHUNK]
         words = np.empty((2 * part.shape[0] + 6) // 4 * 4, np.uint32)
@@ -294,7 +296,7 @@ def _randint(out, k0, k1, offset, span, start):  # type: ignore[no-untyped-def]
 
 
 @kernel(parallel=True)
-def _bernoulli(out, k0, k1, offset, bound):  # type: ignore[no-untyped-def]
+def _bernoulli(out: np.ndarray, k0: np.uint64, k1: np.uint64, offset: int, bound: np.uint64) -> None:
     for chunk in prange((out.shape[0] + _CHUNK - 1) // _CHUNK):
         part = out[chunk * _CHUNK : (chunk + 1) * _CHUNK]
         words = np.empty((part.shape[0] + 6) // 4 * 4, np.uint32)

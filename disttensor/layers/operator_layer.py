@@ -7,7 +7,8 @@ from typing import Any
 
 from disttensor import ops
 from disttensor.errors import ArgumentError, SerializationError
-from disttensor.layers.layer import Layer, auto_name
+from disttensor.layers.layer import Layer
+from disttensor.naming import auto_name
 from disttensor.tensor import bind_symbolic_call
 
 

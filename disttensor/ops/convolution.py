@@ -70,7 +70,7 @@ def conv2d_input_gradient(
     out: np.ndarray, g: np.ndarray, kernel: np.ndarray, *, size: Pair,
     strides: Pair, padding: Padding, dilation: Pair, groups: int,
 ) -> None:  # fmt: skip
-    """The gradient of `conv2d` with respect to images of height and width `size`; also called transposed convolution."""
+    """The gradient of `conv2d` with respect to images of height and width `size`; a transposed convolution."""
     kernels.conv2d_input_gradient(out, g, kernel, strides=strides, padding=padding, dilation=dilation, groups=groups)
 
 

@@ -116,9 +116,7 @@ def _with_hidden(subscripts: str, text: str, hidden: tuple[int, ...]) -> tuple[L
     return (*before, *(hidden if dots else ()), *after)
 
 
-def _sizes(
-    subscripts: str, inputs: Sequence[tuple[Label, ...]], shapes: Sequence[tuple[int, ...]]
-) -> dict[Label, int]:
+def _sizes(subscripts: str, inputs: Sequence[tuple[Label, ...]], shapes: Sequence[tuple[int, ...]]) -> dict[Label, int]:
     """The size of each label; axes of size 1 are broadcast."""
     sizes: dict[Label, int] = {}
     for labels, shape in zip(inputs, shapes, strict=True):

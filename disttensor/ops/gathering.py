@@ -16,7 +16,8 @@ import numpy as np
 from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.errors import DTypeError, ShapeError
-from disttensor.ops.registry import HALF, Example, apply, broadcast_shapes, operator
+from disttensor.kernels.indexing import scatter_add_rows
+from disttensor.ops.registry import Example, apply, broadcast_shapes, operator
 from disttensor.tensor import Tensor
 
 _ALL_KINDS = ("float", "complex", "int", "bool")
@@ -196,16 +197,19 @@ def scatter_add(
     rest = [n for a, n in enumerate(shape) if a not in axes]
     count = max(i.ndim for i in indices)
     rows = flat_indices("scatter", indices, sizes, axes)
-    values = np.moveaxis(x, range(position, position + count), range(count)).reshape(rows.size, math.prod(rest))
-    wide = np.float32 if dtypes.standardize_dtype(x.dtype) in HALF else x.dtype
-    total = np.zeros((math.prod(sizes), math.prod(rest)), wide)
-    np.add.at(total, rows, values.astype(wide, copy=False))
-    np.copyto(np.moveaxis(out, axes, range(len(axes))), total.reshape(*sizes, *rest), casting="unsafe")
+    values = np.moveaxis(x, range(position, position + count), range(count))
+    in_front = axes == tuple(range(len(axes)))
+    total = (out if in_front else np.empty((*sizes, *rest), out.dtype)).reshape(math.prod(sizes), math.prod(rest))
+    scatter_add_rows(total, rows, np.ascontiguousarray(values).reshape(rows.size, math.prod(rest)))
+    if not in_front:
+        np.copyto(np.moveaxis(out, axes, range(len(axes))), total.reshape(*sizes, *rest))
 
 
 @scatter_add.infer
 def _(x: Spec, *indices: Spec, axes: tuple[int, ...], position: int, shape: tuple[int, ...]) -> Spec:
     require_integers("scatter", indices)
+    if x.dtype == "bool":
+        raise DTypeError("scatter: booleans cannot be added up; cast the values to an integer dtype.")
     wanted = gather.infer_rule(Spec(shape, x.dtype), *indices, axes=axes, position=position).shape
     if x.shape != wanted:
         raise ShapeError(

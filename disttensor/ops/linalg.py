@@ -20,7 +20,7 @@ from disttensor.ops.complex_numbers import real
 from disttensor.ops.core import cast, sum_to
 from disttensor.ops.creation import take_diagonal
 from disttensor.ops.exponential import sqrt
-from disttensor.ops.reductions import max, min, normalize_axes, sum
+from disttensor.ops.reductions import max, min, sum
 from disttensor.ops.registry import HALF, Example, apply, operator, promote, public
 from disttensor.ops.rounding import absolute
 from disttensor.ops.shape import expand_dims, moveaxis, normalize_axis, ravel, reshape, squeeze, swapaxes, transpose
@@ -278,7 +278,9 @@ def norm(x: Any, ord: int | float | str | None = None, axis: Any = None, keepdim
     if axis is None and ord is None:
         return _euclidean(x, tuple(range(len(x.shape))), keepdims)
     given = tuple(range(len(x.shape))) if axis is None else axis
-    axes = tuple(normalize_axis("norm", a, len(x.shape)) for a in (given if isinstance(given, (tuple, list)) else [given]))
+    axes = tuple(
+        normalize_axis("norm", a, len(x.shape)) for a in (given if isinstance(given, (tuple, list)) else [given])
+    )
     if len(axes) == 1:
         return _vector_norm(x, 2 if ord is None else ord, axes, keepdims)
     if len(axes) == 2:

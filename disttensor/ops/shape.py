@@ -39,9 +39,16 @@ __all__ = [
 _ALL_KINDS = ("float", "complex", "int", "bool")
 
 
+Axes = int | tuple[int, ...] | list[int]
+
+
 def normalize_axis(name: str, axis: int, ndim: int) -> int:
     """The axis counted from the front; a ShapeError that names the function if there is none."""
     return normalize_axes(name, int(axis), ndim)[0]
+
+
+def _listed(numbers: Axes) -> list[int]:
+    return [int(n) for n in numbers] if isinstance(numbers, (tuple, list)) else [int(numbers)]
 
 
 @operator(
@@ -131,7 +138,7 @@ def ravel(x: Any) -> Tensor:
 
 
 @public
-def expand_dims(x: Any, axis: int | Sequence[int]) -> Tensor:
+def expand_dims(x: Any, axis: Axes) -> Tensor:
     """Insert axes of size 1.
 
     Parameters
@@ -152,7 +159,7 @@ def expand_dims(x: Any, axis: int | Sequence[int]) -> Tensor:
 
 
 @public
-def squeeze(x: Any, axis: int | Sequence[int] | None = None) -> Tensor:
+def squeeze(x: Any, axis: Axes | None = None) -> Tensor:
     """Remove axes of size 1.
 
     Parameters
@@ -243,7 +250,7 @@ def swapaxes(x: Any, axis1: int, axis2: int) -> Tensor:
 
 
 @public
-def moveaxis(x: Any, source: int | Sequence[int], destination: int | Sequence[int]) -> Tensor:
+def moveaxis(x: Any, source: Axes, destination: Axes) -> Tensor:
     """Move axes to new places; the others keep their order. The result is a view.
 
     Parameters
@@ -258,8 +265,7 @@ def moveaxis(x: Any, source: int | Sequence[int], destination: int | Sequence[in
     """
     x = convert_to_tensor(x)
     count = len(x.shape)
-    given = [[a] if isinstance(a, int) else list(a) for a in (source, destination)]
-    origins, targets = ([normalize_axis("moveaxis", a, count) for a in axes] for axes in given)
+    origins, targets = ([normalize_axis("moveaxis", a, count) for a in _listed(axes)] for axes in (source, destination))
     if not len(origins) == len(targets) == len(set(origins)) == len(set(targets)):
         raise ArgumentError(f"moveaxis: source {source} and destination {destination} must pair different axes.")
     order = [a for a in range(count) if a not in origins]
@@ -290,7 +296,7 @@ def _(ctx: Any, g: Tensor) -> Tensor:
 
 
 @public
-def flip(x: Any, axis: int | Sequence[int] | None = None) -> Tensor:
+def flip(x: Any, axis: Axes | None = None) -> Tensor:
     """Reverse the order of the elements along an axis, several, or (default) all; the result is a view."""
     x = convert_to_tensor(x)
     return apply(reverse, [x], {"axes": normalize_axes("flip", axis, len(x.shape))})
@@ -344,7 +350,7 @@ def _(ctx: Any, g: Tensor) -> Tensor:
 
 
 @public
-def roll(x: Any, shift: int | Sequence[int], axis: int | Sequence[int] | None = None) -> Tensor:
+def roll(x: Any, shift: Axes, axis: Axes | None = None) -> Tensor:
     """Move elements along axes; what leaves at one end enters at the other.
 
     Parameters
@@ -362,8 +368,9 @@ def roll(x: Any, shift: int | Sequence[int], axis: int | Sequence[int] | None = 
     x = convert_to_tensor(x)
     if axis is None:
         return reshape(roll(ravel(x), shift, 0), x.shape)
-    axes = [normalize_axis("roll", a, len(x.shape)) for a in (axis if isinstance(axis, (tuple, list)) else [axis])]
-    shifts = [int(s) for s in shift] if isinstance(shift, (tuple, list)) else [int(shift)] * len(axes)
+    axes, shifts = [normalize_axis("roll", a, len(x.shape)) for a in _listed(axis)], _listed(shift)
+    if len(shifts) == 1:
+        shifts = shifts * len(axes)
     if len(shifts) != len(axes):
         raise ArgumentError(f"roll: got {len(shifts)} shifts for {len(axes)} axes.")
     return apply(rotate, [x], {"shifts": tuple(shifts), "axes": tuple(axes)})

@@ -48,7 +48,6 @@ class Frame:
         ("text", False),
         (None, False),
     ],
-    ids=repr,
 )
 def test_is_array_structure(x, expected):
     assert is_array_structure(x) is expected

@@ -110,7 +110,7 @@ def test_reductions_of_nothing() -> None:
     assert ops.prod(nothing, 0).tolist() == [1, 1]
     assert ops.any(nothing).tolist() is False
     assert ops.all(nothing).tolist() is True
-    assert np.isnan(ops.mean(nothing, 0)).all()
+    assert np.isnan(ops.mean(nothing, 0).array).all()
     assert ops.max(nothing, 1).shape == (0,)
     assert ops.max(nothing, 0, initial=-1.0).tolist() == [-1, -1]
     assert ops.min(nothing, 0, keepdims=True, initial=5).tolist() == [[5, 5]]

@@ -1,0 +1,258 @@
+"""Normalization: outputs with mean 0 and variance 1, over the batch or within each example."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from disttensor import constraints, dtypes, initializers, ops, regularizers
+from disttensor.distributed.collectives import sync_mean
+from disttensor.errors import ArgumentError, ShapeError
+from disttensor.layers.arguments import PartialShape, known_size, title
+from disttensor.layers.layer import Layer
+from disttensor.tensor import Tensor
+
+
+class BatchNormalization(Layer):
+    """Normalizes each channel over the batch: (x − mean) / √(variance + epsilon)·gamma + beta.
+
+    In training, mean and variance are those of the batch, and moving averages of them are kept. In inference, and in
+    training if the layer is frozen (``layer.trainable = False``), the moving averages take their place.
+
+    Parameters
+    ----------
+    axis : int, default -1
+        The axis of the channels.
+    momentum : float, default 0.99
+        Of the moving averages: average·momentum + new·(1 − momentum).
+    epsilon : float, default 0.001
+    center : bool, default True
+        Whether to add beta.
+    scale : bool, default True
+        Whether to multiply by gamma.
+    beta_initializer : str or Initializer, default "zeros"
+    gamma_initializer : str or Initializer, default "ones"
+    moving_mean_initializer : str or Initializer, default "zeros"
+    moving_variance_initializer : str or Initializer, default "ones"
+    beta_regularizer, gamma_regularizer : str or Regularizer, optional
+    beta_constraint, gamma_constraint : str or Constraint, optional
+    synchronized : bool, optional
+        Whether the batch is the global one, so that results do not depend on the number of processes (None and True);
+        False: each process normalizes its own part of the batch, which saves two small all-reduces. The moving
+        averages are the same in all processes either way.
+    **kwargs
+        See `Layer`.
+
+    Notes
+    -----
+    With a mask (of one axis less than the inputs), only places where it is true count for mean and variance.
+
+    References
+    ----------
+    Ioffe, Szegedy, "Batch normalization: accelerating deep network training by reducing internal covariate shift",
+    2015.
+
+    Examples
+    --------
+    >>> import disttensor as keras
+    >>> layer = keras.layers.BatchNormalization(epsilon=0.0)
+    >>> layer(keras.ops.convert_to_tensor([[1.0], [3.0]]), training=True).tolist()
+    [[-1.0], [1.0]]
+    """
+
+    def __init__(
+        self,
+        axis: int = -1,
+        momentum: float = 0.99,
+        epsilon: float = 0.001,
+        center: bool = True,
+        scale: bool = True,
+        beta_initializer: Any = "zeros",
+        gamma_initializer: Any = "ones",
+        moving_mean_initializer: Any = "zeros",
+        moving_variance_initializer: Any = "ones",
+        beta_regularizer: Any = None,
+        gamma_regularizer: Any = None,
+        beta_constraint: Any = None,
+        gamma_constraint: Any = None,
+        synchronized: bool | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        if not isinstance(axis, int):
+            raise ArgumentError(f"BatchNormalization: axis must be one int, got {axis!r}.")
+        self.axis = axis
+        self.momentum = momentum
+        self.epsilon = epsilon
+        self.center = center
+        self.scale = scale
+        self.beta_initializer = initializers.get(beta_initializer)
+        self.gamma_initializer = initializers.get(gamma_initializer)
+        self.moving_mean_initializer = initializers.get(moving_mean_initializer)
+        self.moving_variance_initializer = initializers.get(moving_variance_initializer)
+        self.beta_regularizer = regularizers.get(beta_regularizer)
+        self.gamma_regularizer = regularizers.get(gamma_regularizer)
+        self.beta_constraint = constraints.get(beta_constraint)
+        self.gamma_constraint = constraints.get(gamma_constraint)
+        self.synchronized = synchronized is not False
+        self.gamma = self.beta = None
+        self.supports_masking = True
+
+    def build(self, input_shape: PartialShape) -> None:
+        axis = _existing_axes(self, input_shape, (self.axis,))[0]
+        if axis == 0:
+            raise ShapeError(f"{title(self)} needs an axis of channels; axis {self.axis} is the batch.")
+        shape = (known_size(self, input_shape, axis, "channels"),)
+        if self.scale:
+            self.gamma = self.add_weight(
+                shape, self.gamma_initializer, name="gamma",
+                regularizer=self.gamma_regularizer, constraint=self.gamma_constraint,
+            )  # fmt: skip
+        if self.center:
+            self.beta = self.add_weight(
+                shape, self.beta_initializer, name="beta",
+                regularizer=self.beta_regularizer, constraint=self.beta_constraint,
+            )  # fmt: skip
+        self.moving_mean = self.add_weight(
+            shape, self.moving_mean_initializer, trainable=False, name="moving_mean"
+        )  # fmt: skip
+        self.moving_variance = self.add_weight(
+            shape, self.moving_variance_initializer, trainable=False, name="moving_variance"
+        )
+
+    def call(self, inputs: Tensor, training: bool = False, mask: Tensor | None = None) -> Tensor:
+        x = ops.cast(inputs, dtypes.result_type(inputs.dtype, "float32"))
+        if training and self.trainable:
+            mean, variance = self._moments(x, mask)
+            self._move_averages(mean, variance)
+        else:
+            mean, variance = self.moving_mean, self.moving_variance
+        mean, variance, offset, scale = (
+            v if v is None else ops.cast(v, x.dtype) for v in (mean, variance, self.beta, self.gamma)
+        )
+        outputs = ops.batch_normalization(x, mean, variance, self.axis, offset, scale, self.epsilon)
+        return ops.cast(outputs, inputs.dtype)
+
+    def _moments(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Mean and variance of each channel: two passes, because E[x²] − E[x]² loses digits."""
+        channels = self.axis % len(x.shape)
+        axes = tuple(a for a in range(len(x.shape)) if a != channels)
+        broadcast = tuple(-1 if a == channels else 1 for a in range(len(x.shape)))
+        combine = sync_mean if self.synchronized else _unchanged
+        if mask is None:
+
+            def mean_of(values: Tensor) -> Tensor:
+                return combine(ops.mean(values, axis=axes))
+
+        else:
+            counts = ops.broadcast_to(ops.expand_dims(ops.cast(mask, x.dtype), -1), x.shape)
+            share = combine(ops.mean(counts, axis=axes))
+
+            def mean_of(values: Tensor) -> Tensor:
+                return combine(ops.mean(values * counts, axis=axes)) / share
+
+        mean = mean_of(x)
+        return mean, mean_of(ops.square(x - ops.reshape(mean, broadcast)))
+
+    def _move_averages(self, mean: Tensor, variance: Tensor) -> None:
+        for average, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            if not self.synchronized:
+                new = sync_mean(ops.stop_gradient(new))
+            average.assign(ops.cast(average, new.dtype) * self.momentum + new * (1.0 - self.momentum))
+
+
+def _unchanged(x: Tensor) -> Tensor:
+    return x
+
+
+class LayerNormalization(Layer):
+    """Normalizes each example by itself: (x − mean) / √(variance + epsilon)·gamma + beta.
+
+    Parameters
+    ----------
+    axis : int or sequence of int, default -1
+        The axes that mean and variance are taken over.
+    epsilon : float, default 0.001
+    center : bool, default True
+        Whether to add beta.
+    scale : bool, default True
+        Whether to multiply by gamma.
+    beta_initializer : str or Initializer, default "zeros"
+    gamma_initializer : str or Initializer, default "ones"
+    beta_regularizer, gamma_regularizer : str or Regularizer, optional
+    beta_constraint, gamma_constraint : str or Constraint, optional
+    **kwargs
+        See `Layer`.
+
+    References
+    ----------
+    Ba, Kiros, Hinton, "Layer normalization", 2016.
+
+    Examples
+    --------
+    >>> import disttensor as keras
+    >>> keras.layers.LayerNormalization(epsilon=0.0)(keras.ops.convert_to_tensor([[1.0, 3.0]])).tolist()
+    [[-1.0, 1.0]]
+    """
+
+    def __init__(
+        self,
+        axis: int | Sequence[int] = -1,
+        epsilon: float = 0.001,
+        center: bool = True,
+        scale: bool = True,
+        beta_initializer: Any = "zeros",
+        gamma_initializer: Any = "ones",
+        beta_regularizer: Any = None,
+        gamma_regularizer: Any = None,
+        beta_constraint: Any = None,
+        gamma_constraint: Any = None,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.axis = (axis,) if isinstance(axis, int) else tuple(axis)
+        self.epsilon = epsilon
+        self.center = center
+        self.scale = scale
+        self.beta_initializer = initializers.get(beta_initializer)
+        self.gamma_initializer = initializers.get(gamma_initializer)
+        self.beta_regularizer = regularizers.get(beta_regularizer)
+        self.gamma_regularizer = regularizers.get(gamma_regularizer)
+        self.beta_constraint = constraints.get(beta_constraint)
+        self.gamma_constraint = constraints.get(gamma_constraint)
+        self.gamma = self.beta = None
+        self.supports_masking = True
+
+    def build(self, input_shape: PartialShape) -> None:
+        axes = _existing_axes(self, input_shape, self.axis)
+        shape = tuple(known_size(self, input_shape, axis, "features") for axis in axes)
+        if self.scale:
+            self.gamma = self.add_weight(
+                shape, self.gamma_initializer, name="gamma",
+                regularizer=self.gamma_regularizer, constraint=self.gamma_constraint,
+            )  # fmt: skip
+        if self.center:
+            self.beta = self.add_weight(
+                shape, self.beta_initializer, name="beta",
+                regularizer=self.beta_regularizer, constraint=self.beta_constraint,
+            )  # fmt: skip
+
+    def call(self, inputs: Tensor) -> Tensor:
+        x = ops.cast(inputs, dtypes.result_type(inputs.dtype, "float32"))
+        axes = _existing_axes(self, x.shape, self.axis)
+        centered = x - ops.mean(x, axis=axes, keepdims=True)
+        variance = ops.mean(ops.square(centered), axis=axes, keepdims=True)
+        outputs = centered * ops.rsqrt(variance + self.epsilon)
+        broadcast = tuple(n if a in axes else 1 for a, n in enumerate(x.shape))
+        if self.gamma is not None:
+            outputs = outputs * ops.reshape(ops.cast(self.gamma, x.dtype), broadcast)
+        if self.beta is not None:
+            outputs = outputs + ops.reshape(ops.cast(self.beta, x.dtype), broadcast)
+        return ops.cast(outputs, inputs.dtype)
+
+
+def _existing_axes(layer: Layer, shape: PartialShape, axes: Sequence[int]) -> tuple[int, ...]:
+    """Axis numbers, not negative and sorted."""
+    if any(not -len(shape) <= axis < len(shape) for axis in axes):
+        raise ShapeError(f"{title(layer)} got an input of shape {shape}; axis {tuple(axes)} does not exist there.")
+    return tuple(sorted(axis % len(shape) for axis in axes))

@@ -1,0 +1,63 @@
+"""Rows scattered by index, against numpy's unbuffered addition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from disttensor import dtypes
+from disttensor.errors import ArgumentError, ShapeError
+from disttensor.kernels import indexing
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32"])
+@pytest.mark.parametrize(
+    ("rows", "indices", "row"), [(7, (50,), (3,)), (20, (4, 5), (2, 3)), (3, (0,), (4,)), (5, (6,), ()), (4, (), (2,))]
+)
+def test_scatter_add_rows(
+    dtype: str, rows: int, indices: tuple[int, ...], row: tuple[int, ...], rng: np.random.Generator
+) -> None:
+    places = np.asarray(rng.integers(-rows, rows, indices))
+    updates = (10 * rng.normal(size=indices + row)).astype(dtype)
+    out, expected = np.full((rows, *row), 9, dtype), np.zeros((rows, *row), dtype)
+    indexing.scatter_add_rows(out, places, updates)
+    np.add.at(expected, places, updates)
+    np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_sixteen_bits_are_summed_in_float32(dtype: str) -> None:
+    """1000 ones in 16 bits: a running sum in bfloat16 would stop at 256."""
+    out = np.empty((2, 1), dtypes.to_numpy(dtype))
+    indexing.scatter_add_rows(out, np.ones(1000, np.int32), np.ones((1000, 1), out.dtype))
+    assert out.ravel().tolist() == [0, 1000]
+
+
+def test_views_are_read_in_order(rng: np.random.Generator) -> None:
+    updates = rng.normal(size=(3, 8)).T
+    out, expected = np.empty((4, 3)), np.empty((4, 3))
+    places = rng.integers(0, 4, 16)[::2]
+    indexing.scatter_add_rows(out, places, updates)
+    indexing.scatter_add_rows(expected, places.copy(), updates.copy())
+    np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("wrong", [3, -4])
+def test_scatter_checks_before_it_writes(wrong: int) -> None:
+    out = np.ones((3, 2))
+    with pytest.raises(ArgumentError, match="from -3 to 2"):
+        indexing.scatter_add_rows(out, np.array([0, wrong]), np.ones((2, 2)))
+    with pytest.raises(ShapeError, match=r"updates of shape \(2, 2\)"):
+        indexing.scatter_add_rows(out, np.array([0, 1]), np.ones((2, 3)))
+    assert (out == 1).all()
+
+
+def test_one_hot() -> None:
+    indices = np.array([[0, 2], [-1, 3]])
+    out = np.full((2, 2, 3), 9, np.float32)
+    indexing.one_hot(out, indices)
+    np.testing.assert_array_equal(out, (indices[..., None] == np.arange(3)).astype(np.float32))
+    empty = np.empty((0, 3))
+    indexing.one_hot(empty, np.empty(0, np.int32))
+    with pytest.raises(ShapeError, match="one more axis"):
+        indexing.one_hot(np.empty((3, 3)), indices)

@@ -1,0 +1,140 @@
+"""Pooling against plain loops over windows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from disttensor import dtypes
+from disttensor.errors import ShapeError
+from disttensor.kernels import pooling
+from disttensor.kernels.windows import output_length
+
+# Images, pool_size, strides, padding.
+CASES = [
+    ((2, 6, 6, 3), (2, 2), (2, 2), ((0, 0), (0, 0))),
+    ((2, 7, 5, 3), (3, 2), (1, 1), ((1, 1), (0, 1))),
+    ((1, 9, 8, 2), (3, 3), (2, 3), ((2, 0), (0, 2))),
+    ((2, 7, 7, 1), (2, 2), (3, 3), ((0, 0), (0, 0))),
+    ((0, 6, 6, 3), (2, 2), (2, 2), ((0, 0), (0, 0))),
+    ((2, 1, 6, 3), (2, 2), (2, 2), ((0, 0), (0, 0))),
+    ((2, 6, 6, 0), (2, 2), (2, 2), ((0, 0), (0, 0))),
+]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: "-".join(map(str, case)).replace(" ", ""))
+def case(request: pytest.FixtureRequest, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, Any]]:
+    shape, pool_size, strides, padding = request.param
+    # Few different numbers, so that there are ties.
+    return rng.integers(0, 4, shape).astype(np.float64), {
+        "pool_size": pool_size, "strides": strides, "padding": padding
+    }  # fmt: skip
+
+
+def _output(x: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+    sizes = (
+        output_length(x.shape[i + 1], options["pool_size"][i], options["strides"][i], options["padding"][i])
+        for i in (0, 1)
+    )
+    return np.full((x.shape[0], *sizes, x.shape[3]), np.nan)
+
+
+def _windows(x: np.ndarray, options: dict[str, Any]) -> Iterator[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
+    """Each window, and the places of its elements inside the image in row-major order."""
+    for n, i, j, c in np.ndindex(_output(x, options).shape):
+        top, left = (index * options["strides"][k] - options["padding"][k][0] for k, index in enumerate((i, j)))
+        places = [
+            (n, top + u, left + v, c)
+            for u, v in np.ndindex(options["pool_size"])
+            if 0 <= top + u < x.shape[1] and 0 <= left + v < x.shape[2]
+        ]
+        yield (n, i, j, c), places
+
+
+def test_max_and_its_gradient(case: tuple[np.ndarray, dict[str, Any]], rng: np.random.Generator) -> None:
+    x, options = case
+    y, picked, dx = _output(x, options), _output(x, options), np.full(x.shape, np.nan)
+    g, v = rng.normal(size=y.shape), rng.normal(size=x.shape)
+    pooling.max_pool2d(y, x, **options)
+    pooling.max_pool2d_gradient(dx, x, g, **options)
+    pooling.max_pool2d_gather(picked, x, v, **options)
+    expected = np.zeros_like(x)
+    for window, places in _windows(x, options):
+        first = places[int(np.argmax([x[p] for p in places]))]
+        assert y[window] == x[first]
+        assert picked[window] == v[first]
+        expected[first] += g[window]
+    np.testing.assert_allclose(dx, expected, atol=1e-14)
+
+
+def test_average_and_its_gradient(case: tuple[np.ndarray, dict[str, Any]], rng: np.random.Generator) -> None:
+    x, options = case
+    y, dx = _output(x, options), np.full(x.shape, np.nan)
+    g = rng.normal(size=y.shape)
+    pooling.avg_pool2d(y, x, **options)
+    pooling.avg_pool2d_gradient(dx, g, **options)
+    expected = np.zeros_like(x)
+    for window, places in _windows(x, options):
+        np.testing.assert_allclose(y[window], np.mean([x[p] for p in places]))
+        for place in places:
+            expected[place] += g[window] / len(places)
+    np.testing.assert_allclose(dx, expected, atol=1e-14)
+
+
+def test_nan_is_the_maximum_of_its_window() -> None:
+    options = {"pool_size": (2, 2), "strides": (2, 2), "padding": ((0, 0), (0, 0))}
+    x = np.array([[5.0, np.nan, 1.0, -np.inf], [np.nan, 9.0, -np.inf, 0.0]]).reshape(1, 2, 4, 1)
+    y, dx = np.empty((1, 1, 2, 1)), np.empty(x.shape)
+    pooling.max_pool2d(y, x, **options)
+    pooling.max_pool2d_gradient(dx, x, np.ones_like(y), **options)
+    np.testing.assert_array_equal(y.ravel(), [np.nan, 1])
+    np.testing.assert_array_equal(dx[0, :, :, 0], [[0, 1, 1, 0], [0, 0, 0, 0]])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "int32", "uint8"])
+def test_maximum_keeps_numbers_of_any_dtype(dtype: str) -> None:
+    x = np.arange(16).reshape(1, 4, 4, 1).astype(dtypes.to_numpy(dtype))
+    y = np.empty((1, 2, 2, 1), x.dtype)
+    pooling.max_pool2d(y, x, pool_size=(2, 2), strides=(2, 2), padding=((0, 0), (0, 0)))
+    assert y.ravel().tolist() == [5, 7, 13, 15]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_gradients_of_narrow_dtypes_are_rounded_once(dtype: str, rng: np.random.Generator) -> None:
+    """Nine overlapping windows send their gradients to one element: in 16 bits a running sum would lose digits."""
+    options = {"pool_size": (3, 3), "strides": (1, 1), "padding": ((1, 1), (1, 1))}
+    x, g = np.zeros((1, 5, 5, 1), dtypes.to_numpy(dtype)), rng.normal(size=(1, 5, 5, 1)).astype(dtypes.to_numpy(dtype))
+    x[0, 2, 2, 0] = 1
+    dx = np.empty_like(x)
+    pooling.max_pool2d_gradient(dx, x, g, **options)
+    exact = np.sum(g[0, 1:4, 1:4, 0].astype(np.float64))
+    np.testing.assert_allclose(float(dx[0, 2, 2, 0]), float(exact.astype(x.dtype)), rtol=1e-6)
+
+
+def test_inputs_need_not_be_contiguous(rng: np.random.Generator) -> None:
+    options = {"pool_size": (2, 2), "strides": (1, 1), "padding": ((0, 0), (0, 0))}
+    x, g = rng.normal(size=(3, 5, 6, 2)).transpose(3, 2, 1, 0), rng.normal(size=(3, 4, 5, 2)).transpose(3, 2, 1, 0)
+    dx, expected = np.empty(x.shape), np.empty(x.shape)
+    pooling.max_pool2d_gradient(dx, x, g, **options)
+    pooling.max_pool2d_gradient(expected, np.ascontiguousarray(x), np.ascontiguousarray(g), **options)
+    np.testing.assert_array_equal(dx, expected)
+    y, expected = np.empty(g.shape), np.empty(g.shape)
+    pooling.max_pool2d_gather(y, x, x, **options)
+    pooling.max_pool2d(expected, x, **options)
+    np.testing.assert_array_equal(y, expected)
+
+
+def test_shapes_that_do_not_fit() -> None:
+    x = np.zeros((1, 4, 4, 1))
+    with pytest.raises(ShapeError, match=r"gives \(1, 2, 2, 1\), not \(1, 3, 2, 1\)"):
+        pooling.max_pool2d(np.zeros((1, 3, 2, 1)), x, pool_size=(2, 2), strides=(2, 2), padding=((0, 0), (0, 0)))
+    with pytest.raises(ShapeError, match="padding must be less"):
+        pooling.avg_pool2d(np.zeros((1, 4, 2, 1)), x, pool_size=(2, 2), strides=(2, 2), padding=((2, 2), (0, 0)))
+    with pytest.raises(ShapeError, match="images' shape"):
+        pooling.max_pool2d_gradient(
+            np.zeros((1, 5, 4, 1)), x, np.zeros((1, 2, 2, 1)),
+            pool_size=(2, 2), strides=(2, 2), padding=((0, 0), (0, 0)),
+        )  # fmt: skip

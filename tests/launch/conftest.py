@@ -1,0 +1,45 @@
+"""Stand-ins for mpirun, which can only say whose they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+VERSIONS = {
+    "openmpi": "mpirun (Open MPI) 5.0.11\n\nReport bugs to https://www.open-mpi.org/community/help/",
+    "mpich": "HYDRA build details:\n    Version:                                 5.0.2",
+    "intelmpi": "Intel(R) MPI Library for Linux* OS, Version 2021.18 Build 20260301",
+    "unknown": "mpirun of somebody else 1.0",
+}
+
+
+def write_program(path: Path, *lines: str) -> Path:
+    """An executable shell script."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(["#!/bin/sh", *lines, ""]))
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def python_with(tmp_path):
+    """Make the Python of an environment whose mpirun is of the flavour given."""
+
+    def make(flavour: str) -> str:
+        folder = tmp_path / flavour / "bin"
+        write_program(folder / "mpirun", f"cat <<'X'\n{VERSIONS[flavour]}\nX")
+        return str(write_program(folder / "python"))
+
+    return make
+
+
+@pytest.fixture
+def srun_that_starts(tmp_path):
+    """A folder whose srun can start ranks that speak this protocol, and no other."""
+
+    def make(protocol: str) -> str:
+        write_program(tmp_path / "slurm" / "srun", f'case "$*" in *--mpi={protocol}*) exit 0;; esac; exit 1')
+        return f"{tmp_path / 'slurm'}:/usr/bin:/bin"
+
+    return make

@@ -27,9 +27,7 @@ UNSIGNED = ("uint8", "uint16", "uint32", "uint64")
 COMPLEX = ("complex64", "complex128")
 ALL = ("bool", *UNSIGNED, *SIGNED, *FLOATS, *COMPLEX)
 
-_NUMPY: dict[str, np.dtype[Any]] = {
-    name: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name in ALL
-}
+_NUMPY: dict[str, np.dtype[Any]] = {name: np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name) for name in ALL}
 _NAME = {numpy_dtype: name for name, numpy_dtype in _NUMPY.items()}
 _PYTHON = {bool: "bool", int: "int*", float: "float*", complex: "complex*"}
 

@@ -23,7 +23,8 @@ RELUS: list[dict[str, Any]] = [
 
 
 @pytest.mark.keras_oracle
-@pytest.mark.parametrize("name", NAMES)
+# Keras 3.15's sparsemax gives rows of zeros here; ours has its own test with the operators.
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "sparsemax"])
 def test_like_keras(keras: Any, name: str, rng: np.random.Generator) -> None:
     x = rng.normal(scale=3, size=(5, 8)).astype(np.float32)
     expected = np.asarray(getattr(keras.activations, name)(x))
@@ -66,7 +67,7 @@ def test_serialize(name: str) -> None:
 
 def test_layer_as_activation() -> None:
     config = activations.serialize(layers.LeakyReLU(0.1))
-    assert activations.deserialize(config)(-10.0).item() == pytest.approx(-1.0)
+    assert activations.deserialize(config)(ops.array(-10.0)).item() == pytest.approx(-1.0)
 
 
 def test_own_functions() -> None:

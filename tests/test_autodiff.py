@@ -59,9 +59,6 @@ def test_a_tape_gives_gradients_once_unless_it_is_persistent() -> None:
 
 
 def test_a_used_tape_frees_what_it_held() -> None:
-    class Watched(Tensor):
-        pass
-
     x = Variable(2.0)
     with GradientTape() as tape:
         middle = x * 2
@@ -89,12 +86,10 @@ def test_targets_are_summed_and_may_be_weighted() -> None:
     with GradientTape(persistent=True) as tape:
         y, z = x * x, {"z": 3 * x}
     assert tape.gradient([y, z], x).tolist() == [5, 7]
-    assert tape.gradient(y, x, output_gradients=[10.0, 100.0]).tolist() == [20, 400]
+    assert tape.gradient(y, x, output_gradients=Tensor([10.0, 100.0])).tolist() == [20, 400]
     assert tape.gradient([y, z], x, output_gradients=[Tensor([1.0, 1.0]), {"z": Tensor([0.0, 1.0])}]).tolist() == [2, 7]
     with pytest.raises(ShapeError, match=r"shape \(3,\) for a target of shape \(2,\)"):
-        tape.gradient(y, x, output_gradients=[1.0, 2.0, 3.0]) if False else tape.gradient(
-            y, x, output_gradients=Tensor([1.0, 2.0, 3.0])
-        )
+        tape.gradient(y, x, output_gradients=Tensor([1.0, 2.0, 3.0]))
     with pytest.raises(ArgumentError, match="2 targets but 1"):
         tape.gradient([y, z], x, output_gradients=[Tensor([1.0, 1.0])])
 

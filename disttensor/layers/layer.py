@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import re
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,11 +14,10 @@ from disttensor.context import suspended
 from disttensor.errors import ArgumentError, ShapeError
 from disttensor.layers.symbolic import FunctionalNode, infer_outputs
 from disttensor.metrics.metric import Metric
+from disttensor.naming import auto_name
 from disttensor.random import SeedGenerator
 from disttensor.saving.registration import Configurable
 from disttensor.tensor import KerasTensor, Tensor, Variable, convert_to_tensor
-
-_name_counts: Counter[str] = Counter()
 
 
 class _CallContext(threading.local):
@@ -31,19 +28,6 @@ class _CallContext(threading.local):
 
 
 _call_context = _CallContext()
-
-
-def auto_name(prefix: str) -> str:
-    """``dense``, ``dense_1``, ``dense_2``, … for the class Dense."""
-    prefix = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", prefix).lower()
-    count = _name_counts[prefix]
-    _name_counts[prefix] += 1
-    return f"{prefix}_{count}" if count else prefix
-
-
-def reset_names() -> None:
-    """Start the numbers of automatic names again."""
-    _name_counts.clear()
 
 
 class Layer(Configurable):

@@ -17,7 +17,7 @@ from disttensor.ops.arithmetic import conjugate
 from disttensor.ops.core import broadcast_to, cast
 from disttensor.ops.registry import Example, apply, broadcast_shapes, elementwise, operator, promote, public
 from disttensor.ops.trigonometric import arctan2
-from disttensor.tensor import Tensor, convert_to_tensor
+from disttensor.tensor import Tensor
 
 __all__ = ["angle", "complex", "conj", "imag", "real", "view_as_complex", "view_as_real"]
 

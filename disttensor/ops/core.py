@@ -13,7 +13,6 @@ from disttensor.errors import ShapeError
 from disttensor.ops.registry import Example, apply, operator, public
 from disttensor.tensor import Tensor, convert_to_tensor
 
-
 __all__ = ["broadcast_to", "cast", "stop_gradient"]
 
 

@@ -166,15 +166,16 @@ def linspace(
     start, stop = promote([start, stop], floating=True)
     intervals = num - 1 if endpoint else num
     step = (stop - start) / intervals
-    shape = list((start + stop).shape)
-    (axis,) = normalize_axes("linspace", axis, len(shape) + 1)
-    shape.insert(axis, num)
-    start, stop = (broadcast_to(v, step.shape) for v in (start, stop))
-    ends = [apply(spread, [v], {"axes": (axis,), "shape": tuple(shape)}) for v in (start, stop)]
+    (axis,) = normalize_axes("linspace", axis, len(step.shape) + 1)
+    shape = (*step.shape[:axis], num, *step.shape[axis:])
+    others = tuple(a for a in range(len(shape)) if a != axis)
     # Both ends come out exactly: no rounding touches them where the other weight is zero.
     weights = convert_to_tensor(np.arange(num) / max(intervals, 1), start.dtype)
-    weights = apply(spread, [weights], {"axes": tuple(a for a in range(len(shape)) if a != axis), "shape": tuple(shape)})
-    values = ends[0] * (1 - weights) + ends[1] * weights
+    weights = apply(spread, [weights], {"axes": others, "shape": shape})
+    first, last = (
+        apply(spread, [broadcast_to(v, step.shape)], {"axes": (axis,), "shape": shape}) for v in (start, stop)
+    )
+    values = first * (1 - weights) + last * weights
     if dtype is not None:
         values = cast(floor(values) if dtypes.is_integer(dtypes.standardize_dtype(dtype)) else values, dtype)
     return (values, step) if retstep else values
@@ -197,7 +198,8 @@ def eye(N: int, M: int | None = None, k: int = 0, dtype: Any = None) -> Tensor:
     -------
     Tensor, shape (N, M)
     """
-    return Tensor.wrap(np.eye(*_shape((N, N if M is None else M)), k, dtypes.to_numpy(dtype)))
+    rows, columns = _shape((N, N if M is None else M))
+    return Tensor.wrap(np.eye(rows, columns, k, dtypes.to_numpy(dtype)))
 
 
 def identity(n: int, dtype: Any = None) -> Tensor:
@@ -207,7 +209,8 @@ def identity(n: int, dtype: Any = None) -> Tensor:
 
 def tri(N: int, M: int | None = None, k: int = 0, dtype: Any = None) -> Tensor:
     """A matrix of ones on and below diagonal `k` and zeros above; see `eye` for the arguments."""
-    return Tensor.wrap(np.tri(*_shape((N, N if M is None else M)), k, dtypes.to_numpy(dtype)))
+    rows, columns = _shape((N, N if M is None else M))
+    return Tensor.wrap(np.tri(rows, columns, k, dtypes.to_numpy(dtype)))
 
 
 _MATRICES = [Example((2, 3), k=0), Example((2, 3, 2), k=-1), Example((3, 3), k=1), Example((0, 3), k=0)]
@@ -268,7 +271,7 @@ def take_diagonal(out: np.ndarray, x: np.ndarray, *, k: int) -> None:
 def _(x: Spec, *, k: int) -> Spec:
     if len(x.shape) < 2:
         raise ShapeError(f"a diagonal needs matrices, at least two axes; got shape {x.shape}.")
-    return Spec((*x.shape[:-2], _diagonal_length(*x.shape[-2:], k)), x.dtype)
+    return Spec((*x.shape[:-2], _diagonal_length(x.shape[-2:], k)), x.dtype)
 
 
 @take_diagonal.gradient
@@ -276,7 +279,8 @@ def _(ctx: Any, g: Tensor) -> Tensor:
     return apply(put_diagonal, [g], {"k": ctx.attrs["k"], "shape": ctx.inputs[0].shape[-2:]})
 
 
-def _diagonal_length(rows: int, columns: int, k: int) -> int:
+def _diagonal_length(shape: tuple[int, ...], k: int) -> int:
+    rows, columns = shape
     return max(0, min(rows + min(k, 0), columns - max(k, 0)))
 
 
@@ -290,7 +294,7 @@ def put_diagonal(out: np.ndarray, x: np.ndarray, *, k: int, shape: tuple[int, in
 
 @put_diagonal.infer
 def _(x: Spec, *, k: int, shape: tuple[int, int]) -> Spec:
-    if x.shape[-1:] != (_diagonal_length(*shape, k),):
+    if x.shape[-1:] != (_diagonal_length(shape, k),):
         raise ShapeError(f"diagonal {k} of a matrix of shape {shape} does not hold {x.shape[-1:]} elements.")
     return Spec((*x.shape[:-1], *shape), x.dtype)
 

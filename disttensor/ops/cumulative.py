@@ -76,9 +76,7 @@ def _(ctx: Any, g: Tensor) -> Tensor:
     return before * linear_recurrence(factors, g, axis=axis, reverse=not reverse)
 
 
-@operator(
-    examples=[Example((2, 3), axis=1, step=1, fill=1), Example((3, 2), axis=0, step=-1, fill=0)], kinds=_NUMBERS
-)
+@operator(examples=[Example((2, 3), axis=1, step=1, fill=1), Example((3, 2), axis=0, step=-1, fill=0)], kinds=_NUMBERS)
 def shift(out: np.ndarray, x: np.ndarray, *, axis: int, step: int, fill: int) -> None:
     """Each element one place further along an axis (step 1) or back (step −1); `fill` takes the place left."""
     source, target = np.moveaxis(x, axis, 0), np.moveaxis(out, axis, 0)

@@ -24,12 +24,22 @@ Formula = Callable[..., Any]
 
 # The primitives, by name; numpy has a ufunc of the same name for each but the special functions.
 _NUMERIC = frozenset(
-    ["add", "subtract", "multiply", "divide", "floor_divide", "remainder", "power", "negative", "absolute", "sign", "square", "sqrt", "reciprocal", "exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "sin", "cos", "tan", "arcsin", "arccos", "arctan", "arctan2", "sinh", "cosh", "tanh", "arcsinh", "arccosh", "arctanh", "floor", "ceil", "trunc", "rint", "maximum", "minimum", "fmax", "fmin", "conjugate", "real", "imag", "bitwise_and", "bitwise_or", "bitwise_xor", "invert", "left_shift", "right_shift", "hypot", "copysign", "logaddexp", "nextafter"]
-)
+    [
+        "add", "subtract", "multiply", "divide", "floor_divide", "remainder", "power", "negative", "absolute",
+        "sign", "square", "sqrt", "reciprocal", "exp", "exp2", "expm1", "log", "log1p", "log2", "log10", "sin",
+        "cos", "tan", "arcsin", "arccos", "arctan", "arctan2", "sinh", "cosh", "tanh", "arcsinh", "arccosh",
+        "arctanh", "floor", "ceil", "trunc", "rint", "maximum", "minimum", "fmax", "fmin", "conjugate", "real",
+        "imag", "bitwise_and", "bitwise_or", "bitwise_xor", "invert", "left_shift", "right_shift", "hypot",
+        "copysign", "logaddexp", "nextafter",
+    ]
+)  # fmt: skip
 _SPECIAL = frozenset(["erf", "erfc", "erfinv", "lgamma", "digamma"])
 _BOOLEAN = frozenset(
-    ["equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "logical_and", "logical_or", "logical_xor", "logical_not", "isnan", "isinf", "isfinite", "signbit"]
-)
+    [
+        "equal", "not_equal", "less", "less_equal", "greater", "greater_equal", "logical_and", "logical_or",
+        "logical_xor", "logical_not", "isnan", "isinf", "isfinite", "signbit",
+    ]
+)  # fmt: skip
 # numpy computes these in other ways, with other last bits, where the memory is not contiguous; complex products are
 # others too where result and operand are the same memory.
 _LAYOUT_DEPENDENT = _SPECIAL | frozenset(

@@ -152,10 +152,10 @@ def stack(x: Sequence[Any], axis: int = 0) -> Tensor:
 
 
 def _several(name: str, xs: Sequence[Any]) -> list[Tensor]:
-    tensors = promote(list(xs))
-    if not tensors:
+    values = list(xs)
+    if not values:
         raise ArgumentError(f"{name}: needs at least one tensor.")
-    return tensors
+    return promote(values)
 
 
 @public

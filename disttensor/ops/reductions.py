@@ -173,13 +173,13 @@ reduce_min.gradient(_share_among_ties)
 @operator(examples=_EXAMPLES + _EMPTY, kinds=("float", "complex", "int", "bool"))
 def reduce_any(out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...], keepdims: bool) -> None:
     """Whether any element along some axes is true (not zero)."""
-    np.copyto(out, np.logical_or.reduce(x.astype(bool), axis=axes, keepdims=keepdims))
+    np.copyto(out, np.any(x, axis=axes, keepdims=keepdims))
 
 
 @operator(examples=_EXAMPLES + _EMPTY, kinds=("float", "complex", "int", "bool"))
 def reduce_all(out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...], keepdims: bool) -> None:
     """Whether all elements along some axes are true (not zero)."""
-    np.copyto(out, np.logical_and.reduce(x.astype(bool), axis=axes, keepdims=keepdims))
+    np.copyto(out, np.all(x, axis=axes, keepdims=keepdims))
 
 
 def _infer_truth(x: Spec, *, axes: tuple[int, ...], keepdims: bool) -> Spec:
@@ -195,13 +195,13 @@ _POSITIONS = [Example((2, 3), axis=None, keepdims=True), Example((4, 2, 3), axis
 @operator(examples=_POSITIONS, kinds=("float", "int", "bool"))
 def position_of_max(out: np.ndarray, x: np.ndarray, *, axis: int | None, keepdims: bool) -> None:
     """The index of the first of the largest elements along an axis, or in the flattened tensor."""
-    np.copyto(out, x.argmax(axis=axis, keepdims=keepdims), casting="unsafe")
+    np.copyto(out, np.argmax(x, axis=axis, keepdims=keepdims), casting="unsafe")
 
 
 @operator(examples=_POSITIONS, kinds=("float", "int", "bool"))
 def position_of_min(out: np.ndarray, x: np.ndarray, *, axis: int | None, keepdims: bool) -> None:
     """The index of the first of the smallest elements along an axis, or in the flattened tensor."""
-    np.copyto(out, x.argmin(axis=axis, keepdims=keepdims), casting="unsafe")
+    np.copyto(out, np.argmin(x, axis=axis, keepdims=keepdims), casting="unsafe")
 
 
 def _infer_position(name: str, x: Spec, *, axis: int | None, keepdims: bool) -> Spec:
@@ -305,9 +305,7 @@ def min(x: Any, axis: Axis = None, keepdims: bool = False, initial: Any = None) 
     return _extremum("min", reduce_min, minimum, convert_to_tensor(x), axis, keepdims, initial)
 
 
-def _extremum(
-    name: str, op: Operator, bound: Operator, x: Tensor, axis: Axis, keepdims: bool, initial: Any
-) -> Tensor:
+def _extremum(name: str, op: Operator, bound: Operator, x: Tensor, axis: Axis, keepdims: bool, initial: Any) -> Tensor:
     if initial is None:
         return _reduce(name, op, x, axis, keepdims)
     initial = cast(initial, x.dtype)

@@ -423,5 +423,5 @@ def _start_equal(variables: list[Variable]) -> None:
 
 
 def _with_norm(gradient: Tensor, norm: Tensor, largest: float) -> Tensor:
-    """The gradient scaled so that a norm above `largest` becomes it; NaN if the norm is not finite."""
-    return gradient * (largest / ops.maximum(norm, largest))
+    """The gradient scaled so that a norm above `largest` becomes it; NaN, not 0, if the norm is not finite."""
+    return gradient * (largest / ops.maximum(norm, largest) + (norm - norm))

@@ -212,9 +212,7 @@ def test_clip_passes_the_gradient_on_the_bounds() -> None:
 def test_isclose_agrees_with_numpy(equal_nan: bool) -> None:
     x1 = np.array([1.0, 1.0, math.inf, math.inf, 1.0, math.nan, math.nan])
     x2 = np.array([1.000001, 1.1, math.inf, -math.inf, math.inf, math.nan, 1.0])
-    np.testing.assert_array_equal(
-        ops.isclose(x1, x2, equal_nan=equal_nan), np.isclose(x1, x2, equal_nan=equal_nan)
-    )
+    np.testing.assert_array_equal(ops.isclose(x1, x2, equal_nan=equal_nan), np.isclose(x1, x2, equal_nan=equal_nan))
     assert bool(ops.allclose(x1[:1], x2[:1]))
     assert not bool(ops.allclose(x1, x2))
     assert bool(ops.isclose(np.uint8(1), np.uint8(2), rtol=0.6)) == np.isclose(np.uint8(1), np.uint8(2), rtol=0.6)

@@ -53,9 +53,7 @@ def test_reductions_agree_with_numpy(
 @pytest.mark.parametrize("axis", [None, 0, -1])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "bool"])
 @pytest.mark.parametrize("name", ["argmax", "argmin"])
-def test_positions_agree_with_numpy(
-    name: str, axis: Any, keepdims: bool, dtype: str, rng: np.random.Generator
-) -> None:
+def test_positions_agree_with_numpy(name: str, axis: Any, keepdims: bool, dtype: str, rng: np.random.Generator) -> None:
     x = rng.integers(0, 3, (3, 4)).astype(dtypes.to_numpy(dtype))
     actual = getattr(ops, name)(x, axis, keepdims)
     assert actual.dtype == "int32"
@@ -181,9 +179,7 @@ def test_product_over_several_axes_and_dtype(rng: np.random.Generator) -> None:
 @pytest.mark.parametrize("axis", [None, 0, -1])
 @pytest.mark.parametrize("name", ["cumsum", "cumprod"])
 @pytest.mark.parametrize("dtype", ["float64", "complex128", "int32", "uint8"])
-def test_cumulative_operators_agree_with_numpy(
-    name: str, axis: Any, dtype: str, rng: np.random.Generator
-) -> None:
+def test_cumulative_operators_agree_with_numpy(name: str, axis: Any, dtype: str, rng: np.random.Generator) -> None:
     x = rng.uniform(1, 3, (3, 4)).astype(dtype)
     actual = getattr(ops, name)(x, axis)
     assert actual.dtype == dtype
@@ -227,8 +223,8 @@ def test_sums_do_not_depend_on_the_memory_layout(rng: np.random.Generator) -> No
 
 
 KERAS = [
-    "all", "amax", "any", "argmax", "argmin", "average", "count_nonzero", "cumprod", "cumsum", "logsumexp", "max", "mean",
-    "min", "prod", "std", "sum", "var",
+    "all", "amax", "any", "argmax", "argmin", "average", "count_nonzero", "cumprod", "cumsum", "logsumexp", "max",
+    "mean", "min", "prod", "std", "sum", "var",
 ]  # fmt: skip
 # Keras orders complex numbers lexicographically and computes their variance as a complex number.
 STRICTER = ("amax", "max", "min", "argmax", "argmin", "logsumexp", "var")

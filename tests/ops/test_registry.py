@@ -126,7 +126,7 @@ def test_public_functions_are_documented(name: str) -> None:
 # Gradients
 
 
-def differentiate(op: Operator, example: Example, arrays: Arrays) -> tuple[Callable[..., Arrays], Arrays]:
+def differentiate(op: Operator, example: Example, arrays: Arrays) -> tuple[Callable[..., list[Tensor]], Arrays]:
     """The gradients as a function of the differentiable inputs and the gradients of the outputs, and such arguments."""
     rng = np.random.default_rng(1)
     places = [n for n, a in enumerate(arrays) if is_inexact(a)]

@@ -1,0 +1,102 @@
+"""disttensor: train neural networks in one process or many, with the API of Keras.
+
+>>> import disttensor as keras
+
+The same names stand in `disttensor.keras`, so that ``import disttensor as tf`` serves scripts that write
+``tf.keras.Model``, ``tf.GradientTape``, ``tf.function``, ``tf.Variable`` and ``tf.constant``.
+"""
+
+from __future__ import annotations
+
+import sys as _sys
+
+from disttensor import (
+    activations,
+    callbacks,
+    config,
+    constraints,
+    data,
+    datasets,
+    distributed,
+    graph,
+    initializers,
+    layers,
+    losses,
+    metrics,
+    models,
+    ops,
+    optimizers,
+    random,
+    regularizers,
+    saving,
+    tree,
+    utils,
+)
+from disttensor.autodiff import GradientTape, custom_gradient
+from disttensor.distributed import allreduce_pass as _allreduce_pass
+from disttensor.graph import Graph, Node, function
+from disttensor.initializers import Initializer
+from disttensor.layers import Input, Layer
+from disttensor.losses import Loss
+from disttensor.metrics import Metric
+from disttensor.models import Model, Sequential
+from disttensor.ops import cast, convert_to_tensor, stop_gradient
+from disttensor.optimizers import Optimizer
+from disttensor.regularizers import Regularizer
+from disttensor.tensor import KerasTensor, Tensor, Variable, constant
+from disttensor.version import __version__
+
+keras = _sys.modules[__name__]
+_sys.modules[f"{__name__}.keras"] = keras
+for _name, _module in list(vars().items()):
+    if isinstance(_module, type(_sys)) and _module.__name__ == f"{__name__}.{_name}":
+        _sys.modules[f"{__name__}.keras.{_name}"] = _module
+del _name, _module
+
+distributed.initialize()
+
+__all__ = [
+    "Graph",
+    "GradientTape",
+    "Initializer",
+    "Input",
+    "KerasTensor",
+    "Layer",
+    "Loss",
+    "Metric",
+    "Model",
+    "Node",
+    "Optimizer",
+    "Regularizer",
+    "Sequential",
+    "Tensor",
+    "Variable",
+    "__version__",
+    "activations",
+    "callbacks",
+    "cast",
+    "config",
+    "constant",
+    "constraints",
+    "convert_to_tensor",
+    "custom_gradient",
+    "data",
+    "datasets",
+    "distributed",
+    "function",
+    "graph",
+    "initializers",
+    "keras",
+    "layers",
+    "losses",
+    "metrics",
+    "models",
+    "ops",
+    "optimizers",
+    "random",
+    "regularizers",
+    "saving",
+    "stop_gradient",
+    "tree",
+    "utils",
+]

@@ -67,7 +67,7 @@ def test_serialize(name: str) -> None:
 
 def test_layer_as_activation() -> None:
     config = activations.serialize(layers.LeakyReLU(0.1))
-    assert activations.deserialize(config)(ops.array(-10.0)).item() == pytest.approx(-1.0)
+    assert activations.deserialize(config)(ops.convert_to_tensor(-10.0)).item() == pytest.approx(-1.0)
 
 
 def test_own_functions() -> None:

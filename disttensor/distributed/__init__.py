@@ -64,6 +64,7 @@ def initialize() -> None:
     from disttensor.distributed import abort, mpi
 
     _communicator = mpi.connect(found)
+    environment.claim_rank()
     abort.install()
     _share_cores(_communicator)
 

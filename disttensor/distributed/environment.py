@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 from disttensor.errors import DistributedError
 
+_RANK_PROCESS = "DISTTENSOR_RANK_PROCESS"
+
 
 class Launcher(NamedTuple):
     """What the launcher says about this process.
@@ -55,7 +57,8 @@ def launcher(environ: Mapping[str, str] | None = None) -> Launcher | None:
     Looks, in this order, for Open MPI's mpirun, for a launcher that speaks PMI (the mpirun of MPICH and Intel MPI,
     ``srun --mpi=pmi2``), and for a Slurm step of several tasks (``srun --mpi=pmix``, or srun without any MPI). The
     shell of a batch script belongs to no such step, whatever the number of tasks of its allocation.
-    ``DISTTENSOR_LAUNCHER=none`` says that the processes have nothing to do with one another.
+    ``DISTTENSOR_LAUNCHER=none`` says that the processes have nothing to do with one another. A process that a rank
+    starts, such as a worker of `multiprocessing`, inherits its variables and is no rank (see `claim_rank`).
 
     Parameters
     ----------
@@ -81,13 +84,23 @@ def launcher(environ: Mapping[str, str] | None = None) -> Launcher | None:
     chosen = env.get("DISTTENSOR_LAUNCHER", "")
     if chosen not in ("", "none"):
         raise DistributedError(f"environment variable DISTTENSOR_LAUNCHER={chosen!r} must be 'none' or not set.")
-    found = None if chosen else _openmpi(env) or _pmi(env) or _slurm_step(env)
-    if found is None and not chosen and "PMIX_RANK" in env and "OMPI_COMM_WORLD_SIZE" not in env:
+    if chosen or env.get(_RANK_PROCESS, str(os.getpid())) != str(os.getpid()):
+        return None
+    found = _openmpi(env) or _pmi(env) or _slurm_step(env)
+    if found is None and "PMIX_RANK" in env:
         raise DistributedError(
             f"PMIX_RANK={env['PMIX_RANK']} says that a launcher started this process, but not how many there are. "
             "Start with `disttensor-run -n N`, or set DISTTENSOR_LAUNCHER=none for independent processes."
         )
     return found if found is not None and found.size > 1 else None
+
+
+def claim_rank() -> None:
+    """Note in the environment that this process is the rank, so that those it starts do not take themselves for it.
+
+    Two processes that connect to MPI as the same rank end the job, with some libraries by a crash of the real one.
+    """
+    os.environ[_RANK_PROCESS] = str(os.getpid())
 
 
 def _openmpi(env: Mapping[str, str]) -> Launcher | None:

@@ -16,6 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import DTypeLike
+
 from disttensor import config
 
 prange = range
@@ -88,6 +91,16 @@ def kernel(parallel: bool = False) -> Callable[[Callable[..., Any]], Kernel]:
         A decorator that makes a `Kernel`.
     """
     return lambda function: Kernel(function, parallel)
+
+
+def operand(array: np.ndarray, dtype: DTypeLike = None) -> np.ndarray:
+    """An input of a kernel: contiguous, read-only, and converted to `dtype` if one is given.
+
+    Numba compiles a kernel anew for each layout and for writable arrays, so all inputs are made alike.
+    """
+    view = np.ascontiguousarray(array, dtype).view()
+    view.flags.writeable = False
+    return view
 
 
 def _dispatcher(function: Callable[..., Any], parallel: bool, cache: Path | None) -> Any:

@@ -10,6 +10,7 @@ import contextlib
 import contextvars
 import ctypes
 import functools
+import importlib
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -91,9 +92,8 @@ def single_threaded() -> Iterator[None]:
 @functools.cache
 def _openblas() -> tuple[Callable[[], int], Callable[[int], Any]] | None:
     """How to read and set the number of threads of the OpenBLAS that numpy is linked with."""
-    from numpy._core import _multiarray_umath
-
-    library = ctypes.CDLL(_multiarray_umath.__file__)
+    # The symbols of a library are also looked up in those it is linked with.
+    library = ctypes.CDLL(importlib.import_module("numpy._core._multiarray_umath").__file__)
     for prefix, suffix in (("scipy_", "64_"), ("scipy_", ""), ("", "64_"), ("", "")):
         with contextlib.suppress(AttributeError):
             get = getattr(library, f"{prefix}openblas_get_num_threads{suffix}")

@@ -269,7 +269,8 @@ class _Geometry:
              down * self.dilation[0], across * self.dilation[1], channel),
             writeable=False,
         )  # fmt: skip
-        return np.ascontiguousarray(view).reshape(self.groups, -1, self.patch)
+        windows = slab.shape[0] * (band.last - band.first) * self.output[1]
+        return np.ascontiguousarray(view).reshape(self.groups, windows, self.patch)
 
     def _slab(self, x: np.ndarray, band: _Band) -> np.ndarray:
         """The rows of the padded images that a band sees."""
@@ -289,8 +290,8 @@ class _Geometry:
         """Add each patch to its place in the images."""
         rows, columns = band.last - band.first, self.output[1]
         depth = self.channels // self.groups
-        images = x[band.start : band.stop].reshape(-1, *self.size, self.groups, depth)
-        patches = patches.reshape(self.groups, -1, rows, columns, *self.window, depth)
+        images = x[band.start : band.stop].reshape(band.stop - band.start, *self.size, self.groups, depth)
+        patches = patches.reshape(self.groups, images.shape[0], rows, columns, *self.window, depth)
         patches = patches.transpose(1, 2, 3, 4, 5, 0, 6)
         top = band.first * self.strides[0] - self.padding[0][0]
         left = -self.padding[1][0]

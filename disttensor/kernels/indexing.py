@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from disttensor.errors import ArgumentError, ShapeError
-from disttensor.kernels._jit import kernel, prange
+from disttensor.kernels._jit import kernel, operand, prange
 
 # Threads share the rows of the result in so many parts; each reads all indices, which costs little beside the rows.
 _PARTS = 8
@@ -57,8 +57,8 @@ def scatter_add_rows(out: np.ndarray, indices: np.ndarray, updates: np.ndarray) 
     total = np.empty(out.shape, np.float32) if half else out
     width = math.prod(out.shape[1:])
     sums = total.reshape(out.shape[0], width)
-    rows = np.ascontiguousarray(indices, np.int64).reshape(-1)
-    _scatter_add(sums, rows, updates.astype(total.dtype, copy=False).reshape(rows.size, width))
+    added = operand(updates, total.dtype).reshape(indices.size, width)
+    _scatter_add(sums, operand(indices, np.int64).reshape(-1), added)
     if half:
         out[...] = total
 

@@ -5,8 +5,8 @@ alone, on any rank or thread, with the numbers the whole array would have there:
 `offset` of the first element of `out`.
 
 A state is two unsigned 32-bit numbers, a seed and a counter; different states give independent streams. They are the
-key of Philox. Its block ``b``, four 32-bit words, holds elements ``4b`` to ``4b + 3``, or ``2b`` and ``2b + 1`` of those
-that take 64 bits (float64 and integers).
+key of Philox. Its block ``b``, four 32-bit words, holds elements ``4b`` to ``4b + 3``, or ``2b`` and ``2b + 1`` where
+each takes 64 bits (float64 and integers).
 
 References
 ----------

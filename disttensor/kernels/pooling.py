@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from disttensor.errors import ShapeError
-from disttensor.kernels._jit import kernel, prange
+from disttensor.kernels._jit import kernel, operand, prange
 from disttensor.kernels.windows import Padding, Pair, covered, output_length, positions, through_float32
 
 
@@ -73,7 +73,7 @@ def max_pool2d_gradient(
     """
     _check(x.shape, g.shape, pool_size, strides, padding)
     _same_shape(out, x)
-    _max_pool_gradient(_rows(out), np.ascontiguousarray(x), g, *_numbers(pool_size, strides, padding))
+    _max_pool_gradient(_rows(out), operand(x), operand(g), *_numbers(pool_size, strides, padding))
 
 
 @through_float32
@@ -97,7 +97,7 @@ def max_pool2d_gather(
     """
     _check(x.shape, out.shape, pool_size, strides, padding)
     _same_shape(v, x)
-    _max_pool_gather(out, np.ascontiguousarray(x), _rows(v), *_numbers(pool_size, strides, padding))
+    _max_pool_gather(out, operand(x), operand(_rows(v)), *_numbers(pool_size, strides, padding))
 
 
 @through_float32
@@ -183,7 +183,7 @@ def _overlaps(
     x: tuple[int, ...], y: tuple[int, ...], pool_size: Pair, strides: Pair, padding: Padding
 ) -> list[tuple[tuple[slice, ...], tuple[slice, ...]]]:
     """For each element of a window: the windows that have it inside the image, and where it is."""
-    pairs = []
+    pairs: list[tuple[tuple[slice, ...], tuple[slice, ...]]] = []
     for down, across, _, _ in positions(pool_size):
         i, height = covered(x[1], y[1], strides[0], down - padding[0][0])
         j, width = covered(x[2], y[2], strides[1], across - padding[1][0])

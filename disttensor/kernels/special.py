@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from disttensor.errors import DTypeError
-from disttensor.kernels._jit import Kernel, kernel, prange
+from disttensor.kernels._jit import Kernel, kernel, operand, prange
 from disttensor.kernels.normal import quantile_central, quantile_magnitude
 
 _SQRT_HALF = math.sqrt(0.5)
@@ -64,7 +64,7 @@ class ElementwiseFunction:
         half = x.dtype.itemsize == 2 and x.dtype.kind in "fV"
         dtype = np.float32 if half or x.dtype == np.float32 else np.float64
         shape = x.shape if out is None else out.shape
-        source = np.ascontiguousarray(np.broadcast_to(x, shape), dtype)
+        source = operand(np.broadcast_to(x, shape), dtype)
         direct = out is not None and out.dtype == dtype and out.flags.c_contiguous
         result = out if out is not None and direct else np.empty(shape, dtype)
         self._kernels[result.dtype.name](result.reshape(-1), source.reshape(-1))
@@ -176,31 +176,31 @@ def _erf_wide(out: np.ndarray, x: np.ndarray) -> None:
 @kernel(parallel=True)
 def _erf_narrow(out: np.ndarray, x: np.ndarray) -> None:
     for i in prange(out.shape[0]):
-        out[i] = _erf_narrow_scalar(float(x[i]))
+        out[i] = _erf_narrow_scalar(np.float64(x[i]))
 
 
 @kernel(parallel=True)
 def _erfc(out: np.ndarray, x: np.ndarray) -> None:
     for i in prange(out.shape[0]):
-        out[i] = _erfc_scalar(float(x[i]))
+        out[i] = _erfc_scalar(np.float64(x[i]))
 
 
 @kernel(parallel=True)
 def _erfinv(out: np.ndarray, x: np.ndarray) -> None:
     for i in prange(out.shape[0]):
-        out[i] = _erfinv_scalar(float(x[i]))
+        out[i] = _erfinv_scalar(np.float64(x[i]))
 
 
 @kernel(parallel=True)
 def _lgamma(out: np.ndarray, x: np.ndarray) -> None:
     for i in prange(out.shape[0]):
-        out[i] = math.lgamma(float(x[i]))
+        out[i] = math.lgamma(np.float64(x[i]))
 
 
 @kernel(parallel=True)
 def _digamma(out: np.ndarray, x: np.ndarray) -> None:
     for i in prange(out.shape[0]):
-        out[i] = _digamma_scalar(float(x[i]))
+        out[i] = _digamma_scalar(np.float64(x[i]))
 
 
 erf = ElementwiseFunction(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -75,6 +76,11 @@ def test_the_process_environment_is_the_default(monkeypatch):
     monkeypatch.setenv("PMI_SIZE", "2")
     monkeypatch.setenv("PMI_RANK", "1")
     assert launcher() == Launcher("mpich", 1, 2, 0)
+
+
+def test_a_process_started_by_a_rank_is_no_rank():
+    assert launcher({**MPICH, "DISTTENSOR_RANK_PROCESS": str(os.getpid())}) == Launcher("mpich", 2, 3, 0)
+    assert launcher({**MPICH, "DISTTENSOR_RANK_PROCESS": str(os.getppid())}) is None
 
 
 def test_a_lone_process_never_loads_mpi():

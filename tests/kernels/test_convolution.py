@@ -122,7 +122,7 @@ def test_dtypes(dtype: str, tolerance: float, rng: np.random.Generator) -> None:
 
 def test_inputs_need_not_be_contiguous(rng: np.random.Generator) -> None:
     options = {"strides": (1, 1), "padding": ((0, 0), (0, 0))}
-    x, kernel, g = rng.normal(size=(3, 6, 6, 2)), rng.normal(size=(4, 2, 3, 3)), rng.normal(size=(4, 4, 4, 2))
+    x, kernel, g = rng.normal(size=(3, 6, 6, 2)), rng.normal(size=(4, 3, 3, 3)), rng.normal(size=(4, 4, 4, 2))
     views = x.transpose(3, 1, 2, 0), kernel.transpose(3, 2, 1, 0), g.transpose(3, 1, 2, 0)
     for function, places in (
         (convolution.conv2d, (2, 0, 1)),

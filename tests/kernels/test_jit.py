@@ -35,7 +35,7 @@ def _run(program: str, **environment: str) -> str:
     base = {name: value for name, value in os.environ.items() if name not in names}
     base["PYTHONPATH"] = str(Path(__file__).parents[2])
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program], env=base | environment, capture_output=True, text=True, check=False
+        [sys.executable, "-Werror", "-c", program], env=base | environment, capture_output=True, text=True, check=False
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -66,10 +66,10 @@ def test_without_a_cache_folder() -> None:
 
 def test_the_cache_is_private_and_used(tmp_path: Path) -> None:
     program = "from disttensor.kernels import special\nspecial.erf(0.0)\nprint(special._erf_wide.dispatcher().stats)"
-    assert "cache_hits={}" in _run(program, XDG_CACHE_HOME=str(tmp_path), NUMBA_CACHE_DIR="")
+    assert "cache_hits=Counter()" in _run(program, XDG_CACHE_HOME=str(tmp_path), NUMBA_CACHE_DIR="")
     (folder,) = (tmp_path / "disttensor").iterdir()
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert "cache_misses={}" in _run(program, XDG_CACHE_HOME=str(tmp_path), NUMBA_CACHE_DIR="")
+    assert "cache_misses=Counter()" in _run(program, XDG_CACHE_HOME=str(tmp_path), NUMBA_CACHE_DIR="")
 
 
 def test_a_full_disk_costs_only_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -53,3 +53,25 @@ def test_no_library_is_an_error_that_says_what_to_install(mpirun):
     assert code != 0
     assert f'pip install "disttensor[{mpirun.mpi}]"' in output
     assert "no MPI library" in output
+
+
+def test_a_process_started_by_a_rank_is_no_rank(mpirun):
+    program = """
+import multiprocessing, subprocess, sys
+from disttensor import distributed
+
+def size(_):
+    return distributed.size()
+
+if __name__ == "__main__":
+    comm = distributed.communicator()
+    child = "import disttensor.distributed as d; assert d.size() == 1"
+    subprocess.run([sys.executable, "-c", child], check=True, timeout=30)
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.map_async(size, [0]).get(timeout=30) == [1]
+    assert distributed.launcher().size == 2
+    comm.barrier()
+"""
+    code, output = mpirun(2, program)
+    assert code == 0, output
+    assert output == ""

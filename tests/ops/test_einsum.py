@@ -29,7 +29,8 @@ def operands_for(rng: np.random.Generator, subscripts: str) -> list[np.ndarray]:
         "ij,jk->ik", "ij,jk", "ij , jk -> ki", "i,i->i", "i,i", "i,j->ij", "i,j->ji", "ij->", "ij->ji", "ji", "ij->j",
         "ii->i", "ii", "iij->j", "iii->i", "ijk,ikl->ijl", "ijk,jkl->il", "ijk,kl->ijl", "ijkl,ijkl->ij", "ij,ik->jk",
         "ij,jk,kl->il", "i,j,ij->", "ij,ij,ij->i", "ijk,ilk,il->j", "i,j,k,l->lkji", "...ij,...jl->...il",
-        "...i,i->...", "i...,i->...", "...,...->...", "...ij", "...ii->...i", "ij,kl->ik", ",i->i", ",", "ijb,bkl->ijkl", "ij,k->i",
+        "...i,i->...", "i...,i->...", "...,...->...", "...ij", "...ii->...i", "ij,kl->ik", ",i->i", ",",
+        "ijb,bkl->ijkl", "ij,k->i",
     ],
 )  # fmt: skip
 def test_agrees_with_numpy(rng: np.random.Generator, subscripts: str) -> None:

@@ -19,10 +19,6 @@ X = np.arange(2 * 3 * 4 * 5, dtype=np.float64).reshape(2, 3, 4, 5)
 MASK = X[:, :, 0, 0] % 40 == 0
 
 
-def values(x: Any) -> np.ndarray:
-    return x.array if isinstance(x, Tensor) else np.asarray(x)
-
-
 def same(actual: Tensor, expected: Any) -> None:
     expected = np.asarray(expected)
     assert actual.shape == expected.shape
@@ -126,27 +122,101 @@ def test_a_traced_mask_is_refused_with_advice() -> None:
         function(lambda x: x[x > 3])(X)
 
 
+def entries(draw: st.DrawFn, n: int, shape: tuple[int, ...]) -> Any:
+    """An integer, a slice or an integer array for an axis of size n."""
+    numbers = st.integers(-n, n - 1)
+    bound = st.integers(-n - 1, n + 1) | st.none()
+    slices = st.builds(slice, bound, bound, st.sampled_from([None, 1, 2, 3, -1, -2]))
+    arrays = st.lists(numbers, min_size=2, max_size=2).map(lambda chosen: np.resize(chosen, shape))
+    return draw(numbers | slices | arrays)
+
+
 @st.composite
 def shapes_and_keys(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[Any, ...]]:
     shape = draw(st.lists(st.integers(1, 4), max_size=4).map(tuple))
-    together = draw(st.sampled_from([(), (2,), (2, 1), (0,)]))
-    key: list[Any] = []
-    for n in shape[: draw(st.integers(0, len(shape)))]:
-        bound = st.integers(-n - 1, n + 1) | st.none()
-        step = st.sampled_from([None, 1, 2, 3, -1, -2])
-        numbers = st.integers(-n, n - 1)
-        key.append(
-            draw(
-                numbers
-                | st.builds(slice, bound, bound, step)
-                | st.lists(numbers, min_size=2, max_size=2).map(lambda i: np.resize(i, together))
-            )
-        )
+    # Arrays of one key are broadcast.
+    of_arrays = draw(st.sampled_from([(), (1,), (2,), (2, 1), (0,)]))
+    front = draw(st.integers(0, len(shape)))
+    back = draw(st.integers(front, len(shape)))
+    key = [entries(draw, n, of_arrays) for n in shape[:front]]
     if draw(st.booleans()):
-        key.insert(draw(st.integers(0, len(key))), Ellipsis)
-        # Entries behind the ellipsis belong to the last axes, which may be smaller.
-        behind = key[key.index(Ellipsis) + 1 :]
-        for entry, n in zip(behind[::-1], shape[::-1], strict=False):
-            if not isinstance(entry, slice):
-                key[key.index(Ellipsis) + 1 + len(behind) - 1 - behind[::-1].index(entry) if False else -1] = key[-1]
+        key += [Ellipsis, *(entries(draw, n, of_arrays) for n in shape[back:])]
+    for place in draw(st.lists(st.integers(0, len(key)), max_size=2)):
+        key.insert(place, None)
     return shape, tuple(key)
+
+
+@settings(max_examples=300, deadline=None)
+@given(shapes_and_keys())
+def test_any_index_agrees_with_numpy_and_its_gradient_is_the_adjoint(drawn: Any) -> None:
+    shape, key = drawn
+    rng = np.random.default_rng(0)
+    x = Tensor.wrap(rng.normal(size=shape))
+    with GradientTape() as tape:
+        tape.watch(x)
+        chosen = x[key]
+    same(chosen, x.array[key])
+    g = rng.normal(size=chosen.shape)
+    expected = np.zeros(shape)
+    np.add.at(expected, key, g)
+    gradient = tape.gradient(chosen, x, Tensor.wrap(g), "zero")
+    np.testing.assert_allclose(gradient.array, expected, rtol=1e-12, atol=1e-12)
+    assert np.sum(g * chosen.array) == pytest.approx(np.sum(gradient.array * x.array), abs=1e-9)
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, -1])
+@pytest.mark.parametrize("indices", [1, -1, [1, 0, 1], [[0, -2], [1, 1]], np.zeros((0, 2), np.int32)], ids=repr)
+def test_take(axis: int | None, indices: Any) -> None:
+    for x in (X, X.T, X[:, ::-1]):
+        same(ops.take(Tensor.wrap(x), indices, axis), np.take(x, indices, axis))
+
+
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "bfloat16", "complex64"])
+def test_take_of_any_dtype(dtype: str) -> None:
+    table = ops.cast(np.arange(6).reshape(3, 2), dtype)
+    rows = ops.take(table, [2, 0], 0)
+    assert rows.dtype == dtype
+    assert rows.array.tobytes() == table.array[[2, 0]].tobytes()
+
+
+def test_take_refuses() -> None:
+    with pytest.raises(IndexError, match="index 4 is out of range for axis 2 of size 4"):
+        ops.take(X, [0, 4], 2)
+    with pytest.raises(IndexError, match="index 0 is out of range for axis 0 of size 0"):
+        ops.take(np.zeros((0, 2)), [0], 0)
+    with pytest.raises(DTypeError, match="float64"):
+        ops.take(X, np.array([0.0]), 0)
+    with pytest.raises(ShapeError, match="axis 4 does not exist"):
+        ops.take(X, [0], 4)
+
+
+def test_gradient_of_take_adds_up_repeated_rows() -> None:
+    table = Variable(np.zeros((4, 2)), dtype="float32")
+    with GradientTape() as tape:
+        rows = ops.take(table, [[3, 1], [-1, 3]], axis=0)
+    assert tape.gradient(rows, table).tolist() == [[0, 0], [1, 1], [0, 0], [3, 3]]
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, -1])
+def test_take_along_axis(rng: np.random.Generator, axis: int | None) -> None:
+    x = X[0]
+    order = np.argsort(rng.normal(size=x.shape), axis)
+    same(ops.take_along_axis(x, order, axis), np.take_along_axis(x, order, axis))
+    from_the_end = order - (x.size if axis is None else x.shape[axis])
+    same(ops.take_along_axis(x, from_the_end, axis), np.take_along_axis(x, order, axis))
+
+
+def test_take_along_axis_broadcasts() -> None:
+    x = X[0]
+    for shape, axis in [((1, 2, 1), 1), ((3, 1, 2), 2), ((1, 4, 5), 0)]:
+        indices = np.ones(shape, int)
+        same(ops.take_along_axis(x, indices, axis), np.take_along_axis(x, indices, axis))
+
+
+def test_take_along_axis_refuses() -> None:
+    with pytest.raises(ShapeError, match="must have as many axes"):
+        ops.take_along_axis(X, [0], 1)
+    with pytest.raises(ShapeError, match="do not broadcast"):
+        ops.take_along_axis(np.zeros((2, 3)), np.zeros((5, 1), int), 1)
+    with pytest.raises(IndexError, match="index 3 is out of range for axis 1 of size 3"):
+        ops.take_along_axis(np.zeros((2, 3)), [[3], [0]], 1)

@@ -3,7 +3,7 @@
 VENV       := .venv
 VENV_MPICH := .venv-mpich
 BIN        := $(VENV)/bin
-EPOCHS     ?= 10
+EPOCHS     ?= 30
 # Unit tests run in one process a core, each with one thread.
 WORKERS    ?= $(shell nproc 2>/dev/null || echo 2)
 PYTEST     := $(BIN)/python -m pytest -q

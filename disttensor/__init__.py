@@ -33,7 +33,6 @@ from disttensor import (
     utils,
 )
 from disttensor.autodiff import GradientTape, custom_gradient
-from disttensor.distributed import allreduce_pass as _allreduce_pass
 from disttensor.graph import Graph, Node, function
 from disttensor.initializers import Initializer
 from disttensor.layers import Input, Layer

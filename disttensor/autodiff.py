@@ -197,8 +197,6 @@ class _Paused:
         state.recorders = self._saved
 
 
-
-
 def _accumulate(gradients: dict[int, Tensor], tensor: Tensor, gradient: Tensor) -> None:
     present = gradients.get(id(tensor))
     gradients[id(tensor)] = gradient if present is None else present + gradient

@@ -60,6 +60,8 @@ class _State(threading.local):
 
 
 state = _State()
+
+
 @contextlib.contextmanager
 def suspended() -> Iterator[None]:
     """Run operations eagerly and unrecorded, even while a function is traced or a tape records."""

@@ -90,4 +90,3 @@ def normalize(x: Any, axis: int = -1, order: int = 2) -> np.ndarray:
     array = np.asarray(x)
     norm = np.atleast_1d(np.linalg.norm(array, order, axis, keepdims=True))
     return array / np.where(norm == 0, 1, norm)
-

@@ -29,7 +29,9 @@ def main() -> None:
     train = keras.data.DataLoader(x_train / 16.0, y_train, batch_size=options.batch_size, shuffle=True)
     test = keras.data.DataLoader(x_test / 16.0, y_test, batch_size=100)
 
-    model = keras.Sequential([layers.Flatten(), layers.Dense(64, activation="relu"), layers.Dropout(0.2), layers.Dense(10)])
+    model = keras.Sequential(
+        [layers.Flatten(), layers.Dense(64, activation="relu"), layers.Dropout(0.2), layers.Dense(10)]
+    )
     loss_function = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
     accuracy = keras.metrics.SparseCategoricalAccuracy()

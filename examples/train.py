@@ -110,9 +110,7 @@ def main() -> None:
     if distributed.is_main():
         print(f"{options.dataset}, {options.model}: {len(x_train)} training images on {distributed.size()} process(es)")
     callbacks = [keras.callbacks.CSVLogger(options.history)] if options.history else []
-    model.fit(
-        x_train, y_train, options.batch_size, options.epochs, verbose=options.verbose, callbacks=callbacks
-    )
+    model.fit(x_train, y_train, options.batch_size, options.epochs, verbose=options.verbose, callbacks=callbacks)
     results = model.evaluate(x_test, y_test, batch_size=1000, verbose=0, return_dict=True)
     if distributed.is_main():
         name = "loss" if options.model == "autoencoder" else "accuracy"

@@ -78,9 +78,6 @@ def _defines(callback: Callback, name: str) -> bool:
     """Whether a hook does anything; the batch hooks of the base only pass on to others."""
     names = {"on_train_batch_begin": "on_batch_begin", "on_train_batch_end": "on_batch_end"}
     return any(
-        hook is not None
-        and (hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook))
+        hook is not None and (hook in vars(callback) or getattr(type(callback), hook) is not getattr(Callback, hook))
         for hook in (name, names.get(name))
     )
-
-

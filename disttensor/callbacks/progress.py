@@ -23,4 +23,7 @@ class Progress(Callback):
         """Print the metrics."""
         if distributed.is_main():
             shown = " - ".join(f"{name}: {value:.4f}" for name, value in (logs or {}).items())
-            print(f"Epoch {epoch + 1}/{self.params['epochs']} - {time.monotonic() - self._start:.1f}s - {shown}", flush=True)
+            print(
+                f"Epoch {epoch + 1}/{self.params['epochs']} - {time.monotonic() - self._start:.1f}s - {shown}",
+                flush=True,
+            )

@@ -83,6 +83,4 @@ def as_tensors(batch: Batch) -> Any:
     def wrap(array: Any) -> Any:
         return None if array is None else Tensor.wrap(np.asarray(array), shard)
 
-    return pack_x_y_sample_weight(
-        *(tree.map_structure(wrap, part) for part in (batch.x, batch.y, batch.sample_weight))
-    )
+    return pack_x_y_sample_weight(*(tree.map_structure(wrap, part) for part in (batch.x, batch.y, batch.sample_weight)))

@@ -35,7 +35,8 @@ def cache_folder() -> Path:
 def locate(path: str | os.PathLike[str]) -> Path:
     """The file itself if the path is absolute or exists; otherwise that name in the cache folder."""
     given = Path(path).expanduser()
-    return given if given.is_absolute() or given.exists() else cache_folder() / given
+    # A folder joined with an absolute path is that path.
+    return given if given.exists() else cache_folder() / given
 
 
 def fetch(target: Path, url: str, sha256: str) -> Path:

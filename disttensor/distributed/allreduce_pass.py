@@ -14,8 +14,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from disttensor import distributed, dtypes
+from disttensor import dtypes
 from disttensor.context import Spec
+from disttensor.distributed import world
 from disttensor.distributed.collectives import scale_into, weighted_sum_of_ranks
 from disttensor.graph import Graph, Node, Value, register
 from disttensor.ops.registry import operator
@@ -41,7 +42,7 @@ def _(*values_and_weights: Spec) -> Spec:
 @operator(communicates=True)
 def all_reduce(out: np.ndarray, x: np.ndarray) -> None:
     """Σᵣ xᵣ over all ranks."""
-    distributed.communicator().all_reduce(x, out=out)
+    world.communicator().all_reduce(x, out=out)
 
 
 @all_reduce.infer

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from disttensor import distributed
 from disttensor.context import Shard, Spec
+from disttensor.distributed import world
 from disttensor.ops.core import cast
 from disttensor.ops.registry import apply, operator, require_inexact
 from disttensor.tensor import Tensor, convert_to_tensor
@@ -25,7 +25,7 @@ from disttensor.tensor import Tensor, convert_to_tensor
 def weighted_sum_of_ranks(out: np.ndarray, x: np.ndarray, weight: np.ndarray) -> None:
     """Σᵣ weightᵣ·xᵣ over all ranks; a rank of weight 0 adds nothing, whatever its x holds."""
     scale_into(out, x, weight)
-    distributed.communicator().all_reduce(out)
+    world.communicator().all_reduce(out)
 
 
 @weighted_sum_of_ranks.infer
@@ -53,7 +53,7 @@ def scale_into(out: np.ndarray, x: np.ndarray, weight: np.ndarray) -> None:
 def weight_of(shard: Shard | None) -> Tensor:
     """The share of the global batch that this rank holds, a float64 scalar; equal shares for what is not sharded."""
     if shard is None:
-        return convert_to_tensor(1.0 / distributed.size(), "float64")
+        return convert_to_tensor(1.0 / world.size(), "float64")
     return shard.local / cast(shard.total, "float64")
 
 
@@ -72,7 +72,7 @@ def sync_mean(x: Any) -> Tensor:
     """
     x = convert_to_tensor(x)
     require_inexact("sync_mean", x.spec)
-    if distributed.size() == 1:
+    if world.size() == 1:
         return x
     return apply(weighted_sum_of_ranks, [x, weight_of(x.shard)], {})
 
@@ -86,6 +86,6 @@ def sync_sum(x: Any) -> Tensor:
         Σᵣ xᵣ; `x` itself with one process.
     """
     x = convert_to_tensor(x)
-    if distributed.size() == 1:
+    if world.size() == 1:
         return x
     return apply(weighted_sum_of_ranks, [x, convert_to_tensor(1.0, "float64")], {})

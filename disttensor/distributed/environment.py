@@ -14,6 +14,7 @@ variables").
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -84,7 +85,7 @@ def launcher(environ: Mapping[str, str] | None = None) -> Launcher | None:
     chosen = env.get("DISTTENSOR_LAUNCHER", "")
     if chosen not in ("", "none"):
         raise DistributedError(f"environment variable DISTTENSOR_LAUNCHER={chosen!r} must be 'none' or not set.")
-    if chosen or env.get(_RANK_PROCESS, str(os.getpid())) != str(os.getpid()):
+    if chosen or _is_started_by_rank(env):
         return None
     found = _openmpi(env) or _pmi(env) or _slurm_step(env)
     if found is None and "PMIX_RANK" in env:
@@ -100,7 +101,22 @@ def claim_rank() -> None:
 
     Two processes that connect to MPI as the same rank end the job, with some libraries by a crash of the real one.
     """
-    os.environ[_RANK_PROCESS] = str(os.getpid())
+    os.environ[_RANK_PROCESS] = f"{os.getpid()} {_job(os.environ)}"
+
+
+def _is_started_by_rank(env: Mapping[str, str]) -> bool:
+    """Whether the variables are inherited from a rank, and not from a launcher which that rank started in turn."""
+    process, _, job = env.get(_RANK_PROCESS, "").partition(" ")
+    if process in ("", str(os.getpid())) or job != _job(env):
+        return False
+    try:  # PMI's socket to its launcher is handed to ranks, and closed in what they start
+        return not stat.S_ISSOCK(os.fstat(int(env.get("PMI_FD", "-1"))).st_mode)
+    except (OSError, ValueError):
+        return True
+
+
+def _job(env: Mapping[str, str]) -> str:
+    return "/".join(env.get(name, "") for name in ("PMIX_NAMESPACE", "SLURM_JOB_ID", "SLURM_STEP_ID"))
 
 
 def _openmpi(env: Mapping[str, str]) -> Launcher | None:

@@ -93,7 +93,7 @@ def kernel(parallel: bool = False) -> Callable[[Callable[..., Any]], Kernel]:
     return lambda function: Kernel(function, parallel)
 
 
-def operand(array: np.ndarray, dtype: DTypeLike = None) -> np.ndarray:
+def operand(array: np.ndarray, dtype: DTypeLike | None = None) -> np.ndarray:
     """An input of a kernel: contiguous, read-only, and converted to `dtype` if one is given.
 
     Numba compiles a kernel anew for each layout and for writable arrays, so all inputs are made alike.
@@ -115,13 +115,14 @@ def _dispatcher(function: Callable[..., Any], parallel: bool, cache: Path | None
     compile_ = functools.partial(numba.njit, parallel=parallel, nogil=True, error_model="numpy")
     if cache is None:
         return compile_()(copy)
-    before = numba.config.CACHE_DIR
+    settings = _settings()
+    before = settings.CACHE_DIR
     # Numba's cache does not tell serial from parallel code of one function, hence a folder for each.
-    numba.config.CACHE_DIR = str(cache / ("parallel" if parallel else "serial"))
+    settings.CACHE_DIR = str(cache / ("parallel" if parallel else "serial"))
     try:
         return compile_(cache=True)(copy)
     finally:
-        numba.config.CACHE_DIR = before
+        settings.CACHE_DIR = before
 
 
 @functools.cache
@@ -148,9 +149,13 @@ def _usable_threads() -> int:
     """How many threads parallel code may use: one if they would be numba's work queue, or died in a fork."""
     if config.threads() == 1 or _forked_with_threads or _threading_layer() == "none":
         return 1
+    return min(config.threads(), _settings().NUMBA_NUM_THREADS)
+
+
+def _settings() -> Any:
     import numba
 
-    return min(config.threads(), numba.config.NUMBA_NUM_THREADS)
+    return numba.config
 
 
 @functools.cache
@@ -163,18 +168,19 @@ def _threading_layer() -> str:
 
     with contextlib.suppress(ValueError):  # not started yet
         return "none" if numba.threading_layer() == "workqueue" else numba.threading_layer()
-    before = numba.config.THREADING_LAYER
+    settings = _settings()
+    before = settings.THREADING_LAYER
     # Unless threads are bound to cores, those that spin while they wait can take the core of the one they wait for.
     waiting = {} if os.environ.keys() & {"OMP_PROC_BIND", "OMP_WAIT_POLICY"} else {"OMP_WAIT_POLICY": "passive"}
     os.environ.update(waiting)
     try:
         for layer in (before,) if before in ("omp", "tbb") else ("omp", "tbb"):
-            numba.config.THREADING_LAYER = layer
+            settings.THREADING_LAYER = layer
             with contextlib.suppress(ValueError):  # it is not installed
-                numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+                numba.set_num_threads(settings.NUMBA_NUM_THREADS)
                 return layer
     finally:
-        numba.config.THREADING_LAYER = before
+        settings.THREADING_LAYER = before
         for name in waiting:
             del os.environ[name]
     return "none"

@@ -216,19 +216,39 @@ def _find_maxima(
                 where[c] = row * image.shape[1] + column if better else where[c]
 
 
+@kernel()
+def _image_gradient(
+    out: np.ndarray, x: np.ndarray, g: np.ndarray, height: int, width: int, down: int, across: int, top: int, left: int
+) -> None:
+    best = np.empty(g.shape[2], x.dtype)
+    where = np.empty(g.shape[2], np.int32)
+    out[:] = 0
+    for i in range(g.shape[0]):
+        for j in range(g.shape[1]):
+            _find_maxima(best, where, x, i * down - top, j * across - left, height, width)
+            for c in range(g.shape[2]):
+                out[where[c], c] += g[i, j, c]
+
+
+@kernel()
+def _image_gather(
+    out: np.ndarray, x: np.ndarray, v: np.ndarray, height: int, width: int, down: int, across: int, top: int, left: int
+) -> None:
+    best = np.empty(out.shape[2], x.dtype)
+    where = np.empty(out.shape[2], np.int32)
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            _find_maxima(best, where, x, i * down - top, j * across - left, height, width)
+            for c in range(out.shape[2]):
+                out[i, j, c] = v[where[c], c]
+
+
 @kernel(parallel=True)
 def _max_pool_gradient(
     out: np.ndarray, x: np.ndarray, g: np.ndarray, height: int, width: int, down: int, across: int, top: int, left: int
 ) -> None:
-    for n in prange(g.shape[0]):
-        best = np.empty(g.shape[3], x.dtype)
-        where = np.empty(g.shape[3], np.int32)
-        out[n] = 0
-        for i in range(g.shape[1]):
-            for j in range(g.shape[2]):
-                _find_maxima(best, where, x[n], i * down - top, j * across - left, height, width)
-                for c in range(g.shape[3]):
-                    out[n, where[c], c] += g[n, i, j, c]
+    for n in prange(out.shape[0]):
+        _image_gradient(out[n], x[n], g[n], height, width, down, across, top, left)
 
 
 @kernel(parallel=True)
@@ -236,10 +256,4 @@ def _max_pool_gather(
     out: np.ndarray, x: np.ndarray, v: np.ndarray, height: int, width: int, down: int, across: int, top: int, left: int
 ) -> None:
     for n in prange(out.shape[0]):
-        best = np.empty(out.shape[3], x.dtype)
-        where = np.empty(out.shape[3], np.int32)
-        for i in range(out.shape[1]):
-            for j in range(out.shape[2]):
-                _find_maxima(best, where, x[n], i * down - top, j * across - left, height, width)
-                for c in range(out.shape[3]):
-                    out[n, i, j, c] = v[n, where[c], c]
+        _image_gather(out[n], x[n], v[n], height, width, down, across, top, left)

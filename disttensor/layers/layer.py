@@ -466,4 +466,3 @@ def _shape_of(leaf: Any) -> tuple[int | None, ...] | None:
 def _describe(args: Any) -> str:
     shown = tree.map_structure(lambda t: f"{t.dtype}{list(t.shape)}" if isinstance(t, Tensor) else repr(t), args)
     return ", ".join(str(s) for s in shown)
-

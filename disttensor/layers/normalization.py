@@ -95,7 +95,6 @@ class BatchNormalization(Layer):
         self.beta_constraint = constraints.get(beta_constraint)
         self.gamma_constraint = constraints.get(gamma_constraint)
         self.synchronized = synchronized is not False
-        self.gamma = self.beta = None
         self.supports_masking = True
 
     def build(self, input_shape: PartialShape) -> None:
@@ -126,10 +125,9 @@ class BatchNormalization(Layer):
             mean, variance = self._moments(x, mask)
             self._move_averages(mean, variance)
         else:
-            mean, variance = self.moving_mean, self.moving_variance
-        mean, variance, offset, scale = (
-            v if v is None else ops.cast(v, x.dtype) for v in (mean, variance, self.beta, self.gamma)
-        )
+            mean, variance = ops.cast(self.moving_mean, x.dtype), ops.cast(self.moving_variance, x.dtype)
+        offset = ops.cast(self.beta, x.dtype) if self.center else None
+        scale = ops.cast(self.gamma, x.dtype) if self.scale else None
         outputs = ops.batch_normalization(x, mean, variance, self.axis, offset, scale, self.epsilon)
         return ops.cast(outputs, inputs.dtype)
 
@@ -220,7 +218,6 @@ class LayerNormalization(Layer):
         self.gamma_regularizer = regularizers.get(gamma_regularizer)
         self.beta_constraint = constraints.get(beta_constraint)
         self.gamma_constraint = constraints.get(gamma_constraint)
-        self.gamma = self.beta = None
         self.supports_masking = True
 
     def build(self, input_shape: PartialShape) -> None:
@@ -244,9 +241,9 @@ class LayerNormalization(Layer):
         variance = ops.mean(ops.square(centered), axis=axes, keepdims=True)
         outputs = centered * ops.rsqrt(variance + self.epsilon)
         broadcast = tuple(n if a in axes else 1 for a, n in enumerate(x.shape))
-        if self.gamma is not None:
+        if self.scale:
             outputs = outputs * ops.reshape(ops.cast(self.gamma, x.dtype), broadcast)
-        if self.beta is not None:
+        if self.center:
             outputs = outputs + ops.reshape(ops.cast(self.beta, x.dtype), broadcast)
         return ops.cast(outputs, inputs.dtype)
 

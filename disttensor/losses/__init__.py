@@ -5,7 +5,7 @@ Every loss is a class with a reduction, and a function that gives one value for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from disttensor.losses.classification import (
@@ -32,7 +32,7 @@ from disttensor.losses.hinge import (
     hinge,
     squared_hinge,
 )
-from disttensor.losses.loss import Loss, LossFunctionWrapper
+from disttensor.losses.loss import FUNCTIONS, Loss, LossFunctionWrapper
 from disttensor.losses.regression import (
     CosineSimilarity,
     Huber,
@@ -58,27 +58,24 @@ _CLASSES: tuple[type[Loss], ...] = (
     MeanAbsolutePercentageError, MeanSquaredError, MeanSquaredLogarithmicError, Poisson,
     SparseCategoricalCrossentropy, SquaredHinge,
 )  # fmt: skip
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    function.__name__: function
-    for function in (
-        binary_crossentropy, binary_focal_crossentropy, categorical_crossentropy, categorical_focal_crossentropy,
-        categorical_hinge, cosine_similarity, hinge, huber, kl_divergence, log_cosh, mean_absolute_error,
-        mean_absolute_percentage_error, mean_squared_error, mean_squared_logarithmic_error, poisson,
-        sparse_categorical_crossentropy, squared_hinge,
-    )
-}  # fmt: skip
-"""The functions by name, with Keras's short names."""
-FUNCTIONS |= {
+_NAMES: dict[str, Any] = {
+    **{cls.__name__: cls for cls in _CLASSES},
+    **FUNCTIONS,
     "bce": binary_crossentropy, "BCE": binary_crossentropy, "kld": kl_divergence, "KLD": kl_divergence,
     "logcosh": log_cosh, "mae": mean_absolute_error, "MAE": mean_absolute_error,
     "mape": mean_absolute_percentage_error, "MAPE": mean_absolute_percentage_error, "mse": mean_squared_error,
     "MSE": mean_squared_error, "msle": mean_squared_logarithmic_error, "MSLE": mean_squared_logarithmic_error,
 }  # fmt: skip
-_NAMES: dict[str, Any] = FUNCTIONS | {cls.__name__: cls for cls in _CLASSES}
 
 __all__ = [
-    *(cls.__name__ for cls in _CLASSES), *(f.__name__ for f in dict.fromkeys(FUNCTIONS.values())),
-    "Loss", "deserialize", "get", "serialize",
+    "BinaryCrossentropy", "BinaryFocalCrossentropy", "CategoricalCrossentropy", "CategoricalFocalCrossentropy",
+    "CategoricalHinge", "CosineSimilarity", "Hinge", "Huber", "KLDivergence", "LogCosh", "Loss", "LossFunctionWrapper",
+    "MeanAbsoluteError", "MeanAbsolutePercentageError", "MeanSquaredError", "MeanSquaredLogarithmicError", "Poisson",
+    "SparseCategoricalCrossentropy", "SquaredHinge", "binary_crossentropy", "binary_focal_crossentropy",
+    "categorical_crossentropy", "categorical_focal_crossentropy", "categorical_hinge", "cosine_similarity",
+    "deserialize", "get", "hinge", "huber", "kl_divergence", "log_cosh", "mean_absolute_error",
+    "mean_absolute_percentage_error", "mean_squared_error", "mean_squared_logarithmic_error", "poisson", "serialize",
+    "sparse_categorical_crossentropy", "squared_hinge",
 ]  # fmt: skip
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from disttensor import config, ops
-from disttensor.losses.loss import LossFunctionWrapper
+from disttensor.losses.loss import LossFunctionWrapper, sample_function
 from disttensor.losses.regression import pair
-from disttensor.ops.registry import public
 from disttensor.tensor import Tensor, convert_to_tensor
 
-@public
+
+@sample_function
 def binary_crossentropy(
     y_true: Any, y_pred: Any, from_logits: bool = False, label_smoothing: float = 0.0, axis: int = -1
 ) -> Tensor:
@@ -38,7 +38,7 @@ def binary_crossentropy(
     return ops.mean(ops.binary_crossentropy(y_true, y_pred, from_logits=from_logits), axis=axis)
 
 
-@public
+@sample_function
 def binary_focal_crossentropy(
     y_true: Any,
     y_pred: Any,
@@ -84,7 +84,7 @@ def binary_focal_crossentropy(
     return ops.mean(focal, axis=axis)
 
 
-@public
+@sample_function
 def categorical_crossentropy(
     y_true: Any, y_pred: Any, from_logits: bool = False, label_smoothing: float = 0.0, axis: int = -1
 ) -> Tensor:
@@ -111,7 +111,7 @@ def categorical_crossentropy(
     return ops.categorical_crossentropy(y_true, y_pred, from_logits=from_logits, axis=axis)
 
 
-@public
+@sample_function
 def categorical_focal_crossentropy(
     y_true: Any,
     y_pred: Any,
@@ -151,7 +151,7 @@ def categorical_focal_crossentropy(
     return ops.sum(ops.power(1.0 - p, gamma) * convert_to_tensor(alpha, p.dtype) * entropy, axis=axis)
 
 
-@public
+@sample_function
 def sparse_categorical_crossentropy(
     y_true: Any, y_pred: Any, from_logits: bool = False, ignore_class: int | None = None, axis: int = -1
 ) -> Tensor:
@@ -198,7 +198,7 @@ def _smoothed(y_true: Tensor, amount: float, classes: int) -> Tensor:
     return y_true * (1.0 - amount) + amount / classes if amount else y_true
 
 
-@public
+@sample_function
 def kl_divergence(y_true: Any, y_pred: Any) -> Tensor:
     """Σ y_true·log(y_true / y_pred) over the last axis, both clipped to [ε, 1] with ε = `config.epsilon`.
 
@@ -219,7 +219,7 @@ def kl_divergence(y_true: Any, y_pred: Any) -> Tensor:
     return ops.sum(y_true * ops.log(y_true / y_pred), axis=-1)
 
 
-@public
+@sample_function
 def poisson(y_true: Any, y_pred: Any) -> Tensor:
     """mean(y_pred − y_true·log(y_pred + ε)) over the last axis, for counts; ε = `config.epsilon`.
 

@@ -6,13 +6,12 @@ from typing import Any
 
 from disttensor import ops
 from disttensor.distributed.collectives import sync_mean
-from disttensor.losses.loss import LossFunctionWrapper
+from disttensor.losses.loss import LossFunctionWrapper, sample_function
 from disttensor.losses.regression import pair
-from disttensor.ops.registry import public
 from disttensor.tensor import Tensor
 
 
-@public
+@sample_function
 def hinge(y_true: Any, y_pred: Any) -> Tensor:
     """mean(max(1 − y_true·y_pred, 0)) over the last axis.
 
@@ -30,7 +29,7 @@ def hinge(y_true: Any, y_pred: Any) -> Tensor:
     return ops.mean(ops.maximum(1.0 - _signs(y_true) * y_pred, 0.0), axis=-1)
 
 
-@public
+@sample_function
 def squared_hinge(y_true: Any, y_pred: Any) -> Tensor:
     """mean(max(1 − y_true·y_pred, 0)²) over the last axis; labels as in `hinge`.
 
@@ -53,7 +52,7 @@ def _signs(y_true: Tensor) -> Tensor:
     return ops.where(ops.equal(share, 0), 2.0 * y_true - 1.0, y_true)
 
 
-@public
+@sample_function
 def categorical_hinge(y_true: Any, y_pred: Any) -> Tensor:
     """max(1 + max((1 − y_true)·y_pred) − Σ y_true·y_pred, 0) over the classes.
 
@@ -94,5 +93,3 @@ class CategoricalHinge(LossFunctionWrapper):
         self, reduction: str | None = "sum_over_batch_size", name: str = "categorical_hinge", dtype: Any = None
     ):
         super().__init__(categorical_hinge, reduction, name, dtype)
-
-

@@ -12,13 +12,24 @@ from typing import Any
 
 from disttensor import dtypes, ops, tree
 from disttensor.distributed.collectives import sync_mean
-from disttensor.errors import ArgumentError
+from disttensor.errors import ArgumentError, SerializationError
 from disttensor.naming import auto_name
-from disttensor.saving.registration import Configurable
+from disttensor.ops.registry import public
+from disttensor.saving.registration import Configurable, get_registered_object
 from disttensor.tensor import Tensor, convert_to_tensor
 
 REDUCTIONS = ("sum_over_batch_size", "sum", "mean", "mean_with_sample_weight", "none", None)
 """The reductions that a loss knows."""
+
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {}
+"""The functions of labels and predictions that configurations may name."""
+
+
+def sample_function(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: ``function(y_true, y_pred, ...)`` gives a value for each sample; losses and metrics may name it."""
+    FUNCTIONS[function.__name__] = public(function)
+    return FUNCTIONS[function.__name__]
 
 
 class Loss(Configurable):
@@ -112,11 +123,30 @@ class LossFunctionWrapper(Loss):
         self.fn = fn
         self._fn_kwargs = kwargs
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> LossFunctionWrapper:
+        """A loss made from what `get_config` returned; a function is found by its name."""
+        return super().from_config(with_function(config))
+
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """The function's values."""
         if not (tree.is_nested(y_true) or tree.is_nested(y_pred)):
             y_true, y_pred = squeeze_or_expand_to_same_rank(y_true, y_pred)
         return self.fn(y_true, y_pred, **self._fn_kwargs)
+
+
+def with_function(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration in which the name of the function ``fn``, if there is one, is replaced by the function."""
+    name = config.get("fn")
+    if not isinstance(name, str):
+        return config
+    function = FUNCTIONS.get(name) or get_registered_object(name)
+    if function is None:
+        raise SerializationError(
+            f"function {name!r} is unknown. If it is yours, decorate it with register_keras_serializable, or pass "
+            "custom_objects={name: function}."
+        )
+    return {**config, "fn": function}
 
 
 def _tensors(x: Any, dtype: str) -> Any:

@@ -6,8 +6,7 @@ import math
 from typing import Any
 
 from disttensor import config, dtypes, ops
-from disttensor.losses.loss import LossFunctionWrapper, squeeze_or_expand_to_same_rank
-from disttensor.ops.registry import public
+from disttensor.losses.loss import LossFunctionWrapper, sample_function, squeeze_or_expand_to_same_rank
 from disttensor.tensor import Tensor, convert_to_tensor
 
 
@@ -19,7 +18,7 @@ def pair(y_true: Any, y_pred: Any) -> tuple[Tensor, Tensor]:
     return squeeze_or_expand_to_same_rank(convert_to_tensor(y_true, y_pred.dtype), y_pred)
 
 
-@public
+@sample_function
 def mean_squared_error(y_true: Any, y_pred: Any) -> Tensor:
     """mean((y_true − y_pred)²) over the last axis.
 
@@ -40,7 +39,7 @@ def mean_squared_error(y_true: Any, y_pred: Any) -> Tensor:
     return ops.mean(ops.square(y_true - y_pred), axis=-1)
 
 
-@public
+@sample_function
 def mean_absolute_error(y_true: Any, y_pred: Any) -> Tensor:
     """mean(|y_true − y_pred|) over the last axis.
 
@@ -56,7 +55,7 @@ def mean_absolute_error(y_true: Any, y_pred: Any) -> Tensor:
     return ops.mean(ops.absolute(y_true - y_pred), axis=-1)
 
 
-@public
+@sample_function
 def mean_absolute_percentage_error(y_true: Any, y_pred: Any) -> Tensor:
     """100 · mean(|y_true − y_pred| / max(|y_true|, ε)) over the last axis, with ε = `config.epsilon`.
 
@@ -73,7 +72,7 @@ def mean_absolute_percentage_error(y_true: Any, y_pred: Any) -> Tensor:
     return 100.0 * ops.mean(relative, axis=-1)
 
 
-@public
+@sample_function
 def mean_squared_logarithmic_error(y_true: Any, y_pred: Any) -> Tensor:
     """mean((log(1 + y_true) − log(1 + y_pred))²) over the last axis; both are raised to at least ε first.
 
@@ -90,7 +89,7 @@ def mean_squared_logarithmic_error(y_true: Any, y_pred: Any) -> Tensor:
     return ops.mean(ops.square(log_true - log_pred), axis=-1)
 
 
-@public
+@sample_function
 def huber(y_true: Any, y_pred: Any, delta: float = 1.0) -> Tensor:
     """Squared for small errors e, linear for large: mean of e²/2 if |e| ≤ δ, else δ·|e| − δ²/2, over the last axis.
 
@@ -115,7 +114,7 @@ def huber(y_true: Any, y_pred: Any, delta: float = 1.0) -> Tensor:
     )  # fmt: skip
 
 
-@public
+@sample_function
 def log_cosh(y_true: Any, y_pred: Any) -> Tensor:
     """mean(log(cosh(y_pred − y_true))) over the last axis, computed without overflow as |e| + log(1 + e⁻²|ᵉ|) − log 2.
 
@@ -132,7 +131,7 @@ def log_cosh(y_true: Any, y_pred: Any) -> Tensor:
     return ops.mean(ops.logaddexp(error, -error) - math.log(2.0), axis=-1)
 
 
-@public
+@sample_function
 def cosine_similarity(y_true: Any, y_pred: Any, axis: int = -1) -> Tensor:
     """−Σ y_true·y_pred / (‖y_true‖·‖y_pred‖): −1 for the same direction, 0 for orthogonal ones, 1 for opposite ones.
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from disttensor import config, ops
-from disttensor.losses.loss import squeeze_or_expand_to_same_rank
+from disttensor.losses.loss import sample_function, squeeze_or_expand_to_same_rank
 from disttensor.metrics.reduction import MeanMetricWrapper
-from disttensor.ops.registry import public
 from disttensor.tensor import Tensor, convert_to_tensor
 
 
-@public
+@sample_function
 def accuracy(y_true: Any, y_pred: Any) -> Tensor:
     """1 where prediction and label are equal, else 0.
 
@@ -28,7 +27,7 @@ def accuracy(y_true: Any, y_pred: Any) -> Tensor:
     return _equal(y_true, y_pred)
 
 
-@public
+@sample_function
 def binary_accuracy(y_true: Any, y_pred: Any, threshold: float = 0.5) -> Tensor:
     """1 where ``y_pred > threshold`` is the label, else 0.
 
@@ -47,7 +46,7 @@ def binary_accuracy(y_true: Any, y_pred: Any, threshold: float = 0.5) -> Tensor:
     return _equal(y_true, ops.cast(y_pred > ops.cast(threshold, y_pred.dtype), y_true.dtype))
 
 
-@public
+@sample_function
 def categorical_accuracy(y_true: Any, y_pred: Any) -> Tensor:
     """1 where the largest prediction is that of the class whose label is largest, else 0.
 
@@ -62,7 +61,7 @@ def categorical_accuracy(y_true: Any, y_pred: Any) -> Tensor:
     return _equal(ops.argmax(y_true, axis=-1), ops.argmax(y_pred, axis=-1))
 
 
-@public
+@sample_function
 def sparse_categorical_accuracy(y_true: Any, y_pred: Any) -> Tensor:
     """1 where the largest prediction is that of the class with the label's number, else 0.
 
@@ -81,7 +80,7 @@ def sparse_categorical_accuracy(y_true: Any, y_pred: Any) -> Tensor:
     return _equal(ops.cast(y_true, "int32"), ops.cast(ops.argmax(y_pred, axis=-1), "int32"))
 
 
-@public
+@sample_function
 def top_k_categorical_accuracy(y_true: Any, y_pred: Any, k: int = 5) -> Tensor:
     """1 where the class whose label is largest is among the k largest predictions, else 0.
 
@@ -97,7 +96,7 @@ def top_k_categorical_accuracy(y_true: Any, y_pred: Any, k: int = 5) -> Tensor:
     return sparse_top_k_categorical_accuracy(ops.argmax(y_true, axis=-1), y_pred, k)
 
 
-@public
+@sample_function
 def sparse_top_k_categorical_accuracy(y_true: Any, y_pred: Any, k: int = 5, from_sorted_ids: bool = False) -> Tensor:
     """1 where the class with the label's number is among the k largest predictions, else 0.
 

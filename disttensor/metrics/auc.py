@@ -167,7 +167,7 @@ def _thresholds(number: int, given: Sequence[float] | None) -> list[float]:
     """Ascending thresholds with one just below 0 and one just above 1."""
     if given is not None:
         inner = sorted(float(t) for t in given)
-        if inner and not (0 <= inner[0] and inner[-1] <= 1):
+        if inner and (inner[0] < 0 or inner[-1] > 1):
             raise ArgumentError(f"AUC: thresholds must lie between 0 and 1, got {list(given)!r}.")
     elif number < 2:
         raise ArgumentError(f"AUC: num_thresholds must be at least 2, got {number}.")

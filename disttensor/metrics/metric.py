@@ -54,7 +54,7 @@ class Metric(Configurable):
     ...         self.count.assign_add(keras.ops.sum(keras.ops.cast(y_pred > 0, self.dtype)))
     ...     def result(self):
     ...         return self.count.value
-    >>> float(Positives()([0.0, 0.0, 0.0], keras.ops.array([1.0, -1.0, 2.0])))
+    >>> float(Positives()([0.0, 0.0, 0.0], keras.ops.convert_to_tensor([1.0, -1.0, 2.0])))
     2.0
     """
 

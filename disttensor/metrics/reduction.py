@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from disttensor import ops
-from disttensor.losses.loss import apply_mask, divide_no_nan, squeeze_or_expand_to_same_rank
+from disttensor.losses.loss import apply_mask, divide_no_nan, squeeze_or_expand_to_same_rank, with_function
 from disttensor.metrics.metric import Metric
 from disttensor.tensor import Tensor, convert_to_tensor
 
@@ -109,7 +109,14 @@ class MeanMetricWrapper(Mean):
         self._fn = fn
         self._fn_kwargs = kwargs
 
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> MeanMetricWrapper:
+        """A metric made from what `get_config` returned; a function is found by its name."""
+        return super().from_config(with_function(config))
+
+    def update_state(  # type: ignore[override]
+        self, y_true: Any, y_pred: Any, sample_weight: Any = None
+    ) -> None:
         """Add a batch.
 
         Parameters

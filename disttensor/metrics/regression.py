@@ -53,7 +53,9 @@ class RootMeanSquaredError(Mean):
     def __init__(self, name: str = "root_mean_squared_error", dtype: Any = None):
         super().__init__(name, dtype)
 
-    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+    def update_state(  # type: ignore[override]
+        self, y_true: Any, y_pred: Any, sample_weight: Any = None
+    ) -> None:
         """Add a batch; see `MeanMetricWrapper`."""
         y_true, y_pred = pair(y_true, convert_to_tensor(y_pred, self.dtype))
         super().update_state(ops.square(y_true - y_pred), sample_weight)

@@ -62,7 +62,9 @@ class Sequential(Model):
             self._start = layer.output
             return
         if any(layer.name == other.name for other in self._stack):
-            raise ArgumentError(f"Sequential {self.name!r} has a layer named {layer.name!r} already; names must differ.")
+            raise ArgumentError(
+                f"Sequential {self.name!r} has a layer named {layer.name!r} already; names must differ."
+            )
         if not self._stack and self._start is None and layer._given_input_shape is not None:
             self._start = Input(batch_shape=layer._given_input_shape)
         self._stack.append(layer)

@@ -164,9 +164,8 @@ def conv(
         )
     x = to_images(inputs, data_format)
     kernel = expand_dims(kernel, 0) if spatial == 1 else kernel
-    steps, dilation = (
-        image_pair("conv", n, v, spatial) for n, v in (("strides", strides), ("dilation", dilation_rate))
-    )
+    steps = image_pair("conv", "strides", strides, spatial)
+    dilation = image_pair("conv", "dilation_rate", dilation_rate, spatial)
     window = tuple(d * (n - 1) + 1 for n, d in zip(kernel.shape, dilation, strict=False))
     pads = image_padding("conv", padding, x.shape[1:3], window, steps)
     groups = _groups(x, kernel)

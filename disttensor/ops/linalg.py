@@ -48,7 +48,7 @@ def matrix_product(out: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
 
 
 def _for_blas(x: np.ndarray) -> np.ndarray:
-    """`x`, or a copy if neither its rows nor its columns are contiguous: numpy would fall back to a plain loop."""
+    """`x`, or a copy if neither its rows nor its columns are contiguous: numpy before 2.3 would not call the BLAS."""
     rows, columns = x.strides[-2:]
     height, width = x.shape[-2:]
     by_rows = columns == x.itemsize and (height == 1 or rows >= width * x.itemsize)

@@ -11,7 +11,7 @@ from disttensor.context import Spec
 from disttensor.errors import ArgumentError, DTypeError, ShapeError
 from disttensor.ops.arithmetic import where
 from disttensor.ops.indexing import take_along_axis
-from disttensor.ops.registry import Example, apply, operator, promote, public
+from disttensor.ops.registry import HALF, Example, apply, operator, promote, public
 from disttensor.ops.shape import normalize_axis, ravel
 from disttensor.tensor import Tensor, convert_to_tensor
 
@@ -40,10 +40,21 @@ def _(x: Spec, *, axis: int) -> Spec:
 @operator(examples=[Example((3, 4), count=2), Example((5,), count=5), Example((2, 3), count=0)], kinds=_REAL)
 def largest_positions(out: np.ndarray, x: np.ndarray, *, count: int) -> None:
     """The indices of the largest elements along the last axis, in descending order; of equal ones the first first."""
-    last = x.shape[-1] - 1
+    if not out.size:
+        return
+    size = x.shape[-1]
+    keys = (x.astype(np.float32) if dtypes.standardize_dtype(x.dtype) in HALF else x).reshape(-1, size)
+    if keys.dtype.kind == "f":
+        keys = np.where(np.isnan(keys), np.inf, keys)
+    # All above the last one to be chosen, then as many of its equals as there is room for: cheaper than a full sort.
+    last = np.partition(keys, size - count)[:, size - count, None]
+    above, equal = keys > last, keys == last
+    room = count - above.sum(-1, keepdims=True)
+    columns = np.nonzero(above | (equal & (equal.cumsum(-1) <= room)))[1].reshape(-1, count)
     # Sorting the reversed elements, and reversing that, keeps equal elements in their order.
-    descending = np.argsort(x[..., ::-1], -1, kind="stable")[..., ::-1]
-    np.subtract(last, descending[..., :count], out=out, casting="unsafe")
+    chosen = np.take_along_axis(keys, columns, -1)[:, ::-1]
+    order = count - 1 - np.argsort(chosen, -1, kind="stable")[:, ::-1]
+    np.copyto(out, np.take_along_axis(columns, order, -1).reshape(out.shape), casting="unsafe")
 
 
 @largest_positions.infer
@@ -99,7 +110,7 @@ def top_k(x: Any, k: int, sorted: bool = True) -> tuple[Tensor, Tensor]:
     Returns
     -------
     values, indices : tuple of Tensor, shape (..., k)
-        Of equal elements the first come first; NaN counts as largest. Indices are int32.
+        Of equal elements the first come first; NaN counts as infinite. Indices are int32.
 
     Raises
     ------

@@ -75,7 +75,7 @@ def get(identifier: Any) -> Any:
     elif isinstance(identifier, Mapping):
         found = deserialize_keras_object(identifier)
     if inspect.isclass(found) and issubclass(found, Optimizer):
-        found = found()
+        found = found()  # type: ignore[call-arg]
     if not isinstance(found, Optimizer):
         raise ArgumentError(f"{identifier!r} is not an optimizer; give a name, or an Optimizer such as Adam(1e-3).")
     return found

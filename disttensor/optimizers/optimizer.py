@@ -54,7 +54,7 @@ class Optimizer(Configurable):
     >>> import disttensor as keras
     >>> weight = keras.Variable([1.0, 2.0])
     >>> optimizer = keras.optimizers.SGD(learning_rate=0.1)
-    >>> optimizer.apply([keras.ops.array([1.0, -1.0])], [weight])
+    >>> optimizer.apply([keras.ops.convert_to_tensor([1.0, -1.0])], [weight])
     >>> weight.numpy().round(3).tolist()
     [0.8999999761581421, 2.0999999046325684]
     """
@@ -217,8 +217,8 @@ class Optimizer(Configurable):
     def learning_rate(self, value: Any) -> None:
         if isinstance(self._learning_rate, LearningRateSchedule):
             raise ArgumentError(
-                f"the learning rate of {self.name} follows {type(self._learning_rate).__name__} and cannot be set; make "
-                "the optimizer with a number instead, or change the schedule."
+                f"the learning rate of {self.name} follows {type(self._learning_rate).__name__} and cannot be set; "
+                "make the optimizer with a number instead, or change the schedule."
             )
         self._learning_rate.assign(_number(value))
 

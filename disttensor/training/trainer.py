@@ -15,6 +15,7 @@ import numpy as np
 
 from disttensor import context, data, distributed, ops, optimizers, tree
 from disttensor.autodiff import GradientTape
+from disttensor.callbacks import CallbackList
 from disttensor.data import Batch, unpack_x_y_sample_weight
 from disttensor.data.loader import as_tensors, shard_of
 from disttensor.errors import ArgumentError, DataError
@@ -22,7 +23,6 @@ from disttensor.graph import function
 from disttensor.metrics import Mean, Metric
 from disttensor.random import global_seed
 from disttensor.tensor import Tensor, Variable
-from disttensor.callbacks import CallbackList
 from disttensor.training.compiled import CompiledLoss, CompiledMetrics
 from disttensor.training.gather import in_batch_order
 
@@ -462,4 +462,3 @@ def _validates(epoch: int, frequency: Any) -> bool:
     if isinstance(frequency, int):
         return (epoch + 1) % frequency == 0
     return epoch + 1 in frequency
-

@@ -203,7 +203,7 @@ def test_idx_is_read_as_it_is(tmp_path, shape):
         b"",
         b"not gzipped",
         gzip.compress(b""),
-        gzip.compress(b"\0\0\x0d\x01" + b"\0\0\0\1" + b"\0\0\0\0"),
+        gzip.compress(b"\0\0\x09\x01" + b"\0\0\0\4" + b"\0\0\0\0"),
         gzip.compress(idx(np.zeros((2, 3), np.uint8))[:-1]),
         gzip.compress(idx(np.zeros((2, 3), np.uint8)) + b"\0"),
         gzip.compress(b"\0\0\x08\xff" + b"\xff" * 40),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
 
+from disttensor.distributed import environment
 from disttensor.distributed.environment import Launcher, launcher
 from disttensor.errors import DistributedError
 
@@ -78,9 +80,29 @@ def test_the_process_environment_is_the_default(monkeypatch):
     assert launcher() == Launcher("mpich", 1, 2, 0)
 
 
-def test_a_process_started_by_a_rank_is_no_rank():
-    assert launcher({**MPICH, "DISTTENSOR_RANK_PROCESS": str(os.getpid())}) == Launcher("mpich", 2, 3, 0)
-    assert launcher({**MPICH, "DISTTENSOR_RANK_PROCESS": str(os.getppid())}) is None
+def test_a_process_started_by_a_rank_is_no_rank(monkeypatch):
+    for name in ("PMIX_NAMESPACE", "SLURM_JOB_ID", "SLURM_STEP_ID"):
+        monkeypatch.delenv(name, raising=False)
+    rank = Launcher("openmpi", 3, 4, 1)
+    for name, value in OPENMPI.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DISTTENSOR_RANK_PROCESS", "")
+    environment.claim_rank()
+    own = os.environ["DISTTENSOR_RANK_PROCESS"]
+    inherited = own.replace(str(os.getpid()), str(os.getppid()))
+    assert launcher() == rank
+    assert launcher({**OPENMPI, "DISTTENSOR_RANK_PROCESS": inherited}) is None
+    # What a rank starts may be a launcher: an mpirun of its own, or an sbatch whose job gets all variables.
+    assert launcher({**OPENMPI, "DISTTENSOR_RANK_PROCESS": inherited, "PMIX_NAMESPACE": "prterun-host-2@1"}) == rank
+    assert launcher({**OPENMPI, "DISTTENSOR_RANK_PROCESS": inherited, "SLURM_JOB_ID": "8"}) == rank
+
+
+def test_a_rank_of_hydra_holds_its_socket():
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        environ = {**MPICH, "PMI_FD": str(ours.fileno()), "DISTTENSOR_RANK_PROCESS": f"{os.getppid()} //"}
+        assert launcher(environ) == Launcher("mpich", 2, 3, 0)
+    assert launcher(environ) is None
 
 
 def test_a_lone_process_never_loads_mpi():

@@ -119,7 +119,9 @@ def test_a_snapshot_taken_before_the_run_stays():
     assert v.value.tolist() == [2]
 
 
-programs = st.lists(st.tuples(st.sampled_from("aAmMsrt"), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=25)
+programs = st.lists(
+    st.tuples(st.sampled_from("aAmMsrt"), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=25
+)
 
 
 @settings(max_examples=60, deadline=None)

@@ -48,7 +48,7 @@ class MPIRun(Protocol):
         n: int,
         program: str | Path,
         *args: str,
-        timeout: float = 60,
+        timeout: float = 100,
         env: dict[str, str] | None = None,
         python: Path | None = None,
     ) -> Finished: ...
@@ -72,7 +72,7 @@ def mpirun(request: pytest.FixtureRequest, tmp_path: Path) -> MPIRun:
         n: int,
         program: str | Path,
         *args: str,
-        timeout: float = 60,
+        timeout: float = 100,
         env: dict[str, str] | None = None,
         python: Path | None = None,
     ) -> Finished:

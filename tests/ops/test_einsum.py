@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from disttensor import ops
 from disttensor.autodiff import GradientTape
+from disttensor.context import state
 from disttensor.errors import ArgumentError, ShapeError
 from disttensor.tensor import Tensor
 
@@ -67,8 +68,6 @@ def test_attention_copies_nothing() -> None:
     class Names:
         def record(self, op: Any, *rest: Any) -> None:
             seen.append(op.name)
-
-    from disttensor.context import state
 
     state.recorders = (Names(),)  # type: ignore[assignment]
     try:

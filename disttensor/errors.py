@@ -23,6 +23,10 @@ class ArgumentError(DistTensorError, ValueError):
     """An argument has a value outside what is documented."""
 
 
+class OutOfRangeError(DistTensorError, IndexError):
+    """An index lies outside the axis that it counts along."""
+
+
 class TracingError(DistTensorError, RuntimeError):
     """Something was asked of a traced value that only a concrete one can give."""
 

@@ -19,13 +19,13 @@ from disttensor.context import Spec
 from disttensor.distributed import world
 from disttensor.distributed.collectives import scale_into, weighted_sum_of_ranks
 from disttensor.graph import Graph, Node, Value, register
-from disttensor.ops.registry import operator
+from disttensor.ops.registry import Example, operator
 
 MAX_BUCKET_BYTES = 32 << 20
 """A bucket takes no further member once it is as large as this."""
 
 
-@operator()
+@operator(examples=[Example((2, 3), np.array(0.5), (4,), np.array(1.0)), Example((0,), np.array(1.0))])
 def pack(out: np.ndarray, *values_and_weights: np.ndarray) -> None:
     """The values x₁, w₁, x₂, w₂, …: each wᵢ·xᵢ flattened, one after the other."""
     start = 0
@@ -50,7 +50,7 @@ def _(x: Spec) -> Spec:
     return x
 
 
-@operator()
+@operator(examples=[Example((6,), start=2, shape=(2, 2)), Example((6,), start=0, shape=())])
 def unpack(out: np.ndarray, flat: np.ndarray, *, start: int, shape: tuple[int, ...]) -> None:
     """The part of a flat buffer that begins at `start`, in this shape."""
     np.copyto(out, flat[start : start + math.prod(shape)].reshape(shape))

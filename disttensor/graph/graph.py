@@ -110,9 +110,9 @@ class Graph:
     >>> f = dt.function(lambda x: 2 * x + 1)
     >>> print(f.graph(dt.constant([1.0, 2.0])))
     %0: float32[2] = input
-    %1: float32[] = constant 2.0
+    %1: float32[] = constant 2.
     %2: float32[2] = multiply(%1, %0)
-    %3: float32[] = constant 1.0
+    %3: float32[] = constant 1.
     %4: float32[2] = add(%2, %3)
     return %4
     """

@@ -131,7 +131,9 @@ def _find_views(nodes: list[Node]) -> dict[Key, Key]:
                 dummies[key] = views[i]
                 root[key] = root[_key(node.inputs[0])]
             else:
-                dummies[key] = np.empty(spec.shape, dtypes.to_numpy(spec.dtype))
+                # A captured constant may have strides of its own; what the plan allocates is contiguous.
+                constant = node.kind == "constant"
+                dummies[key] = node.source if constant else np.empty(spec.shape, dtypes.to_numpy(spec.dtype))
                 root[key] = key
     return root
 

@@ -178,7 +178,7 @@ class Layer(Configurable):
         if self.built:
             return
         shapes = [tree.map_structure(_shape_of, a) for a in args]
-        names = [p for p in inspect.signature(self.build).parameters]
+        names = list(inspect.signature(self.build).parameters)
         with suspended():
             if len(names) <= 1:
                 given = [s for s in shapes if s is not None] or [

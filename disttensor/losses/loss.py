@@ -181,6 +181,12 @@ def squeeze_or_expand_to_same_rank(x1: Tensor, x2: Tensor, expand_rank_1: bool =
     return x1, x2
 
 
+def with_trailing_axes(weight: Tensor, ndim: int) -> Tensor:
+    """Weights of samples with an axis of size 1 for each axis of the values that they lack; scalars stay scalars."""
+    missing = ndim - weight.ndim if weight.ndim else 0
+    return ops.reshape(weight, (*weight.shape, *[1] * missing)) if missing > 0 else weight
+
+
 def reduce_weighted_values(
     values: Any, sample_weight: Any = None, mask: Any = None, reduction: str | None = "sum_over_batch_size"
 ) -> Tensor:
@@ -190,7 +196,7 @@ def reduce_weighted_values(
     ----------
     values : floating-point Tensor, shape (batch, ...)
     sample_weight, mask : tensor-like, optional
-        Of the same shape, or broadcast to it.
+        Of the same shape, or of its leading axes (one weight for each sample).
     reduction : str or None
 
     Returns
@@ -203,6 +209,7 @@ def reduce_weighted_values(
     if sample_weight is not None:
         sample_weight = convert_to_tensor(sample_weight, values.dtype)
         values, sample_weight = squeeze_or_expand_to_same_rank(values, sample_weight)
+        sample_weight = with_trailing_axes(sample_weight, values.ndim)
         values = values * sample_weight
     if reduction in (None, "none") or values.shape == ():
         return values
@@ -236,7 +243,7 @@ def apply_mask(sample_weight: Any, mask: Any, dtype: str, reduction: str | None)
     if sample_weight is None:
         return weight
     weight, sample_weight = squeeze_or_expand_to_same_rank(weight, convert_to_tensor(sample_weight, dtype))
-    return weight * sample_weight
+    return with_trailing_axes(weight, sample_weight.ndim) * with_trailing_axes(sample_weight, weight.ndim)
 
 
 def divide_no_nan(x: Any, y: Any) -> Tensor:

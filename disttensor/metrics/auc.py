@@ -7,7 +7,7 @@ from typing import Any
 
 from disttensor import config, ops
 from disttensor.errors import ArgumentError, ShapeError
-from disttensor.losses.loss import divide_no_nan
+from disttensor.losses.loss import divide_no_nan, with_trailing_axes
 from disttensor.metrics.confusion import confusion
 from disttensor.metrics.metric import Metric
 from disttensor.tensor import Tensor, Variable, convert_to_tensor
@@ -110,8 +110,7 @@ class AUC(Metric):
         weight = ops.broadcast_to(self.label_weights, y_pred.shape)
         if sample_weight is None:
             return weight
-        given = convert_to_tensor(sample_weight, self.dtype)
-        return weight * ops.reshape(given, (*given.shape, *[1] * (y_pred.ndim - given.ndim)))
+        return weight * with_trailing_axes(convert_to_tensor(sample_weight, self.dtype), y_pred.ndim)
 
     def result(self) -> Tensor:
         """The area so far, a scalar."""

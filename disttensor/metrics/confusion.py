@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from disttensor import ops
 from disttensor.errors import ArgumentError, ShapeError
-from disttensor.losses.loss import divide_no_nan, squeeze_or_expand_to_same_rank
+from disttensor.losses.loss import divide_no_nan, squeeze_or_expand_to_same_rank, with_trailing_axes
 from disttensor.metrics.metric import Metric
 from disttensor.tensor import Tensor, convert_to_tensor
 
@@ -58,7 +58,8 @@ def confusion(
     y_true, y_pred = squeeze_or_expand_to_same_rank(convert_to_tensor(y_true, dtype), convert_to_tensor(y_pred, dtype))
     if y_true.shape != y_pred.shape:
         raise ShapeError(f"labels have shape {y_true.shape} but predictions {y_pred.shape}; they must be equal.")
-    weight = ops.ones_like(y_pred) if sample_weight is None else _weights(sample_weight, y_pred)
+    weight = convert_to_tensor(1.0 if sample_weight is None else sample_weight, dtype)
+    weight = ops.broadcast_to(with_trailing_axes(weight, y_pred.ndim), y_pred.shape)
     if top_k is not None:
         y_pred = _only_top(y_pred, top_k)
     if class_id is not None:
@@ -73,13 +74,6 @@ def confusion(
 
     negative, false = ops.logical_not(predicted), ops.logical_not(y_true)
     return Confusion(count(predicted, y_true), count(predicted, false), count(negative, false), count(negative, y_true))
-
-
-def _weights(sample_weight: Any, y_pred: Tensor) -> Tensor:
-    """Weights in the shape of the predictions; missing axes are the last ones."""
-    weight = convert_to_tensor(sample_weight, y_pred.dtype)
-    missing = max(y_pred.ndim - weight.ndim, 0) if weight.ndim else 0
-    return ops.broadcast_to(ops.reshape(weight, (*weight.shape, *[1] * missing)), y_pred.shape)
 
 
 def _only_top(y_pred: Tensor, k: int) -> Tensor:

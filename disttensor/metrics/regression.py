@@ -150,7 +150,7 @@ class R2Score(Metric):
         What becomes of the scores of several outputs: "uniform_average" is their mean, "variance_weighted_average"
         weighs them by the variance of the labels, None keeps them.
     num_regressors : int, default 0
-        If positive, the score is adjusted for so many independent variables.
+        If positive, the score is adjusted for so many independent variables, as soon as there are more labels.
     name : str, default "r2_score"
     dtype : dtype, optional
         See `Metric`.
@@ -211,7 +211,7 @@ class R2Score(Metric):
         self.squared_sum.assign_add(ops.sum(weight * ops.square(y_true), axis=0))
         self.total_mse.assign_add(ops.sum(weight * ops.square(y_true - y_pred), axis=0))
         self.count.assign_add(ops.sum(weight * ops.ones_like(y_true), axis=0))
-        self.num_samples.assign_add(y_true.shape[0])
+        self.num_samples.assign_add(y_true.size)
 
     def result(self) -> Tensor:
         """The score so far."""
@@ -227,5 +227,6 @@ class R2Score(Metric):
             score = ops.sum(score * divide_no_nan(variation, ops.sum(variation)))
         if self.num_regressors:
             n = self.num_samples.value
-            score = 1 - (1 - score) * (n - 1) / (n - self.num_regressors - 1)
+            freedom = n - self.num_regressors - 1
+            score = ops.where(freedom > 0, 1 - (1 - score) * (n - 1) / ops.maximum(freedom, 1), score)
         return score

@@ -1,7 +1,7 @@
 """The operators behind indexing: slices and gathers, and the scatters that are their adjoints.
 
 Every index is a basic one (integers, slices, new axes), which gives a view, or integer arrays, which gather. Negative
-indices count from the end; an index out of range is an IndexError, also in a traced function, where it is raised when
+indices count from the end; an index out of range is an OutOfRangeError, also in a traced function, where it is raised when
 the function runs.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from disttensor import dtypes
 from disttensor.context import Spec
-from disttensor.errors import DTypeError, ShapeError
+from disttensor.errors import DTypeError, OutOfRangeError, ShapeError
 from disttensor.kernels.indexing import scatter_add_rows
 from disttensor.ops.registry import Example, apply, broadcast_shapes, operator
 from disttensor.tensor import Tensor
@@ -94,10 +94,10 @@ def _(ctx: Any, g: Tensor) -> Tensor:
 
 
 def check_range(name: str, indices: np.ndarray, size: int, axis: int) -> None:
-    """Raise an IndexError that names the first index outside [−size, size)."""
+    """Raise an OutOfRangeError that names the first index outside [−size, size)."""
     if indices.size and (indices.max() >= size or indices.min() < -size):
         wrong = indices[(indices >= size) | (indices < -size)].flat[0]
-        raise IndexError(f"{name}: index {wrong} is out of range for axis {axis} of size {size}.")
+        raise OutOfRangeError(f"{name}: index {wrong} is out of range for axis {axis} of size {size}.")
 
 
 def flat_indices(name: str, indices: Sequence[np.ndarray], shape: Sequence[int], axes: Sequence[int]) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from disttensor.errors import ArgumentError, ShapeError, TracingError
+from disttensor.errors import ArgumentError, OutOfRangeError, ShapeError, TracingError
 from disttensor.ops.gathering import Basic, check_range, gather, require_integers, slice_of
 from disttensor.ops.registry import apply, public
 from disttensor.ops.shape import normalize_axis, ravel
@@ -48,7 +48,7 @@ def getitem(x: Any, key: Any) -> Tensor:
 
     Raises
     ------
-    IndexError
+    OutOfRangeError
         If an index is out of range, or there are more indices than axes.
     TracingError
         For a mask that is computed in a traced function.
@@ -105,9 +105,9 @@ def _with_ellipsis(shape: tuple[int, ...], entries: list[Any]) -> list[Any]:
     ellipses = sum(e is Ellipsis for e in entries)
     used = sum(isinstance(e, (int, slice, _Array)) for e in entries)
     if ellipses > 1:
-        raise IndexError("an index can hold only one ellipsis (...).")
+        raise OutOfRangeError("an index can hold only one ellipsis (...).")
     if used > len(shape):
-        raise IndexError(f"too many indices: {used} for a tensor of shape {shape}, which has {len(shape)} axes.")
+        raise OutOfRangeError(f"too many indices: {used} for a tensor of shape {shape}, which has {len(shape)} axes.")
     return entries if ellipses else [*entries, Ellipsis]
 
 
@@ -121,7 +121,7 @@ def _on_axis(entry: int | slice | _Array, shape: tuple[int, ...], axis: int) -> 
         chosen = range(*entry.indices(size))
         return chosen.start, len(chosen), chosen.step
     if entry.mask_size not in (None, size):
-        raise IndexError(
+        raise OutOfRangeError(
             f"indexing: a boolean mask has size {entry.mask_size} where axis {axis} of shape {shape} has size {size}."
         )
     return 0, size, 1
@@ -174,7 +174,7 @@ def take(x: Any, indices: Any, axis: int | None = None) -> Tensor:
 
     Raises
     ------
-    IndexError
+    OutOfRangeError
         If an index is out of range.
     """
     x = convert_to_tensor(x)
@@ -205,7 +205,7 @@ def take_along_axis(x: Any, indices: Any, axis: int | None = None) -> Tensor:
     ------
     ShapeError
         If the shapes do not fit.
-    IndexError
+    OutOfRangeError
         If an index is out of range.
     """
     x, indices = convert_to_tensor(x), convert_to_tensor(indices)

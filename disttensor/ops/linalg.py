@@ -15,6 +15,7 @@ import numpy as np
 from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.errors import ArgumentError, ShapeError
+from disttensor.kernels import blas
 from disttensor.ops.arithmetic import conj, multiply, not_equal, power, scalar, where
 from disttensor.ops.complex_numbers import real
 from disttensor.ops.core import cast, sum_to
@@ -42,9 +43,11 @@ __all__ = ["diagonal", "dot", "inner", "matmul", "norm", "outer", "tensordot", "
 def matrix_product(out: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
     """The products of matrices in the last two axes; leading axes are broadcast."""
     if dtypes.standardize_dtype(out.dtype) in HALF:
-        np.copyto(out, np.matmul(x.astype(np.float32), y.astype(np.float32)), casting="unsafe")
+        wide = np.empty(out.shape, np.float32)
+        blas.matmul(wide, x.astype(np.float32), y.astype(np.float32))
+        np.copyto(out, wide, casting="unsafe")
     else:
-        np.matmul(_for_blas(x), _for_blas(y), out=out, dtype=out.dtype)
+        blas.matmul(out, _for_blas(x), _for_blas(y))
 
 
 def _for_blas(x: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from disttensor import dtypes
 from disttensor.context import Spec
-from disttensor.errors import ArgumentError, ShapeError
+from disttensor.errors import ArgumentError, OutOfRangeError, ShapeError
 from disttensor.ops.arithmetic import add, conj, divide, equal, multiply, scalar, where
 from disttensor.ops.core import broadcast_to, cast
 from disttensor.ops.gathering import Basic, decode, flat_indices, gather, require_integers, scatter_add, slice_of
@@ -167,7 +167,7 @@ def scatter(indices: Any, values: Any, shape: Sequence[int]) -> Tensor:
     ------
     ShapeError
         If the shapes do not fit.
-    IndexError
+    OutOfRangeError
         If an index is out of range.
 
     Examples
@@ -203,7 +203,7 @@ def scatter_update(inputs: Any, indices: Any, updates: Any, reduction: str | Non
     ------
     ShapeError
         If the shapes do not fit.
-    IndexError
+    OutOfRangeError
         If an index is out of range.
     """
     if reduction is not None and reduction != "add" and reduction not in _COMBINE:
@@ -250,7 +250,7 @@ def _starts(name: str, start_indices: Any, shape: tuple[int, ...], lengths: Sequ
     known = [s if s.is_symbolic else int(s) for s in starts]
     for axis, (start, length, size) in enumerate(zip(known, lengths, shape, strict=True)):
         if isinstance(start, int) and not 0 <= start <= start + length <= size:
-            raise IndexError(
+            raise OutOfRangeError(
                 f"{name}: {length} elements from {start} on are out of range for axis {axis} of size {size}."
             )
     return known
@@ -280,7 +280,7 @@ def slice(inputs: Any, start_indices: Any, shape: Sequence[int]) -> Tensor:
 
     Raises
     ------
-    IndexError
+    OutOfRangeError
         If the block does not lie inside.
     """
     x = convert_to_tensor(inputs)
@@ -320,7 +320,7 @@ def slice_update(inputs: Any, start_indices: Any, updates: Any) -> Tensor:
 
     Raises
     ------
-    IndexError
+    OutOfRangeError
         If the block does not lie inside.
     """
     x = convert_to_tensor(inputs)

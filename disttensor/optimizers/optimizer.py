@@ -272,7 +272,7 @@ class Optimizer(Configurable):
         if not self.built:
             self.build(variables)
         self._check(grads, variables)
-        pairs = [(sync_mean(g), v) for g, v in zip(grads, variables, strict=True) if g is not None]
+        pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if g is not None]
         gradients, variables = [g for g, _ in pairs], [v for _, v in pairs]
         if self.loss_scale_factor is not None:
             gradients = [g / self.loss_scale_factor for g in gradients]
@@ -377,7 +377,7 @@ class Optimizer(Configurable):
         return not by_name and id(variable) not in self._excluded
 
     def _update_averages(self) -> None:
-        momentum = ops.where(ops.equal(self._iterations.value, 0), 0.0, self.ema_momentum)
+        momentum = ops.where(ops.equal(self.iterations, 0), 0.0, self.ema_momentum)
         for variable, average in zip(self._trainable_variables, self._averages, strict=True):
             m = ops.cast(momentum, variable.dtype)
             average.assign(m * average.value + (1 - m) * variable.value)

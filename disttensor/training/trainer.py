@@ -30,7 +30,7 @@ Logs = dict[str, Any]
 
 
 class Trainer:
-    """The training methods of `Model`. Override `train_step`, `test_step` or `compute_loss` to change what a step is."""
+    """The training methods of `Model`; override `train_step`, `test_step` or `compute_loss` to change what a step is."""
 
     optimizer: Any = None
     stop_training = False

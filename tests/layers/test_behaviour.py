@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import special
 
 from disttensor import activations, layers, ops
 from disttensor.errors import ArgumentError, SerializationError, ShapeError
@@ -99,6 +100,56 @@ def test_bad_arguments(call: Any, message: str) -> None:
         call()
 
 
+def _unit(x: np.ndarray, axis: int) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=axis, keepdims=True)
+
+
+@pytest.mark.parametrize(
+    ("layer", "formula"),
+    [
+        (layers.Permute((2, 1)), lambda x: x.transpose(0, 2, 1)),
+        (layers.Reshape((5, -1)), lambda x: x.reshape(3, 5, 4)),
+        (layers.Rescaling(np.array([1.0, 2.0, 3.0, 4.0, 5.0]), -1.0), lambda x: x * np.arange(1, 6) - 1),
+        (layers.Activation("gelu"), lambda x: x * (1 + special.erf(x / np.sqrt(2))) / 2),
+        (layers.MaxPooling1D(), lambda x: x.reshape(3, 2, 2, 5).max(axis=2)),
+        (layers.AveragePooling1D(2, 1), lambda x: (x[:, 1:] + x[:, :-1]) / 2),
+        (layers.GlobalAveragePooling1D(), lambda x: x.mean(axis=1)),
+        (layers.GlobalMaxPooling1D(keepdims=True), lambda x: x.max(axis=1, keepdims=True)),
+        (layers.LayerNormalization(epsilon=0.1), lambda x: (x - x.mean(2, keepdims=True))
+         / np.sqrt(x.var(2, keepdims=True) + 0.1)),
+    ],
+)  # fmt: skip
+def test_formula(layer: Layer, formula: Any, rng: np.random.Generator) -> None:
+    x = rng.normal(size=(3, 4, 5)).astype(np.float32)
+    np.testing.assert_allclose(layer(x), formula(x), rtol=1e-5, atol=1e-6)
+    copy = layers.deserialize(layers.serialize(layer))
+    np.testing.assert_array_equal(copy(x), layer(x))
+
+
+def test_dot_formula(rng: np.random.Generator) -> None:
+    a, b = rng.normal(size=(3, 2, 4, 5)).astype(np.float32), rng.normal(size=(3, 5, 6)).astype(np.float32)
+    np.testing.assert_allclose(layers.Dot((3, 1))([a, b]), np.einsum("bxyk,bkz->bxyz", a, b), rtol=1e-5, atol=1e-6)
+    expected = np.einsum("bxyk,bkz->bxyz", _unit(a, 3), _unit(b, 1))
+    np.testing.assert_allclose(layers.Dot((3, 1), normalize=True)([a, b]), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_masked_formulas(rng: np.random.Generator) -> None:
+    x, mask = rng.normal(size=(3, 4, 5)).astype(np.float32), rng.random((3, 4)) < 0.6
+    mask[:, 0] = True
+    expected = np.stack([row[keep].mean(axis=0) for row, keep in zip(x, mask, strict=True)])
+    np.testing.assert_allclose(layers.GlobalAveragePooling1D()(x, mask=mask), expected, rtol=1e-5, atol=1e-6)
+
+    layer = layers.BatchNormalization(momentum=0.0)
+    layer(x, training=True, mask=mask)
+    np.testing.assert_allclose(layer.moving_mean, x[mask].mean(axis=0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(layer.moving_variance, x[mask].var(axis=0), rtol=1e-5, atol=1e-6)
+
+    logits, keep = x[0], np.array([[True, False, True, False, True]] * 3 + [[False] * 5])
+    weights = np.exp(logits) * keep
+    weights /= np.maximum(weights.sum(axis=1, keepdims=True), 1e-30)
+    np.testing.assert_allclose(layers.Softmax()(logits, mask=keep), weights, rtol=1e-5, atol=1e-6)
+
+
 def test_aliases() -> None:
     for alias, name in [
         ("MaxPool2D", "MaxPooling2D"), ("AvgPool2D", "AveragePooling2D"), ("MaxPool1D", "MaxPooling1D"),
@@ -130,6 +181,7 @@ def test_operators_on_symbols() -> None:
     assert ops.concatenate([x, y], axis=-1).shape == (None, 3, 8)
     assert (x[:, 0] > 0).dtype == "bool"
     assert ops.sum(Input((5,), dtype="int32"), axis=1).dtype == "int32"
+    assert ops.sqrt(Input((5,), dtype="float64")).dtype == "float64"
     step = y._keras_history
     assert isinstance(step.operation, OperatorLayer)
     assert step.operation.function is ops.add

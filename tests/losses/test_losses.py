@@ -224,6 +224,14 @@ def test_own_losses_are_named_and_nested_predictions_reach_them() -> None:
     assert float(loss(np.array([10.0]), y_pred)) == 22.0
 
 
+def test_a_weight_for_each_sample_reaches_all_its_values() -> None:
+    y_pred = convert_to_tensor(np.ones((2, 2, 1), np.float32))
+    loss = losses.MeanSquaredError(reduction=None)
+    assert loss(np.zeros((2, 2, 1)), y_pred, [1.0, 3.0]).tolist() == [[1.0, 1.0], [3.0, 3.0]]
+    y_pred._keras_mask = convert_to_tensor([[True, False], [True, True]])
+    assert loss(np.zeros((2, 2, 1)), y_pred, [1.0, 3.0]).tolist() == [[1.0, 0.0], [3.0, 3.0]]
+
+
 def test_dtype_of_the_computation() -> None:
     assert losses.MeanSquaredError(dtype="float64")([[1.0]], [[2.0]]).dtype == "float64"
     assert losses.MeanSquaredError()(np.ones((2, 1)), np.ones((2, 1))).dtype == "float32"

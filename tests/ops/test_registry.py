@@ -22,8 +22,9 @@ LOCAL = [op for op in OPERATORS.values() if not op.communicates]
 ELEMENTWISE = [op for op in LOCAL if op.formula is not None]
 WIDEST = {"float": "float64", "complex": "complex128", "int": "int64", "bool": "bool"}
 STEP = 1e-5
-# Operators whose derivative is not zero though they let no gradient through.
-OPAQUE = {"stop_gradient"}
+# Operators whose derivative is not zero though they let no gradient through: it is their purpose, or they are put into
+# graphs after differentiation.
+OPAQUE = {"stop_gradient", "pack", "unpack"}
 
 SHAPES = {
     1: [((2, 3),), ((),), ((0, 3),)],

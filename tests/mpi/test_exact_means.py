@@ -1,0 +1,14 @@
+"""Losses, metrics and optimizers on slices of a batch give what one process gives on the whole batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+
+def test_slices_give_what_the_whole_batch_gives(mpirun: Any) -> None:
+    code, output = mpirun(3, HERE / "exact_means_program.py", timeout=110)
+    assert code == 0, output
+    assert output.count("every check passed") == 1, output

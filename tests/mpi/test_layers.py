@@ -1,0 +1,92 @@
+"""Layers on real ranks: the same numbers as in one process, with uneven and empty slices of the batch."""
+
+from __future__ import annotations
+
+import pytest
+
+PROGRAM = """
+import numpy as np
+
+from disttensor import distributed, layers, ops
+from disttensor.autodiff import GradientTape
+from disttensor.context import Shard
+from disttensor.distributed.collectives import sync_mean
+from disttensor.graph import function
+from disttensor.tensor import Tensor
+
+comm = distributed.communicator()
+rows = np.random.default_rng(0).normal(size=(7, 3, 5))
+weights = np.random.default_rng(1).normal(size=(7, 3, 5))
+# Rank 0 holds four rows, rank 1 three, and any others none.
+start, stop = {0: (0, 4), 1: (4, 7)}.get(comm.rank, (7, 7))
+
+
+def part_of(array):
+    return Tensor.wrap(array[start:stop].copy(), Shard(stop - start, 7, start))
+
+
+def normalized(layer, x, weights):
+    # The loss is a mean over rows, so that of a slice is a local mean.
+    with GradientTape() as tape:
+        tape.watch(x)
+        outputs = layer(x, training=True)
+        loss = ops.sum(ops.mean(outputs * weights, axis=0))
+    return outputs, tape.gradient(loss, [x, layer.gamma, layer.beta])
+
+
+def state(layer):
+    return layer.moving_mean.numpy(), layer.moving_variance.numpy()
+
+
+whole = layers.BatchNormalization(momentum=0.5, dtype="float64")
+with_all = Tensor.wrap(rows), Tensor.wrap(weights)
+# What one process computes: no shard, and statistics that are equal on all ranks.
+expected, (expected_dx, *expected_dw) = normalized(whole, *with_all)
+
+for traced in (False, True):
+    layer = layers.BatchNormalization(momentum=0.5, dtype="float64")
+    layer.build_from_shape((None, 3, 5))
+    run = function(lambda x, w: normalized(layer, x, w)) if traced else (lambda x, w: normalized(layer, x, w))
+    outputs, (dx, *dw) = run(part_of(rows), part_of(weights))
+    np.testing.assert_allclose(outputs.numpy(), expected.numpy()[start:stop], atol=1e-12)
+    for a, b in zip(state(layer), state(whole), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-12)
+    # The gradient of a mean over local rows is rows / local rows times that of a mean over all rows.
+    np.testing.assert_allclose(dx.numpy() * (stop - start) / 7, expected_dx.numpy()[start:stop], atol=1e-12)
+    shard = Shard(stop - start, 7, start)
+    for a, b in zip(dw, expected_dw, strict=True):
+        a.shard = shard
+        np.testing.assert_allclose(sync_mean(a).numpy(), b.numpy(), atol=1e-12)
+
+own = layers.BatchNormalization(momentum=0.5, synchronized=False, dtype="float64")
+outputs = own(part_of(rows), training=True).numpy()
+mine = rows[start:stop]
+if len(mine):
+    np.testing.assert_allclose(
+        outputs, (mine - mine.mean((0, 1))) / np.sqrt(mine.var((0, 1)) + 1e-3), atol=1e-12
+    )
+variance = sum(len(r) / 7 * r.var((0, 1)) for r in (rows[:4], rows[4:]))
+np.testing.assert_allclose(own.moving_variance.numpy(), 0.5 + 0.5 * variance, atol=1e-12)
+np.testing.assert_allclose(own.moving_mean.numpy(), 0.5 * rows.mean((0, 1)), atol=1e-12)
+
+masks = np.random.default_rng(2).random((7, 3)) < 0.5
+masks[3:] = False
+masked = layers.BatchNormalization(momentum=0.0, dtype="float64")
+masked(part_of(rows), training=True, mask=part_of(masks))
+np.testing.assert_allclose(masked.moving_mean.numpy(), rows[masks].mean(axis=0), atol=1e-12)
+np.testing.assert_allclose(masked.moving_variance.numpy(), rows[masks].var(axis=0), atol=1e-12)
+
+dropped = layers.Dropout(0.5, seed=3, dtype="float64")(part_of(rows), training=True).numpy()
+alone = layers.Dropout(0.5, seed=3, dtype="float64")(Tensor.wrap(rows), training=True).numpy()
+np.testing.assert_array_equal(dropped, alone[start:stop])
+
+if comm.rank == 0:
+    print("every check passed", flush=True)
+"""
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_layers_do_not_depend_on_the_number_of_ranks(mpirun, n):
+    code, output = mpirun(n, PROGRAM)
+    assert code == 0, output
+    assert output.count("every check passed") == 1, output

@@ -46,7 +46,7 @@ test-cluster: setup
 lint: $(VENV)/.done-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy
 
 format: $(VENV)/.done-dev

@@ -52,7 +52,7 @@ def convnet(shape: tuple[int, ...]) -> keras.Model:
             layers.Conv2D(64, 3, activation="relu", padding="same" if shape[0] < 16 else "valid"),
             layers.MaxPooling2D(2),
             layers.Flatten(),
-            layers.Dropout(0.5),
+            layers.Dropout(0.25),
             layers.Dense(10, activation="softmax"),
         ]
     )
@@ -84,7 +84,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", metavar="FILE", help="file of the data set; default: embedded, cached or downloaded")
     parser.add_argument("--model", choices=sorted(MODELS), default="mlp")
     parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--batch-size", type=int, default=128, help="rows of the global batch (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, help="rows of the global batch (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="threads of each process (default: the cores it may use)")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from disttensor import dtypes, initializers, regularizers, tree
-from disttensor.context import suspended
+from disttensor.context import state, suspended
 from disttensor.errors import ArgumentError, ShapeError
 from disttensor.layers.symbolic import FunctionalNode, infer_outputs
 from disttensor.metrics.metric import Metric
@@ -87,10 +88,16 @@ class Layer(Configurable):
         self._inbound_nodes: list[FunctionalNode] = []
         self._given_input_shape = None if input_shape is None else (None, *input_shape)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "build" in cls.__dict__:
+            cls.build = _once_built(cls.build)  # type: ignore[method-assign]
+
     # --- what subclasses define
 
     def build(self, input_shape: Any) -> None:
         """Make the weights for inputs of this shape: a tuple that begins with the batch, nested like the inputs."""
+        self._finish_build()
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the outputs; may take ``training`` and ``mask``."""
@@ -110,10 +117,13 @@ class Layer(Configurable):
             return self._call_symbolically(args, kwargs)
         args, kwargs = tree.map_structure(self._convert, (args, kwargs))
         self._build_for(args, kwargs)
-        outer_training, outermost = _call_context.training, _call_context.depth == 0
+        outer_training, outermost, outer_shard = _call_context.training, _call_context.depth == 0, state.shard
         kwargs = self._with_training_and_mask(args, kwargs)
         if outermost:
             self._clear_losses()
+        if state.shard is None:
+            # Random numbers that the layer draws for its rows are those of the same rows of the global batch.
+            state.shard = next((t.shard for t in tree.flatten(args) if isinstance(t, Tensor)), None)
         _call_context.depth += 1
         try:
             outputs = self.call(*args, **kwargs)
@@ -123,6 +133,7 @@ class Layer(Configurable):
         finally:
             _call_context.depth -= 1
             _call_context.training = outer_training
+            state.shard = outer_shard
         self._propagate_mask(args, outputs)
         if self.activity_regularizer is not None:
             for tensor in tree.flatten(outputs):
@@ -178,24 +189,16 @@ class Layer(Configurable):
         if self.built:
             return
         shapes = [tree.map_structure(_shape_of, a) for a in args]
+        named = {k: tree.map_structure(_shape_of, v) for k, v in kwargs.items()}
         names = list(inspect.signature(self.build).parameters)
-        with suspended():
-            if len(names) <= 1:
-                given = [s for s in shapes if s is not None] or [
-                    tree.map_structure(_shape_of, v) for v in kwargs.values() if _shape_of(v) is not None
-                ]
-                self._build(*given[:1])
-            else:
-                by_name = dict(zip(_call_parameters(type(self)), shapes, strict=False))
-                by_name |= {k: tree.map_structure(_shape_of, v) for k, v in kwargs.items()}
-                self._build(**{n: by_name.get(n.removesuffix("_shape")) for n in names})
+        if len(names) <= 1:
+            given = [s for s in (*shapes, *named.values()) if any(n is not None for n in tree.flatten(s))]
+            self.build(*given[:1])
+        else:
+            by_name = dict(zip(_call_parameters(type(self)), shapes, strict=False)) | named
+            self.build(**{n: by_name.get(n.removesuffix("_shape")) for n in names})
 
-    def _build(self, *shapes: Any, **named: Any) -> None:
-        try:
-            self.build(*shapes, **named)
-        except Exception as error:
-            error.add_note(f"while building layer {self.name!r} ({type(self).__name__}) for {shapes or named}")
-            raise
+    def _finish_build(self) -> None:
         self.built = True
         for variable in self._own_variables():
             if "/" not in variable.path:
@@ -207,12 +210,6 @@ class Layer(Configurable):
         for variable in self.variables:
             if not variable.path.startswith(f"{prefix}/"):
                 variable.path = f"{prefix}/{variable.path}"
-
-    def build_from_shape(self, input_shape: Any) -> None:
-        """Build for inputs of this shape, unless built already."""
-        if not self.built:
-            with suspended():
-                self._build(input_shape)
 
     # --- weights
 
@@ -247,8 +244,8 @@ class Layer(Configurable):
         shape = tuple(shape or ())
         if any(not isinstance(n, (int, np.integer)) or n < 0 for n in shape):
             raise ShapeError(
-                f"weight {name!r} of layer {self.name!r} cannot have shape {shape}: some dimension of the input that it "
-                "depends on is unknown. Give Input or the first layer a full shape."
+                f"weight {name!r} of layer {self.name!r} cannot have shape {shape}: some dimension of the input that "
+                "it depends on is unknown. Give Input or the first layer a full shape."
             )
         dtype = dtypes.standardize_dtype(dtype or self.dtype)
         if initializer is None:
@@ -432,6 +429,22 @@ class Layer(Configurable):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} name={self.name}, built={self.built}>"
+
+
+def _once_built(build: Callable[..., None]) -> Callable[..., None]:
+    """Run a `build` method eagerly, say in errors which layer it was, and mark the layer as built."""
+
+    @functools.wraps(build)
+    def wrapper(self: Layer, *args: Any, **kwargs: Any) -> None:
+        try:
+            with suspended():
+                build(self, *args, **kwargs)
+        except Exception as error:
+            error.add_note(f"while building layer {self.name!r} ({type(self).__name__}) for {args or kwargs}")
+            raise
+        self._finish_build()
+
+    return wrapper
 
 
 _NOT_PARTS = frozenset({"_init_arguments", "_losses", "_inbound_nodes", "_always_frozen", "_loss_tracker"})

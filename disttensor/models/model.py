@@ -127,8 +127,8 @@ class Model(Trainer, Layer):
     def _require_graph(self) -> LayerGraph:
         if self._layer_graph is None:
             raise ArgumentError(
-                f"model {self.name!r} ({type(self).__name__}) has no symbolic inputs and outputs; only functional models "
-                "and Sequential models with a known input shape do."
+                f"model {self.name!r} ({type(self).__name__}) has no symbolic inputs and outputs; only functional "
+                "models and Sequential models with a known input shape do."
             )
         return self._layer_graph
 

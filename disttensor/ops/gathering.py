@@ -1,8 +1,7 @@
 """The operators behind indexing: slices and gathers, and the scatters that are their adjoints.
 
 Every index is a basic one (integers, slices, new axes), which gives a view, or integer arrays, which gather. Negative
-indices count from the end; an index out of range is an OutOfRangeError, also in a traced function, where it is raised when
-the function runs.
+indices count from the end; an index out of range is an OutOfRangeError, in a traced function when it runs.
 """
 
 from __future__ import annotations

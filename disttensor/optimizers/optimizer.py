@@ -272,7 +272,7 @@ class Optimizer(Configurable):
         if not self.built:
             self.build(variables)
         self._check(grads, variables)
-        pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if g is not None]
+        pairs = [(sync_mean(g), v) for g, v in zip(grads, variables, strict=True) if g is not None]
         gradients, variables = [g for g, _ in pairs], [v for _, v in pairs]
         if self.loss_scale_factor is not None:
             gradients = [g / self.loss_scale_factor for g in gradients]

@@ -14,8 +14,9 @@ from typing import Any, Self
 import numpy as np
 
 from disttensor.errors import ArgumentError, SerializationError
+from disttensor.random import SeedGenerator
 
-BUILTINS: dict[str, Any] = {}
+BUILTINS: dict[str, Any] = {"SeedGenerator": SeedGenerator}
 """Every configurable class of disttensor by name."""
 
 _registered: dict[str, Any] = {}
@@ -26,11 +27,16 @@ class Configurable:
     """Base of everything that can be made again from its configuration: layers, losses, metrics, optimizers, …"""
 
     _init_arguments: dict[str, Any]
+    _registered_name: str | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.__module__.split(".")[0] == "disttensor":
-            BUILTINS[cls.__name__] = cls
+        package, _, family = cls.__module__.partition(".")
+        if package == "disttensor":
+            # Losses and metrics share names, so a configuration names the family too; a name alone is understood.
+            cls._registered_name = f"{family.split('.')[0]}>{cls.__name__}"
+            BUILTINS[cls._registered_name] = cls
+            BUILTINS.setdefault(cls.__name__, cls)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
@@ -48,7 +54,7 @@ class Configurable:
 
 
 def _arguments_of(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
+    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     return {**dict(zip(positional, args, strict=False)), **kwargs}
 
@@ -105,13 +111,16 @@ def serialize_keras_object(value: Any) -> Any:
         return value
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     if isinstance(value, np.dtype):
         return value.name
     if isinstance(value, (list, tuple)):
         return [serialize_keras_object(v) for v in value]
     if isinstance(value, Mapping):
         return {str(k): serialize_keras_object(v) for k, v in value.items()}
-    name = getattr(value, "_registered_name", None) or getattr(type(value), "_registered_name", None)
+    # A subclass that was not registered itself must not pass for its base.
+    name = vars(value if callable(value) and hasattr(value, "__name__") else type(value)).get("_registered_name")
     if hasattr(value, "get_config") and not inspect.isclass(value):
         return {"class_name": name or type(value).__name__, "config": value.get_config()}
     if callable(value) and hasattr(value, "__name__") and value.__name__ != "<lambda>":
@@ -135,7 +144,7 @@ def deserialize_keras_object(config: Any, custom_objects: Mapping[str, Any] | No
         return config
     if set(config) != {"class_name", "config"}:
         return {key: deserialize_keras_object(value, custom_objects) for key, value in config.items()}
-    cls = get_registered_object(config["class_name"], custom_objects)
+    cls: Any = get_registered_object(config["class_name"], custom_objects)
     if cls is None or not inspect.isclass(cls):
         raise SerializationError(
             f"class {config['class_name']!r} is unknown. If it is yours, decorate it with register_keras_serializable, "

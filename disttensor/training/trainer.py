@@ -32,6 +32,8 @@ Logs = dict[str, Any]
 class Trainer:
     """The training methods of `Model`; override `train_step`, `test_step` or `compute_loss` to change what a step is."""
 
+    built: bool
+    history: Any
     optimizer: Any = None
     stop_training = False
     output_names: list[str] | None = None
@@ -92,10 +94,11 @@ class Trainer:
         with GradientTape() as tape:
             y_pred = self(x, training=True)  # type: ignore[operator]
             loss = self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
+            scaled = self.optimizer.scale_loss(loss)
         self._loss_tracker.update_state(loss, sample_weight=_rows_of(x))
         variables = self.trainable_weights  # type: ignore[attr-defined]
         if variables:
-            self.optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+            self.optimizer.apply_gradients(zip(tape.gradient(scaled, variables), variables, strict=True))
         else:
             warnings.warn("the model has no trainable weights; nothing is learnt.", stacklevel=2)
         return self.compute_metrics(x, y, y_pred, sample_weight)
@@ -200,7 +203,7 @@ class Trainer:
 
     def _prepare(self, kind: str, batch: Batch) -> None:
         """Make every variable that a step uses, and give all ranks the values of rank 0."""
-        if not self.built:  # type: ignore[has-type]
+        if not self.built:
             with context.suspended():
                 self(unpack_x_y_sample_weight(as_tensors(batch))[0], training=False)  # type: ignore[operator]
         if kind == "train" and not self.optimizer.built:
@@ -308,6 +311,7 @@ class Trainer:
             logs = epoch_logs
             if self._must_stop():
                 break
+        self.optimizer.finalize_variable_values(self.trainable_variables)  # type: ignore[attr-defined]
         watchers.on_train_end(logs)
         return self.history
 
@@ -410,7 +414,7 @@ class Trainer:
 
     def _on_batch(self, kind: str, x: Any, y: Any, sample_weight: Any, class_weight: Any, return_dict: bool) -> Any:
         batch = self._single_batch(x, y, sample_weight, class_weight)
-        if not self.built or (kind == "train" and not self.optimizer.built):  # type: ignore[has-type]
+        if not self.built or (kind == "train" and not self.optimizer.built):
             self._prepare(kind, batch)
         logs = _numbers(self._step(kind)(batch))
         if return_dict:

@@ -15,6 +15,7 @@ from disttensor.autodiff import GradientTape
 from disttensor.context import Shard
 from disttensor.distributed.collectives import sync_mean
 from disttensor.distributed.communicator import SerialCommunicator
+from disttensor.errors import ShapeError
 from disttensor.graph import function
 from disttensor.tensor import Tensor, Variable, convert_to_tensor
 
@@ -28,6 +29,9 @@ LABELS = rng.integers(0, CLASSES, (ROWS, STEPS))
 SCORES = rng.normal(size=(ROWS, STEPS, CLASSES)).astype(np.float32)
 REALS = rng.normal(size=(ROWS, STEPS, CLASSES)).astype(np.float32)
 WEIGHTS = rng.uniform(0.5, 2.0, (ROWS, STEPS)).astype(np.float32)
+BITS = (REALS > 0).astype(np.float32)
+# Not all labels are 0 or 1, but only the last rank sees that.
+HALVES = np.concatenate([BITS[:-1], BITS[-1:] / 2])
 MASK = rng.integers(0, 2, (ROWS, STEPS)).astype(bool)
 
 
@@ -71,7 +75,8 @@ def check_losses() -> None:
     scale = Variable(1.5)
     cases = [
         (losses.MeanSquaredError, {}, REALS),
-        (losses.SquaredHinge, {}, (REALS > 0).astype(np.float32)),
+        (losses.SquaredHinge, {}, BITS),
+        (losses.Hinge, {}, HALVES),
         (losses.SparseCategoricalCrossentropy, {"from_logits": True}, LABELS),
         (losses.SparseCategoricalCrossentropy, {"from_logits": True, "ignore_class": 2}, LABELS),
     ]
@@ -162,6 +167,32 @@ def check_metric_within_a_metric() -> None:
     close(outer.result(), WEIGHTS.sum() * len(SPLITS) + 1.0, "outer")
 
 
+def check_nothing_comes_from_a_rank_without_rows() -> None:
+    class SumOfMeans(metrics.Metric):
+        def __init__(self) -> None:
+            super().__init__(name="sum_of_means")
+            self.total = self.add_variable((), "zeros", name="total")
+
+        def update_state(self, values: Any) -> None:
+            self.total.assign_add(ops.sum(values) / values.shape[0] if values.shape[0] else np.nan)
+
+        def result(self) -> Any:
+            return self.total.value
+
+    close(SumOfMeans()(mine(WEIGHTS, [0, 0, 8])), WEIGHTS.sum() / ROWS, "without rows")
+
+
+def check_a_failed_update_changes_nothing() -> None:
+    metric = metrics.Sum()
+    metric.update_state(mine(WEIGHTS, SPLITS[0]))
+    try:
+        metric.update_state(mine(WEIGHTS, SPLITS[0]), sample_weight=mine(REALS, SPLITS[0]))
+    except ShapeError:
+        close(metric.result(), WEIGHTS.sum(), "failed update")
+    else:
+        raise AssertionError("no error")
+
+
 def check_optimizer() -> None:
     """Ranks that start with different weights and see slices of the batch end where one process does."""
     start = np.linspace(-1, 1, CLASSES).astype(np.float32)
@@ -195,6 +226,8 @@ check_traced_losses()
 check_metrics()
 check_metric_of_a_loss()
 check_metric_within_a_metric()
+check_nothing_comes_from_a_rank_without_rows()
+check_a_failed_update_changes_nothing()
 check_optimizer()
 close(ops.sum(sync_mean(convert_to_tensor([1.0, 2.0]))), 3.0, "not sharded")
 if comm.rank == 0:

@@ -85,7 +85,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", choices=sorted(MODELS), default="mlp")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--batch-size", type=int, default=32, help="rows of the global batch (default: %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="at the start; it falls to 0 as a cosine")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="threads of each process (default: the cores it may use)")
     parser.add_argument("--history", metavar="FILE", help="write loss and metrics of each epoch as CSV")
@@ -101,7 +101,8 @@ def main() -> None:
         keras.config.set_threads(options.threads)
     (x_train, y_train), (x_test, y_test) = load(options.dataset, options.data)
     model = MODELS[options.model](x_train.shape[1:])
-    optimizer = keras.optimizers.Adam(options.learning_rate)
+    steps = options.epochs * -(-len(x_train) // options.batch_size)
+    optimizer = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(options.learning_rate, steps))
     if options.model == "autoencoder":
         y_train, y_test = x_train, x_test
         model.compile(optimizer, loss="binary_crossentropy")

@@ -73,29 +73,7 @@ def insert_allreduce(graph: Graph) -> Graph:
     Only nodes of one stage share a bucket. The stage of a node is how many such nodes, at most, lie on a way to it; so
     nodes of one stage never depend on one another.
     """
-    bucket_of = {id(node): bucket for bucket in _buckets(graph) for node in bucket}
-    new: dict[int, Sequence[Value]] = {}
-    # The inputs of bucket members, rewritten; a bucket is built when those of all its members are known.
-    ready: dict[int, tuple[Value, ...]] = {}
-    pending = graph.nodes
-    while pending:
-        waiting = []
-        for node in pending:
-            if any(id(v.node) not in new for v in node.inputs):
-                waiting.append(node)
-                continue
-            inputs = tuple(new[id(v.node)][v.slot] for v in node.inputs)
-            bucket = bucket_of.get(id(node))
-            if bucket is None:
-                new[id(node)] = node.with_inputs(inputs).outputs
-                continue
-            ready[id(node)] = inputs
-            if all(id(member) in ready for member in bucket):
-                new.update(_build(bucket, [ready[id(member)] for member in bucket]))
-        pending = waiting
-    outputs = [new[id(v.node)][v.slot] for v in graph.outputs]
-    updates = {variable: new[id(v.node)][v.slot] for variable, v in graph.updates.items()}
-    return Graph(graph.inputs, outputs, updates)
+    return graph.contract(_buckets(graph), _build)
 
 
 def _buckets(graph: Graph) -> list[list[Node]]:
@@ -121,7 +99,7 @@ def _bytes(bucket: list[Node]) -> int:
     return sum(math.prod(n.specs[0].shape) * dtypes.itemsize(n.specs[0].dtype) for n in bucket)
 
 
-def _build(bucket: list[Node], inputs: Sequence[Sequence[Value]]) -> dict[int, Sequence[Value]]:
+def _build(bucket: Sequence[Node], inputs: Sequence[Sequence[Value]]) -> dict[int, Sequence[Value]]:
     """The nodes of one bucket; for each member what stands for its output."""
     order = max(node.order for node in bucket)
     flat = [value for pair in inputs for value in pair]

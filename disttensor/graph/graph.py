@@ -170,6 +170,56 @@ class Graph:
             replaced[id(node)] = node.with_inputs(inputs).outputs if values is None else values
         return Graph(self.inputs, [new(v) for v in self.outputs], {k: new(v) for k, v in self.updates.items()})
 
+    def users(self) -> dict[int, list[Node | None]]:
+        """For each node, by its id, the nodes that read it; None stands for an output or update."""
+        found: dict[int, list[Node | None]] = {id(n): [] for n in self.nodes}
+        for node in self.nodes:
+            for value in node.inputs:
+                found[id(value.node)].append(node)
+        for value in (*self.outputs, *self.updates.values()):
+            found[id(value.node)].append(None)
+        return found
+
+    def contract(
+        self,
+        groups: Sequence[Sequence[Node]],
+        build: Callable[[Sequence[Node], Sequence[Sequence[Value]]], dict[int, Sequence[Value]]],
+    ) -> Graph:
+        """A new graph in which groups of nodes are replaced, each as a whole.
+
+        Parameters
+        ----------
+        groups : sequence of sequence of Node
+            Disjoint; no path leads from a group through another node back into it.
+        build : callable
+            ``build(members, inputs)`` gets the inputs of each member, rewritten (as they were where they come from
+            the group itself), and returns for the id of each member the values that stand for its outputs.
+        """
+        group_of = {id(node): group for group in groups for node in group}
+        inside = {id(group): {id(node) for node in group} for group in groups}
+        new: dict[int, Sequence[Value]] = {}
+        pending = self.nodes
+        while pending:
+            waiting = []
+            for node in pending:
+                group = group_of.get(id(node), [node])
+                members = inside.get(id(group), {id(node)})
+                if id(node) in new:
+                    continue
+                if any(id(v.node) not in new and id(v.node) not in members for m in group for v in m.inputs):
+                    waiting.append(node)
+                    continue
+                inputs = [
+                    tuple(v if id(v.node) in members else new[id(v.node)][v.slot] for v in m.inputs) for m in group
+                ]
+                if id(node) in group_of:
+                    new.update(build(group, inputs))
+                else:
+                    new[id(node)] = node.with_inputs(inputs[0]).outputs
+            pending = waiting
+        outputs = [new[id(v.node)][v.slot] for v in self.outputs]
+        return Graph(self.inputs, outputs, {k: new[id(v.node)][v.slot] for k, v in self.updates.items()})
+
     def __str__(self) -> str:
         names: dict[int, str] = {}
         lines = []

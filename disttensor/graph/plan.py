@@ -19,6 +19,7 @@ from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.graph.graph import Graph, Node, Value
 from disttensor.graph.memory import Lifetime, place
+from disttensor.graph.passes.fusion import fused
 from disttensor.tensor import Variable, aligned_empty
 
 Key = tuple[int, int]
@@ -139,7 +140,8 @@ def _find_views(nodes: list[Node]) -> dict[Key, Key]:
 
 
 def _is_elementwise(node: Node) -> bool:
-    return node.op is not None and node.op.formula is not None
+    """Whether each element of an operand is read before the same element of a result is written, and not later."""
+    return node.op is not None and (node.op.program is not None or node.op is fused)
 
 
 def _in_place_updates(graph: Graph, root: dict[Key, Key], position: dict[int, int]) -> dict[Key, Variable]:
@@ -183,20 +185,22 @@ def _in_place_operands(
     """Which elementwise results take over the memory of an operand that nothing reads afterwards."""
     leaves = {id(n) for n in nodes if n.kind != "operator"}
     reuse: dict[Key, Key] = {}
+
+    def overwritable(value: Value, node: Node) -> bool:
+        owner = root[_key(value)]
+        if owner != _key(value) or owner[0] in leaves or owner in into_variable:
+            return False
+        # Another operand that is a different view of the same memory would be read after it was overwritten.
+        alone = all(root[_key(v)] != owner or _key(v) == owner for v in node.inputs)
+        return alone and last_use[owner] == position[id(node)]
+
     for node in nodes:
-        key = (id(node), 0)
-        if not _is_elementwise(node) or key in into_variable:
-            continue
-        for value in node.inputs:
-            owner = root[_key(value)]
-            if owner != _key(value) or owner[0] in leaves or owner in into_variable:
-                continue
-            dies = last_use[owner] == position[id(node)]
-            # Another operand that is a different view of the same memory would be read after it was overwritten.
-            alone = all(root[_key(v)] != owner or _key(v) == owner for v in node.inputs)
-            if dies and alone and value.spec == node.specs[0]:
-                reuse[key] = owner
-                break
+        free = [v for v in node.inputs if _is_elementwise(node) and overwritable(v, node)]
+        for value in node.outputs:
+            match = next((v for v in free if v.spec == value.spec), None)
+            if match is not None and _key(value) not in into_variable:
+                reuse[_key(value)] = _key(match)
+                free = [v for v in free if v != match]
     return reuse
 
 
@@ -257,7 +261,8 @@ def _kernel_calls(layout: _Layout, arrays: dict[Key, np.ndarray]) -> list[Callab
         outs = tuple(arrays[(id(node), i)] for i in range(len(node.specs)))
         several = isinstance(node.op.infer_rule(*[v.spec for v in node.inputs], **node.attrs), Spec) is False
         inputs = [arrays[_key(v)] for v in node.inputs]
-        calls.append(functools.partial(node.op.kernel, outs if several else outs[0], *inputs, **node.attrs))
+        bind = node.op.bind_rule or functools.partial(functools.partial, node.op.kernel)
+        calls.append(bind(outs if several else outs[0], *inputs, **node.attrs))
     return calls
 
 

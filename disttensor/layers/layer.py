@@ -188,15 +188,17 @@ class Layer(Configurable):
     def _build_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.built:
             return
-        shapes = [tree.map_structure(_shape_of, a) for a in args]
-        named = {k: tree.map_structure(_shape_of, v) for k, v in kwargs.items()}
+        given = dict(zip(_call_parameters(type(self)), args, strict=False)) | kwargs
+        shapes = {
+            name: tree.map_structure(_shape_of, value)
+            for name, value in given.items()
+            if any(_shape_of(leaf) is not None for leaf in tree.flatten(value))
+        }
         names = list(inspect.signature(self.build).parameters)
         if len(names) <= 1:
-            given = [s for s in (*shapes, *named.values()) if any(n is not None for n in tree.flatten(s))]
-            self.build(*given[:1])
+            self.build(*list(shapes.values())[:1])
         else:
-            by_name = dict(zip(_call_parameters(type(self)), shapes, strict=False)) | named
-            self.build(**{n: by_name.get(n.removesuffix("_shape")) for n in names})
+            self.build(**{name: shapes.get(name.removesuffix("_shape")) for name in names})
 
     def _finish_build(self) -> None:
         self.built = True

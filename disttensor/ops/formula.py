@@ -158,6 +158,13 @@ class Program:
         if is_complex:
             np.copyto(out, registers[self.instructions[-1].target])
 
+    def as_ufunc(self) -> Callable[..., Any] | None:
+        """The ufunc of numpy that this program is, applied to its inputs in order; None if it is more than that."""
+        first, *more = self.instructions
+        simple = not more and first.operands == tuple(range(self.arity)) and first.function not in _LAYOUT_DEPENDENT
+        function = _function(first.function) if simple else None
+        return function if isinstance(function, np.ufunc) else None
+
 
 def trace(formula: Formula, arity: int, **attrs: Any) -> Program:
     """Run a formula over symbols.

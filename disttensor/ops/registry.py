@@ -99,8 +99,10 @@ class Operator:
         is not differentiable.
     view_rule : callable or None
         ``view_rule(*arrays, **attrs)`` gives the result as a view of an input, or None where that cannot be.
-    formula : callable or None
-        The scalar formula of an elementwise operator.
+    bind_rule : callable or None
+        ``bind_rule(out, *arrays, **attrs)`` prepares a call of the kernel on fixed arrays; default: a partial call.
+    program : callable or None
+        Of an elementwise operator: ``program(items of attrs)`` gives its formula as a `formula.Program`.
     rule : str or None
         The dtype rule of an elementwise operator, see `elementwise`.
     examples : sequence of Example
@@ -118,7 +120,8 @@ class Operator:
     infer_rule: Callable[..., Any]
     gradient_rule: Callable[..., Any] | None = None
     view_rule: Callable[..., Any] | None = None
-    formula: Callable[..., Any] | None = None
+    bind_rule: Callable[..., Callable[[], None]] | None = None
+    program: Callable[..., formulas.Program] | None = None
     rule: str | None = None
     signature: inspect.Signature = field(default_factory=inspect.Signature)
     examples: Sequence[Example] = ()
@@ -147,6 +150,11 @@ class Operator:
     def view(self, rule: Callable[..., Any]) -> Callable[..., Any]:
         """Decorator: how to get the result without a copy."""
         self.view_rule = rule
+        return rule
+
+    def bind(self, rule: Callable[..., Callable[[], None]]) -> Callable[..., Callable[[], None]]:
+        """Decorator: how to prepare a call on fixed arrays."""
+        self.bind_rule = rule
         return rule
 
     @property
@@ -239,13 +247,20 @@ def elementwise(
             else:
                 run(out, *inputs)
 
+        def bind(out: np.ndarray, *inputs: np.ndarray, **attrs: Any) -> Callable[[], None]:
+            ufunc = program(tuple(attrs.items())).as_ufunc()
+            plain = all(i.dtype.itemsize != 2 and i.dtype.kind != "c" for i in inputs)
+            if ufunc is not None and plain:
+                return functools.partial(ufunc, *inputs, out=out)
+            return functools.partial(kernel, out, *inputs, **attrs)
+
         def infer(*specs: Spec, **attrs: Any) -> Spec:
             _check_kind(function.__name__, specs[-1].dtype, kinds)
             return Spec(broadcast_shapes(function.__name__, [s.shape for s in specs]), _result_dtype(rule, specs))
 
         return Operator(
-            function.__name__, kernel, inspect.getdoc(function) or "", infer, formula=function, rule=rule,
-            signature=signature, examples=examples, domain=domain, dtypes=kinds,
+            function.__name__, kernel, inspect.getdoc(function) or "", infer, bind_rule=bind, program=program,
+            rule=rule, signature=signature, examples=examples, domain=domain, dtypes=kinds,
         )  # fmt: skip
 
     return declare

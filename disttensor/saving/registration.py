@@ -145,7 +145,7 @@ def deserialize_keras_object(config: Any, custom_objects: Mapping[str, Any] | No
     if set(config) != {"class_name", "config"}:
         return {key: deserialize_keras_object(value, custom_objects) for key, value in config.items()}
     cls: Any = get_registered_object(config["class_name"], custom_objects)
-    if cls is None or not inspect.isclass(cls):
+    if not hasattr(cls, "from_config"):
         raise SerializationError(
             f"class {config['class_name']!r} is unknown. If it is yours, decorate it with register_keras_serializable, "
             "or pass custom_objects={name: class}; classes are never imported by the name in a file."

@@ -307,7 +307,7 @@ def test_causal_convolution_sees_the_past_only(dilation: int, rng: np.random.Gen
 def test_batch_normalization_of_a_frozen_layer() -> None:
     layer = layers.BatchNormalization(momentum=0.0)
     x = ops.convert_to_tensor(np.arange(8.0).reshape(4, 2))
-    layer.build_from_shape((None, 2))
+    layer.build((None, 2))
     before = [v.numpy() for v in layer.variables]
     layer.trainable = False
     assert layer.trainable_variables == []
@@ -364,7 +364,7 @@ def test_batch_normalization_over_ranks(synchronized: bool | None, monkeypatch: 
 
 def test_weights_carry_constraints_and_regularizers() -> None:
     layer = layers.Conv2D(2, 3, kernel_constraint="non_neg", bias_regularizer="l2", trainable=False)
-    layer.build_from_shape((None, 5, 5, 1))
+    layer.build((None, 5, 5, 1))
     assert layer.kernel.constraint(ops.convert_to_tensor([-1.0, 2.0])).tolist() == [0.0, 2.0]
     assert layer.bias.regularizer(ops.convert_to_tensor([10.0])).item() == pytest.approx(1.0)
     assert not layer.kernel.trainable

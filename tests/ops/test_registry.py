@@ -19,7 +19,7 @@ from disttensor.ops.registry import HALF, OPERATORS, Example, Operator, apply
 from disttensor.tensor import Tensor
 
 LOCAL = [op for op in OPERATORS.values() if not op.communicates]
-ELEMENTWISE = [op for op in LOCAL if op.formula is not None]
+ELEMENTWISE = [op for op in LOCAL if op.program is not None]
 WIDEST = {"float": "float64", "complex": "complex128", "int": "int64", "bool": "bool"}
 STEP = 1e-5
 # Operators whose derivative is not zero though they let no gradient through: it is their purpose, or they are put into
@@ -40,7 +40,7 @@ def every(operators: Sequence[Operator]) -> Any:
 
 
 def cases_of(op: Operator) -> list[Example]:
-    if op.formula is None:
+    if op.program is None:
         return list(op.examples)
     if not op.examples:
         return [Example(*shapes) for shapes in SHAPES[op.arity]]

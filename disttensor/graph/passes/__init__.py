@@ -12,21 +12,22 @@ from disttensor.graph.graph import Graph
 from disttensor.graph.passes.common_subexpressions import share_common_subexpressions
 from disttensor.graph.passes.constant_folding import fold_constants
 from disttensor.graph.passes.dead_code import drop_dead_code
+from disttensor.graph.passes.fusion import fuse_elementwise
 
 Pass = Callable[[Graph], Graph]
 
 PIPELINE: list[Pass] = [fold_constants, share_common_subexpressions, drop_dead_code]
-"""The passes, in the order in which they run."""
+"""The passes that run before fusion, in order."""
 
 
 def register(graph_pass: Pass) -> Pass:
-    """Add a pass to the end of the pipeline."""
+    """Add a pass to the end of the pipeline; fusion, which hides operators from other passes, always comes last."""
     PIPELINE.append(graph_pass)
     return graph_pass
 
 
 def optimize(graph: Graph) -> Graph:
-    """Run every pass of the pipeline."""
+    """Run every pass of the pipeline, and fuse."""
     for graph_pass in PIPELINE:
         graph = graph_pass(graph)
-    return graph
+    return fuse_elementwise(graph)

@@ -1,0 +1,146 @@
+"""Fusion: which operators become one loop, and that nothing else changes."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import disttensor as dt
+from disttensor import ops
+from disttensor.context import Spec
+from disttensor.graph import Graph, Plan, trace
+from disttensor.graph.passes import PIPELINE
+from disttensor.graph.passes.fusion import access_of, fuse_elementwise
+from disttensor.graph.tracing import InputSpec
+from disttensor.tensor import Variable
+
+
+def graphs_of(python_function, *shapes, dtype="float32") -> tuple[Graph, Graph]:
+    """The graph before and after fusion."""
+    graph = trace(python_function, (tuple(InputSpec(Spec(shape, dtype)) for shape in shapes), {})).graph
+    for graph_pass in PIPELINE:
+        graph = graph_pass(graph)
+    return graph, fuse_elementwise(graph)
+
+
+def operators(graph: Graph) -> list[str]:
+    return [node.name for node in graph if node.kind == "operator"]
+
+
+def assert_same_results(before: Graph, after: Graph, seed: int = 0) -> None:
+    rng = np.random.default_rng(seed)
+    arrays = [rng.normal(size=n.specs[0].shape).astype(n.specs[0].dtype) for n in before.inputs]
+    for a, b in zip(Plan(before).run(arrays), Plan(after).run(arrays), strict=True):
+        assert a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("shape", "access"),
+    [
+        ((2, 3, 4), ("full", None)),
+        ((4,), ("row", 4)),
+        ((3, 4), ("row", 12)),
+        ((1, 3, 4), ("row", 12)),
+        ((2, 1, 1), ("column", 12)),
+        ((2, 3, 1), ("column", 4)),
+        ((), ("scalar", None)),
+        ((1, 1), ("scalar", None)),
+        ((2, 1, 4), None),
+        ((3, 1), None),
+    ],
+)
+def test_how_a_loop_reads_a_smaller_array(shape, access):
+    assert access_of(shape, (2, 3, 4)) == access
+
+
+def test_a_chain_becomes_one_loop():
+    before, after = graphs_of(lambda x, b: ops.maximum(x + b, 0) * 2 - 1, (4, 5), (5,))
+    assert operators(after) == ["fused"]
+    assert_same_results(before, after)
+
+
+def test_a_value_that_others_need_is_stored():
+    before, after = graphs_of(lambda x: (ops.sum(x * 2 + 1), (x * 2 + 1) * 3), (4, 5))
+    assert operators(after) == ["fused", "reduce_sum"]
+    assert len(next(n for n in after if n.name == "fused").specs) == 2
+    assert_same_results(before, after)
+
+
+def test_a_path_through_another_operator_keeps_groups_apart():
+    before, after = graphs_of(lambda x: (x + 1) * ops.exp(x + 1) + (x + 1), (6,))
+    assert operators(after) == ["add", "exp", "fused"]
+    assert_same_results(before, after)
+
+
+def test_broadcasts_are_read_through():
+    before, after = graphs_of(lambda x, y: ops.broadcast_to(y, (4, 5)) * x + 1, (4, 5), (5,))
+    assert operators(after) == ["fused"]
+    assert_same_results(before, after)
+
+
+def test_different_rows_are_not_mixed():
+    before, after = graphs_of(lambda x, a, b: (x + a) * b, (2, 3, 4), (4,), (3, 4))
+    assert operators(after) == ["add", "multiply"]
+    assert_same_results(before, after)
+
+
+def test_single_operators_functions_and_other_dtypes_are_left_alone():
+    assert operators(graphs_of(lambda x: x + 1, (3,))[1]) == ["add"]
+    assert operators(graphs_of(lambda x: ops.tanh(ops.exp(x)), (3,))[1]) == ["exp", "tanh"]
+    assert operators(graphs_of(lambda x: x * 2 + 1, (3,), dtype="float16")[1]) == ["multiply", "add"]
+
+
+def test_an_optimizer_step_is_one_loop_that_writes_into_its_variables():
+    w, m = Variable(np.ones((3, 4), "float32")), Variable(np.zeros((3, 4), "float32"))
+    memory = w.memory
+
+    @dt.function
+    def step(g):
+        m.assign(0.9 * m + g)
+        w.assign_sub(0.1 * m)
+
+    g = np.ones((3, 4), w.dtype)
+    assert [n.name for n in step.graph(g) if n.kind == "operator"] == ["fused"]
+    assert step.plan(g).arena_bytes == 0
+    step(g)
+    step(g)
+    assert w.memory is memory
+    np.testing.assert_allclose(w.numpy(), 1 - 0.1 * (1 + 1.9), rtol=1e-6)
+
+
+def test_empty_arrays():
+    before, after = graphs_of(lambda x, b: (x + b) * 2, (0, 5), (5,))
+    assert operators(after) == ["fused"]
+    assert_same_results(before, after)
+
+
+COMBINE = {
+    "a": lambda a, b: a + b,
+    "m": lambda a, b: a * b,
+    "s": lambda a, b: a - 0.3,
+    "x": ops.maximum,
+    "w": lambda a, b: ops.where(a > b, a, 0.0),
+    "c": lambda a, b: ops.cast(a < 0, "float32"),
+    "d": lambda a, b: a / (ops.absolute(b) + 1),
+    "t": lambda a, b: ops.tanh(a),
+    "e": lambda a, b: ops.sum(a, axis=-1, keepdims=True) + b,
+}
+programs = st.lists(
+    st.tuples(st.sampled_from(sorted(COMBINE)), st.integers(0, 9), st.integers(0, 9)), min_size=2, max_size=30
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(programs, st.integers(0, 2**16))
+def test_random_programs_keep_their_bits(program, seed):
+    def run(x, row, column):
+        registers = [x, row, column, x * row]
+        for code, i, j in program:
+            registers.append(COMBINE[code](registers[i % len(registers)], registers[j % len(registers)]))
+        return registers[-1], registers[len(registers) // 2]
+
+    before, after = graphs_of(run, (4, 6), (6,), (4, 1))
+    assert len(operators(after)) <= len(operators(before))
+    assert_same_results(before, after, seed)

@@ -1,0 +1,174 @@
+"""Generated loops: every primitive gives numpy's bits, for every dtype, access, length and thread count."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from disttensor import config
+from disttensor.kernels import codegen, disk_cache
+from disttensor.kernels.codegen import DTYPES, Literal, Loop, Step, bind, converts, source, supports
+
+UNARY = "negative absolute sqrt square reciprocal floor ceil trunc rint sign isnan isinf isfinite logical_not invert"
+BINARY = (
+    "add subtract multiply divide maximum minimum copysign equal not_equal less less_equal greater greater_equal "
+    "logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor"
+)
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, np.inf, -np.inf, np.nan, 1e-40, 3e38, 1e-310, 7.0]
+
+
+def numbers(dtype: str, count: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    if dtype == "bool":
+        return rng.random(count) < 0.5
+    if dtype.startswith("float"):
+        with np.errstate(over="ignore"):
+            special = np.array(SPECIAL, dtype)
+        return np.concatenate([rng.permutation(special), rng.normal(scale=5, size=count).astype(dtype)])[:count]
+    limits = np.iinfo(dtype)
+    return rng.integers(limits.min, limits.max, count, dtype, endpoint=True)
+
+
+def run(loop: Loop, inputs: list[np.ndarray], shape: tuple[int, ...], columns: int = 1) -> list[np.ndarray]:
+    outputs = [np.empty(shape, loop.dtypes[o]) for o in loop.outputs]
+    bind(loop, inputs, outputs, columns)()
+    return outputs
+
+
+def same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype and np.array_equal(np.isnan(a), np.isnan(b)) and (
+        np.where(np.isnan(a), 0, a).tobytes() == np.where(np.isnan(b), 0, b).tobytes()
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", sorted(DTYPES))
+def test_primitives_give_the_bits_of_numpy(dtype: str) -> None:
+    tried = 0
+    for arity, names in ((1, UNARY.split()), (2, BINARY.split())):
+        for name in names:
+            if not supports(name, dtype):
+                continue
+            tried += 1
+            result = "bool" if name in codegen.BOOLEAN else dtype
+            inputs = [numbers(dtype, 67, seed) for seed in range(arity)]
+            loop = Loop(((dtype, "full"),) * arity, (Step(name, tuple(range(arity)), result),), (arity,))
+            with np.errstate(all="ignore"):
+                expected = getattr(np, name)(*inputs)
+            assert same_bits(run(loop, inputs, (67,))[0], expected), name
+    assert tried >= 5
+
+
+@pytest.mark.parametrize("name", ["maximum", "minimum"])
+def test_of_two_zeros_numpy_and_loops_choose_the_same(name: str) -> None:
+    zeros = [np.tile(np.float32(z), 64) for z in ([0.0, -0.0], [-0.0, 0.0])]
+    loop = Loop((("float32", "full"),) * 2, (Step(name, (0, 1), "float32"),), (2,))
+    assert run(loop, zeros, zeros[0].shape)[0].tobytes() == getattr(np, name)(*zeros).tobytes()
+
+
+@pytest.mark.parametrize("origin", sorted(DTYPES))
+def test_conversions_give_the_bits_of_numpy(origin: str) -> None:
+    values = numbers(origin, 67, 0)
+    for target in sorted(DTYPES):
+        if converts(origin, target):
+            loop = Loop(((origin, "full"),), (Step("convert", (0,), target),), (1,))
+            with np.errstate(all="ignore"):
+                expected = values.astype(target)
+            assert same_bits(run(loop, [values], values.shape)[0], expected), target
+
+
+def test_rows_columns_and_scalars() -> None:
+    rng = np.random.default_rng(0)
+    full, row, column, scalar = (rng.normal(size=s) for s in ((5, 7), (7,), (5, 1), ()))
+    accesses = ("full", "row", "column", "scalar")
+    steps = (Step("multiply", (0, 1), "float64"), Step("add", (4, 2), "float64"), Step("subtract", (5, 3), "float64"))
+    loop = Loop(tuple(("float64", a) for a in accesses), steps, (4, 6))
+    first, last = run(loop, [full, row, column, scalar], (5, 7), 7)
+    assert first.tobytes() == (full * row).tobytes()
+    assert last.tobytes() == (full * row + column - scalar).tobytes()
+
+
+def test_literals_take_the_dtype_of_what_they_meet() -> None:
+    x = np.float32([0.3, 7.0])
+    loop = Loop((("float32", "full"),), (Step("multiply", (0, Literal(0.1)), "float32"),), (1,))
+    assert run(loop, [x], (2,))[0].tobytes() == (x * 0.1).tobytes()
+
+
+def test_where_chooses_without_computing_with_what_it_leaves() -> None:
+    x = np.float32([1, np.nan, -1])
+    steps = (Step("greater", (0, Literal(0.0)), "bool"), Step("where", (1, 0, Literal(0.0)), "float32"))
+    assert run(Loop((("float32", "full"),), steps, (2,)), [x], (3,))[0].tolist() == [1, 0, 0]
+
+
+def test_multiplication_and_addition_are_rounded_one_by_one() -> None:
+    a = np.float32(1 + 2**-12)
+    steps = (Step("multiply", (0, 0), "float32"), Step("subtract", (1, Literal(1.0)), "float32"))
+    x = np.full(64, a)
+    assert run(Loop((("float32", "full"),), steps, (2,)), [x], (64,))[0].tobytes() == (x * x - 1).tobytes()
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 8, 31, 1000])
+def test_every_length_and_in_place(size: int) -> None:
+    x = np.arange(size, dtype=np.float32)
+    expected = x * x + 1
+    loop = Loop(
+        (("float32", "full"),), (Step("square", (0,), "float32"), Step("add", (1, Literal(1.0)), "float32")), (2,)
+    )
+    bind(loop, [x], [x], 1)()
+    assert x.tobytes() == expected.tobytes()
+
+
+def test_inputs_of_any_layout() -> None:
+    x = np.arange(12.0).reshape(3, 4).T
+    loop = Loop((("float64", "full"),), (Step("negative", (0,), "float64"),), (1,))
+    assert np.array_equal(run(loop, [x], (4, 3))[0], -x)
+
+
+def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    x = np.random.default_rng(0).normal(size=(1 << 20,)).astype("float32")
+    loop = Loop((("float32", "full"),), (Step("sqrt", (0,), "float32"),), (1,))
+    results = []
+    for threads in (1, 2, 3):
+        monkeypatch.setattr(config, "_threads", threads)
+        results.append(run(loop, [x], x.shape)[0].tobytes())
+    assert len(set(results)) == 1
+
+
+def test_the_source_is_readable_and_the_description_short() -> None:
+    loop = Loop((("float32", "full"),), (Step("maximum", (0, Literal(0.0)), "float32"),), (1,))
+    assert repr(loop) == "[v1 = maximum(v0, 0.0) -> v1]"
+    assert "fcmp ogt float" in source(loop)
+
+
+def test_machine_code_is_kept_privately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    codegen._machine.cache_clear()
+    loop = Loop((("float64", "full"),), (Step("add", (0, Literal(41.5)), "float64"),), (1,))
+    try:
+        assert run(loop, [np.zeros(2)], (2,))[0].tolist() == [41.5, 41.5]
+        folder = tmp_path / "disttensor" / "loops"
+        assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+        assert len(list(folder.iterdir())) == 1
+        codegen._machine.cache_clear()
+        monkeypatch.setattr(codegen._Machine, "_compile", None)
+        assert run(loop, [np.ones(1)], (1,))[0].tolist() == [42.5]
+    finally:
+        codegen._machine.cache_clear()
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    assert disk_cache.get_or_make("loops", "x", lambda: b"made") == b"made"
+
+
+def test_the_cache_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(disk_cache, "_MAX_FILES", 8)
+    for number in range(30):
+        disk_cache.get_or_make("loops", str(number), lambda: b"x")
+    assert len(list((tmp_path / "disttensor" / "loops").iterdir())) <= 8

@@ -84,17 +84,22 @@ def matmul(out: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
     x : array, shape (..., m, k)
     y : array, shape (..., k, n)
     """
+    with single_threaded():
+        bind_matmul(out, x, y)()
+
+
+def bind_matmul(out: np.ndarray, x: np.ndarray, y: np.ndarray) -> Callable[[], Any]:
+    """`matmul` on fixed arrays, as a function without arguments; to be called within `single_threaded`."""
     blocks = min(2 * out.size * x.shape[-1] // _BLOCK, _MAX_BLOCKS) if out.ndim == 2 else 1
     if blocks <= 1:
-        with single_threaded():
-            np.matmul(x, y, out=out, dtype=out.dtype)
-        return
+        return functools.partial(np.matmul, x, y, out=out, dtype=out.dtype)
     cuts = [len(out) * i // blocks for i in range(blocks + 1)]
+    parts = [(x[a:b], out[a:b]) for a, b in itertools.pairwise(cuts)]
 
-    def multiply(rows: slice) -> None:
-        np.matmul(x[rows], y, out=out[rows], dtype=out.dtype)
+    def multiply(part: tuple[np.ndarray, np.ndarray]) -> None:
+        np.matmul(part[0], y, out=part[1], dtype=out.dtype)
 
-    for_each(multiply, [slice(*pair) for pair in itertools.pairwise(cuts)])
+    return functools.partial(for_each, multiply, parts)
 
 
 @contextlib.contextmanager

@@ -6,8 +6,9 @@ are, and its gradients are products with transposed views, so that nothing is co
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,12 @@ def matrix_product(out: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
         np.copyto(out, wide, casting="unsafe")
     else:
         blas.matmul(out, _for_blas(x), _for_blas(y))
+
+
+@matrix_product.bind
+def _(out: np.ndarray, x: np.ndarray, y: np.ndarray) -> Callable[[], Any]:
+    simple = dtypes.standardize_dtype(out.dtype) not in HALF and _for_blas(x) is x and _for_blas(y) is y
+    return blas.bind_matmul(out, x, y) if simple else functools.partial(matrix_product.kernel, out, x, y)
 
 
 def _for_blas(x: np.ndarray) -> np.ndarray:

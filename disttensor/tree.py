@@ -6,6 +6,7 @@ its own kind that is kept. The names are those of `keras.tree`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -14,7 +15,13 @@ from disttensor.errors import ArgumentError
 
 def is_nested(structure: Any) -> bool:
     """Whether this is a list, tuple or mapping rather than a leaf."""
-    return isinstance(structure, (list, tuple, Mapping))
+    return _is_container(type(structure))
+
+
+@functools.cache
+def _is_container(kind: Any) -> bool:
+    # Asking whether something is a Mapping is slow, and this is asked for every leaf of every batch.
+    return issubclass(kind, (list, tuple, Mapping))
 
 
 def _children(structure: Any) -> Iterable[Any]:

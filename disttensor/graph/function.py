@@ -5,10 +5,11 @@ from __future__ import annotations
 import collections
 import functools
 import inspect
+import operator
 import types
 import warnings
 from collections.abc import Callable, Hashable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -28,39 +29,100 @@ _WINDOW = 10
 _TOO_MANY = 7
 
 
-class _Call(NamedTuple):
-    """The arguments of a call, taken apart."""
+class _Call:
+    """The arguments of a call, taken apart into tensors and a key."""
 
-    key: Hashable
-    arguments: Any
-    inputs: list[Tensor]
-    shards: list[Shard]
-    ambient: int | None
-    kept: list[Any]
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]):
+        self.inputs: list[Tensor] = []
+        self.shards: list[Shard] = []
+        # Objects that the key knows by identity, which must not be freed while the key is in use.
+        self.kept: list[Any] = []
+        self._arguments = args, kwargs
+        encoded = self._encode(args), self._encode(kwargs)
+        self.ambient = self._shard_number(context.state.shard)
+        self.key: Hashable = (encoded, tuple(s.local for s in self.shards), self.ambient, config.floatx())
+
+    def _encode(self, value: Any) -> Any:
+        kind = type(value)
+        if kind is Tensor:
+            self.inputs.append(value)
+            return value.shape, value.dtype, self._shard_number(value.shard)
+        if kind is list or kind is tuple:
+            return kind, *[self._encode(item) for item in value]
+        if kind is dict:
+            # In the order of `tree.flatten`, in which the traced function takes its inputs.
+            return dict, *[(key, self._encode(value[key])) for key in sorted(value)]
+        if kind in _CONSTANTS:
+            return kind, repr(value)
+        if isinstance(value, (np.ndarray, np.generic)):
+            return self._encode(convert_to_tensor(value))
+        if tree.is_nested(value):
+            return kind, repr(tree.map_structure(lambda _: 0, value)), *map(self._encode, tree.flatten(value))
+        self.kept.append(value)
+        return Variable if kind is Variable else object, id(value)
+
+    def _shard_number(self, shard: Shard | None) -> int | None:
+        if shard is None:
+            return None
+        if shard not in self.shards:
+            self.shards.append(shard)
+        return self.shards.index(shard)
+
+    def specification(self) -> Any:
+        """The arguments with an `InputSpec` in the place of each tensor."""
+
+        def leaf(value: Any) -> Any:
+            if isinstance(value, (np.ndarray, np.generic)):
+                value = convert_to_tensor(value)
+            if isinstance(value, Tensor):
+                return InputSpec(value.spec, self._shard_number(value.shard))
+            return value
+
+        return tree.map_structure(leaf, self._arguments)
+
+
+_CONSTANTS = frozenset({bool, int, float, complex, str, bytes, type(None)})
 
 
 class _Concrete:
     """A plan for one signature."""
 
     def __init__(self, traced: Traced, kept: list[Any]):
-        self.traced = traced
+        self.trainable = traced.trainable
         self.graph = optimize(traced.graph)
         self.plan = Plan(self.graph)
-        # Objects that the key knows by identity must not be freed while the key is in use.
         self._kept = kept
+        self._assemble = _assembler(traced.structure)
 
     def is_valid(self) -> bool:
         """Whether the variables are as trainable as they were when this was traced."""
-        return all(variable.trainable == flag for variable, flag in self.traced.trainable)
+        return all(variable.trainable == flag for variable, flag in self.trainable)
 
     def run(self, call: _Call) -> Any:
         arrays = [t.array for t in call.inputs]
         for shard in call.shards:
             arrays += [np.asarray(shard.total, np.int64), np.asarray(shard.offset, np.int64)]
-        outputs = [Tensor.wrap(array) for array in self.plan.run(arrays)]
-        leaves = tree.flatten(self.traced.structure)
-        results = [outputs[leaf.number] if isinstance(leaf, Output) else leaf for leaf in leaves]
-        return tree.pack_sequence_as(self.traced.structure, results)
+        return self._assemble([Tensor.wrap(array) for array in self.plan.run(arrays)])
+
+
+def _assembler(structure: Any) -> Callable[[list[Tensor]], Any]:
+    """A function that puts outputs into the places that a structure marks with `Output`."""
+    if isinstance(structure, Output):
+        return operator.itemgetter(structure.number)
+    if type(structure) is dict:
+        parts = {key: _assembler(value) for key, value in structure.items()}
+        return lambda outputs: {key: part(outputs) for key, part in parts.items()}
+    if type(structure) in (list, tuple):
+        kind, items = type(structure), [_assembler(value) for value in structure]
+        return lambda outputs: kind([item(outputs) for item in items])
+    leaves = tree.flatten(structure)
+    if not any(isinstance(leaf, Output) for leaf in leaves):
+        return lambda outputs: structure
+
+    def rebuild(outputs: list[Tensor]) -> Any:
+        return tree.pack_sequence_as(structure, [outputs[x.number] if isinstance(x, Output) else x for x in leaves])
+
+    return rebuild
 
 
 class Function:
@@ -93,16 +155,16 @@ class Function:
         """
         if context.state.tracer is not None or context.state.recorders:
             return self.python_function(*args, **kwargs)
-        call = self._take_apart(args, kwargs)
+        call = _Call(args, kwargs)
         return self._concrete(call).run(call)
 
     def graph(self, *args: Any, **kwargs: Any) -> Graph:
         """The optimised graph for these arguments."""
-        return self._concrete(self._take_apart(args, kwargs)).graph
+        return self._concrete(_Call(args, kwargs)).graph
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
         """The plan for these arguments."""
-        return self._concrete(self._take_apart(args, kwargs)).plan
+        return self._concrete(_Call(args, kwargs)).plan
 
     @property
     def trace_count(self) -> int:
@@ -117,7 +179,7 @@ class Function:
                 self._recent.append(False)
                 return concrete
         self._note_trace()
-        traced = trace(self.python_function, call.arguments, [s.local for s in call.shards], call.ambient)
+        traced = trace(self.python_function, call.specification(), [s.local for s in call.shards], call.ambient)
         concrete = _Concrete(traced, call.kept)
         plans.append(concrete)
         while self.trace_count > CACHE_SIZE:
@@ -138,43 +200,6 @@ class Function:
                 RetracingWarning,
                 stacklevel=5,
             )
-
-    def _take_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
-        inputs: list[Tensor] = []
-        shards: list[Shard] = []
-        kept: list[Any] = []
-        keys: list[Hashable] = []
-        arguments = (args, kwargs)
-
-        def number(shard: Shard | None) -> int | None:
-            if shard is None:
-                return None
-            if shard not in shards:
-                shards.append(shard)
-            return shards.index(shard)
-
-        def leaf(value: Any) -> Any:
-            if isinstance(value, (np.ndarray, np.generic)):
-                value = convert_to_tensor(value)
-            if isinstance(value, Tensor):
-                inputs.append(value)
-                spec = InputSpec(value.spec, number(value.shard))
-                keys.append(spec)
-                return spec
-            if isinstance(value, (bool, int, float, complex, str, bytes, type(None))):
-                keys.append((type(value), repr(value)))
-            else:
-                kept.append(value)
-                keys.append((Variable if isinstance(value, Variable) else object, id(value)))
-            return value
-
-        leaves = [leaf(value) for value in tree.flatten(arguments)]
-        arguments = tree.pack_sequence_as(arguments, leaves)
-        ambient = number(context.state.shard)
-        structure = repr(tree.map_structure(lambda _: 0, arguments))
-        local = tuple(s.local for s in shards)
-        key = (structure, tuple(keys), local, ambient, config.floatx())
-        return _Call(key, arguments, inputs, shards, ambient, kept)
 
 
 def function(func: Callable[..., Any] | None = None, *, name: str | None = None) -> Any:

@@ -20,7 +20,7 @@ from disttensor.context import Spec
 from disttensor.graph.graph import Graph, Node, Value
 from disttensor.graph.memory import Lifetime, place
 from disttensor.graph.passes.fusion import fused
-from disttensor.kernels import blas
+from disttensor.kernels import blas, denormals
 from disttensor.tensor import Variable, aligned_empty
 
 Key = tuple[int, int]
@@ -84,7 +84,7 @@ class Plan:
         list of arrays
             Copies of the outputs; nothing the caller gets shares memory with the plan.
         """
-        with self._lock, blas.single_threaded(), np.errstate(all="ignore"):
+        with self._lock, blas.single_threaded(), denormals.flushed(), np.errstate(all="ignore"):
             for buffer, array in zip(self._inputs, inputs, strict=True):
                 np.copyto(buffer, array, casting="no")
             for call in self._calls:

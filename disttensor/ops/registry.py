@@ -39,6 +39,7 @@ import numpy as np
 from disttensor import dtypes, tensor
 from disttensor.context import Spec, state
 from disttensor.errors import DTypeError, ShapeError, TracingError
+from disttensor.kernels import denormals
 from disttensor.ops import formula as formulas
 from disttensor.tensor import KerasTensor, Tensor, Variable, convert_to_tensor
 
@@ -363,7 +364,7 @@ def _compute(
         if view is not None:
             return view if several else (view,)
     outs = tuple(np.empty(s.shape, dtypes.to_numpy(s.dtype)) for s in specs)
-    with np.errstate(all="ignore"):
+    with denormals.flushed(), np.errstate(all="ignore"):
         op.kernel(outs if several else outs[0], *arrays, **attrs)
     return outs
 

@@ -15,7 +15,7 @@ from disttensor.errors import ArgumentError
 
 def is_nested(structure: Any) -> bool:
     """Whether this is a list, tuple or mapping rather than a leaf."""
-    return _is_container(type(structure))
+    return _is_container(type(structure))  # type: ignore[arg-type]
 
 
 @functools.cache

@@ -10,6 +10,7 @@ import numpy as np
 from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.errors import ShapeError
+from disttensor.kernels import sums
 from disttensor.ops.registry import Example, apply, operator, public
 from disttensor.tensor import Tensor, convert_to_tensor
 
@@ -143,8 +144,8 @@ def sum_over_broadcast(out: np.ndarray, x: np.ndarray, *, shape: tuple[int, ...]
     axes = tuple(range(extra)) + tuple(
         extra + i for i, n in enumerate(shape) if n == 1 and x.shape[extra + i] != 1
     )  # fmt: skip
-    wide = np.float32 if x.dtype.itemsize == 2 else x.dtype
-    np.copyto(out, x.sum(axis=axes, dtype=wide).reshape(shape), casting="unsafe")
+    wide = np.asarray(x, np.float32 if x.dtype.itemsize == 2 else x.dtype, order="C")
+    np.copyto(out, sums.total(wide, axes).reshape(shape), casting="unsafe")
 
 
 @sum_over_broadcast.infer

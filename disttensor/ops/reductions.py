@@ -15,6 +15,7 @@ import numpy as np
 from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.errors import DTypeError, ShapeError
+from disttensor.kernels import sums
 from disttensor.ops.arithmetic import equal, maximum, minimum, not_equal, scalar
 from disttensor.ops.core import broadcast_to, cast
 from disttensor.ops.logic import isclose
@@ -88,6 +89,9 @@ def accumulate(ufunc: np.ufunc, out: np.ndarray, x: np.ndarray, axes: tuple[int,
     """``ufunc.reduce`` in an order that depends on the shape alone, half precision in float32."""
     wide = np.float32 if dtypes.standardize_dtype(out.dtype) in HALF else out.dtype
     x = np.asarray(x, wide, order="C")
+    if ufunc is np.add:
+        np.copyto(out, sums.total(x, axes, keepdims), casting="unsafe")
+        return
     np.copyto(out, ufunc.reduce(x, axis=axes, keepdims=keepdims, dtype=wide), casting="unsafe")
 
 

@@ -24,6 +24,7 @@ from disttensor.kernels import codegen
 from disttensor.kernels.codegen import Literal, Loop, Step
 from disttensor.ops.core import broadcast, convert
 from disttensor.ops.formula import Constant
+from disttensor.ops.reductions import reduced_shape, spread
 from disttensor.ops.registry import Example, operator
 
 ALONE_FROM = 1 << 14
@@ -144,9 +145,14 @@ def access_of(shape: Shape, whole: Shape) -> tuple[str, int | None] | None:
     return None
 
 
-def _through_broadcast(value: Value) -> Value:
-    """What is repeated, if the value is a broadcast: the loop repeats it as well."""
-    return value.node.inputs[0] if value.node.op is broadcast else value
+def _through_broadcast(value: Value) -> tuple[Value, Shape]:
+    """What is repeated, if the value is a broadcast (the loop repeats it, too), and its shape with axes of size 1."""
+    node = value.node
+    if node.op is broadcast:
+        return node.inputs[0], node.inputs[0].spec.shape
+    if node.op is spread:
+        return node.inputs[0], reduced_shape(value.spec.shape, node.attrs["axes"], keepdims=True)
+    return value, value.spec.shape
 
 
 @dataclass
@@ -237,7 +243,7 @@ def _row_length(node: Node) -> int | None:
     """The length of a row that a node's inputs ask for; None if none does, −1 if they cannot be read by one loop."""
     columns = None
     for value in node.inputs:
-        access = access_of(_through_broadcast(value).spec.shape, node.specs[0].shape)
+        access = access_of(_through_broadcast(value)[1], node.specs[0].shape)
         if access is None or (access[1] is not None and columns is not None and access[1] != columns):
             return -1
         columns = access[1] if access[1] is not None else columns
@@ -287,9 +293,9 @@ class _Builder:
         if id(old.node) in inside:
             return _Member(id(old.node))
         assert new is not None
-        access = access_of(_through_broadcast(old).spec.shape, self.shape)
+        access = access_of(_through_broadcast(old)[1], self.shape)
         assert access is not None
-        new = _through_broadcast(new)
+        new = _through_broadcast(new)[0]
         if new.node.kind == "constant" and new.node.source.size == 1 and new.spec.dtype in codegen.DTYPES:
             return Literal(new.node.source.item())
         key = (id(new.node), new.slot)

@@ -1,4 +1,4 @@
-"""Sums over axes: over the leading ones of a large array, as in gradients of biases and in batch statistics, in blocks."""
+"""Sums over axes; over the leading ones of a large array, as in gradients of biases, in blocks."""
 
 from __future__ import annotations
 

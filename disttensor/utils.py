@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from disttensor import naming
-from disttensor.data import PyDataset
+from disttensor.data import PyDataset, pack_x_y_sample_weight, unpack_x_y_sample_weight
 from disttensor.errors import ArgumentError
 from disttensor.random import set_random_seed
 from disttensor.saving.registration import (
@@ -27,10 +27,12 @@ __all__ = [
     "deserialize_keras_object",
     "get_registered_object",
     "normalize",
+    "pack_x_y_sample_weight",
     "register_keras_serializable",
     "serialize_keras_object",
     "set_random_seed",
     "to_categorical",
+    "unpack_x_y_sample_weight",
 ]
 
 CustomObjectScope = custom_object_scope
@@ -75,7 +77,9 @@ def to_categorical(x: Any, num_classes: int | None = None) -> np.ndarray:
             f"to_categorical() got labels from {labels.min()} to {labels.max()}; with num_classes={classes} they must "
             f"lie in 0 … {classes - 1}."
         )
-    return np.eye(classes)[labels]
+    rows = np.zeros((*labels.shape, classes))
+    np.put_along_axis(rows, labels[..., np.newaxis], 1, axis=-1)
+    return rows
 
 
 def normalize(x: Any, axis: int = -1, order: int = 2) -> np.ndarray:

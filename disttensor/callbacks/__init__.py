@@ -4,6 +4,25 @@ from __future__ import annotations
 
 from disttensor.callbacks.callback import Callback, LambdaCallback
 from disttensor.callbacks.callback_list import CallbackList
+from disttensor.callbacks.csv_logger import CSVLogger
+from disttensor.callbacks.early_stopping import EarlyStopping
 from disttensor.callbacks.history import History
+from disttensor.callbacks.learning_rate_scheduler import LearningRateScheduler
+from disttensor.callbacks.model_checkpoint import ModelCheckpoint
+from disttensor.callbacks.progress import ProgbarLogger
+from disttensor.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
+from disttensor.callbacks.terminate_on_nan import TerminateOnNaN
 
-__all__ = ["Callback", "CallbackList", "History", "LambdaCallback"]
+__all__ = [
+    "CSVLogger",
+    "Callback",
+    "CallbackList",
+    "EarlyStopping",
+    "History",
+    "LambdaCallback",
+    "LearningRateScheduler",
+    "ModelCheckpoint",
+    "ProgbarLogger",
+    "ReduceLROnPlateau",
+    "TerminateOnNaN",
+]

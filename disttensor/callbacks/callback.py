@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
+
+from disttensor import distributed
 
 Logs = dict[str, Any] | None
 
@@ -124,3 +127,20 @@ class LambdaCallback(Callback):
                 raise TypeError(f"LambdaCallback knows no hook {name!r}.")
             if function is not None:
                 setattr(self, name, function)
+
+
+ERASE_LINE = "\r\x1b[2K"
+
+
+def can_draw() -> bool:
+    """Whether a line on the output can be written again and again.
+
+    Not with several ranks: Open MPI gives them a terminal of its own, even if their output goes to a file.
+    """
+    return distributed.size() == 1 and sys.stdout.isatty()
+
+
+def print_on_main(text: str) -> None:
+    """Print a line on rank 0, in the place of a bar that is being drawn."""
+    if distributed.is_main():
+        print((ERASE_LINE if can_draw() else "") + text, flush=True)

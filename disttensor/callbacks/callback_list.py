@@ -7,7 +7,7 @@ from typing import Any
 
 from disttensor.callbacks.callback import Callback
 from disttensor.callbacks.history import History
-from disttensor.callbacks.progress import Progress
+from disttensor.callbacks.progress import ProgbarLogger
 from disttensor.errors import ArgumentError
 
 
@@ -39,7 +39,7 @@ class CallbackList:
         callbacks : Callback, list of Callback, CallbackList or None
             A list that was made already is used as it is.
         verbose : {"auto", 0, 1, 2}
-            Adds a display of progress unless 0.
+            Adds a `ProgbarLogger` unless 0.
         history : bool
             Adds a `History`, which becomes ``model.history``.
         """
@@ -52,8 +52,8 @@ class CallbackList:
             if not isinstance(callback, Callback):
                 raise ArgumentError(f"callbacks must be Callback objects, got {type(callback).__name__}: {callback!r}.")
         verbose = 1 if verbose == "auto" else int(verbose)
-        if verbose:
-            given.append(Progress(verbose))
+        if verbose and not any(isinstance(c, ProgbarLogger) for c in given):
+            given.append(ProgbarLogger())
         if history:
             model.history = next((c for c in given if isinstance(c, History)), None) or History()
             if model.history not in given:

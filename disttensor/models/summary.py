@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 from disttensor import distributed
@@ -37,12 +39,10 @@ def print_summary(
         cells = [f"{'  ' * depth}{layer.name} ({type(layer).__name__})", _output_shape(layer), _parameters(layer)]
         cells += [_sources(layer)] * connected + ["yes" if layer.trainable else "no"] * show_trainable
         table.add_row(*cells)
-    console = Console(width=line_length, record=print_fn is not None, quiet=print_fn is not None)
-    console.print(table)
-    for line in _totals(model):
-        console.print(line, highlight=False)
-    if print_fn is not None:
-        print_fn(console.export_text())
+    text = io.StringIO()
+    Console(file=text, width=line_length or get_terminal_size().columns, force_terminal=False).print(table)
+    print(*_totals(model), sep="\n", end="", file=text)
+    (print_fn or print)(text.getvalue())
 
 
 def _rows(layers: list[Layer], expand: bool, depth: int) -> list[tuple[Layer, int]]:

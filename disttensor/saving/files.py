@@ -1,10 +1,17 @@
-"""Files that appear complete or not at all."""
+"""Files that appear complete or not at all, written by rank 0 for all."""
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import os
-import tempfile
+import secrets
+from collections.abc import Callable
+from typing import TypeVar
+
+from disttensor import distributed, errors
+
+T = TypeVar("T")
 
 
 def write_atomically(path: str, content: bytes) -> None:
@@ -16,14 +23,14 @@ def write_atomically(path: str, content: bytes) -> None:
         In an existing folder.
     content : bytes
     """
-    folder = os.path.dirname(os.path.abspath(path))
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{os.path.basename(path)}.", dir=folder)
+    folder, name = os.path.split(os.path.abspath(path))
+    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
@@ -32,15 +39,46 @@ def write_atomically(path: str, content: bytes) -> None:
     _sync_folder(folder)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _sync_folder(folder: str) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def on_main(action: Callable[[], T]) -> T | None:
+    """Do something on rank 0; all ranks wait for it, and all fail if it fails.
+
+    Returns
+    -------
+    object or None
+        What `action` returned, on rank 0.
+
+    Raises
+    ------
+    Exception
+        What `action` raised; on the other ranks one of the same class with the same text, so that a program that
+        catches it goes the same way on every rank.
+    """
+    result, failure = None, None
+    if distributed.is_main():
+        try:
+            result = action()
+        except Exception as error:
+            failure = error
+    report = None if failure is None else [type(failure).__name__, str(failure)]
+    report = distributed.communicator().broadcast_object(report)
+    if failure is not None:
+        raise failure
+    if report is not None:
+        kind, text = report
+        raise _exception_class(kind)(f"{text} (on rank 0)")
+    return result
+
+
+def _exception_class(name: str) -> type[Exception]:
+    found = getattr(errors, name, None) or getattr(builtins, name, None)
+    if isinstance(found, type) and issubclass(found, Exception):
+        return found
+    return errors.DistributedError

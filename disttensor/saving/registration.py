@@ -19,6 +19,7 @@ from disttensor.random import SeedGenerator
 BUILTINS: dict[str, Any] = {"SeedGenerator": SeedGenerator}
 """Every configurable class of disttensor by name."""
 
+_UNREGISTERED = "Custom>"
 _registered: dict[str, Any] = {}
 _scopes: list[Mapping[str, Any]] = []
 
@@ -86,7 +87,9 @@ def get_registered_object(name: str, custom_objects: Mapping[str, Any] | None = 
     for known in (custom_objects or {}, *reversed(_scopes), _registered, BUILTINS):
         if name in known:
             return known[name]
-    return None
+    # A class that was not registered when it was serialised can still be given under its own name.
+    plain = name.removeprefix(_UNREGISTERED)
+    return next((known[plain] for known in (custom_objects or {}, *reversed(_scopes)) if plain in known), None)
 
 
 @contextmanager
@@ -122,7 +125,7 @@ def serialize_keras_object(value: Any) -> Any:
     # A subclass that was not registered itself must not pass for its base.
     name = vars(value if callable(value) and hasattr(value, "__name__") else type(value)).get("_registered_name")
     if hasattr(value, "get_config") and not inspect.isclass(value):
-        return {"class_name": name or type(value).__name__, "config": value.get_config()}
+        return {"class_name": name or f"{_UNREGISTERED}{type(value).__name__}", "config": value.get_config()}
     if callable(value) and hasattr(value, "__name__") and value.__name__ != "<lambda>":
         return name or value.__name__
     raise SerializationError(

@@ -10,20 +10,20 @@ Reference: the safetensors format, https://huggingface.co/docs/safetensors.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from disttensor import distributed, dtypes
-from disttensor.errors import ArgumentError, SerializationError
+from disttensor.errors import ArgumentError, DTypeError, SerializationError
 from disttensor.naming import snake_case
-from disttensor.saving.files import write_atomically
+from disttensor.saving.files import on_main, write_atomically
 from disttensor.tensor import Variable
 
 SUFFIX = ".safetensors"
 _FORMAT = "disttensor.weights.1"
+_MOST_LISTED = 10
 # safetensors knows no complex128; complex numbers are kept as pairs of reals on a last axis.
 _PAIRS = {"complex64": "float32", "complex128": "float64"}
 
@@ -40,12 +40,16 @@ def named_variables(model: Any) -> dict[str, Variable]:
 
 
 def _walk(layer: Any, prefix: str, above: set[int]) -> Iterator[tuple[str, Variable]]:
-    names: Counter[str] = Counter()
+    used: set[str] = set()
 
     def unused(name: str) -> str:
-        count = names[name]
-        names[name] += 1
-        return f"{prefix}{name}_{count}" if count else f"{prefix}{name}"
+        candidate = name = name.replace("/", "_")
+        number = 0
+        while candidate in used:
+            number += 1
+            candidate = f"{name}_{number}"
+        used.add(candidate)
+        return prefix + candidate
 
     for variable in layer._own_variables():
         yield unused(variable.name), variable
@@ -57,14 +61,14 @@ def _walk(layer: Any, prefix: str, above: set[int]) -> Iterator[tuple[str, Varia
 
 
 def save_weights(model: Any, filepath: Any, overwrite: bool = True) -> None:
-    """Write all variables of a model to a file; rank 0 writes, all ranks wait for it.
+    """Write all variables of a model to a file: call it on all ranks; rank 0 writes, and all wait for it.
 
     Parameters
     ----------
     model : Layer
         With its weights made.
     filepath : path
-        Ends in ``.safetensors``. The file appears complete or not at all.
+        Ends in ``.safetensors``. The file appears complete or not at all; missing folders are made.
     overwrite : bool, default True
         Whether an existing file is replaced.
 
@@ -72,76 +76,95 @@ def save_weights(model: Any, filepath: Any, overwrite: bool = True) -> None:
     ------
     ArgumentError
         If the model has no weights yet, the suffix is another, or the file exists and may not be replaced.
+    OSError
+        If the file cannot be written; an existing one stays as it is.
     """
     path = _checked_path(filepath)
     if not model.built:
         raise ArgumentError(f"{model.name!r} has no weights to save yet; build it or call it on data first.")
+    on_main(lambda: _write(path, named_variables(model), overwrite))
+
+
+def _write(path: str, variables: dict[str, Variable], overwrite: bool) -> None:
+    from safetensors.numpy import save
+
     if not overwrite and os.path.exists(path):
         raise ArgumentError(f"{path} exists; pass overwrite=True to replace it.")
-    if distributed.is_main():
-        from safetensors.numpy import save
-
-        arrays = {}
-        types = {}
-        for name, variable in named_variables(model).items():
-            pair = _PAIRS.get(variable.dtype)
-            array = np.ascontiguousarray(variable.memory)
-            arrays[name] = array.view(pair).reshape(*array.shape, 2) if pair else array
-            types[f"dtype {name}"] = variable.dtype
-        write_atomically(path, save(arrays, metadata={"format": _FORMAT, **types}))
-    distributed.barrier()
+    arrays = {name: _encode(variable.memory, variable.dtype) for name, variable in variables.items()}
+    types = {f"dtype {name}": variable.dtype for name, variable in variables.items()}
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    write_atomically(path, save(arrays, metadata={"format": _FORMAT, **types}))
 
 
 def load_weights(model: Any, filepath: Any) -> None:
     """Read the variables of a model from a file that `save_weights` wrote.
 
+    Call it on all ranks; rank 0 reads, and the others get its values.
+
     Raises
     ------
+    ArgumentError
+        If the model has no weights yet, or the suffix is another.
     SerializationError
         If the file is damaged, or its names, shapes or dtypes are not those of the model; nothing is changed.
+    OSError
+        If the file cannot be read.
     """
     path = _checked_path(filepath)
     if not model.built:
         raise ArgumentError(f"{model.name!r} has no weights to load into yet; build it or call it on data first.")
-    from safetensors import SafetensorError, safe_open
-
     variables = named_variables(model)
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            names = set(file.keys())
-            _require_same_names(path, names, set(variables))
-            arrays = {name: file.get_tensor(name) for name in variables}
-    except SafetensorError as error:
-        raise SerializationError(f"{path} is not a readable safetensors file: {error}") from None
-    if metadata.get("format") != _FORMAT:
-        raise SerializationError(f"{path} has the format {metadata.get('format')!r}; this version reads {_FORMAT!r}.")
-    values = {name: _restore(path, name, arrays[name], variables[name]) for name in variables}
+    values = on_main(lambda: _read(path, variables))
     for name, variable in variables.items():
-        np.copyto(variable.memory, values[name])
+        if values is not None:
+            np.copyto(variable.memory, values[name])
+        distributed.communicator().broadcast(variable.memory)
         variable.touch()
 
 
-def _restore(path: str, name: str, array: np.ndarray, variable: Variable) -> np.ndarray:
-    if variable.dtype in _PAIRS and array.ndim and array.shape[-1] == 2:
-        array = np.ascontiguousarray(array).view(dtypes.to_numpy(variable.dtype))[..., 0]
-    if array.shape != variable.shape or dtypes.standardize_dtype(array.dtype) != variable.dtype:
-        raise SerializationError(
-            f"{path}: {name!r} is {array.dtype}{list(array.shape)} in the file but {variable.dtype}"
-            f"{list(variable.shape)} in the model."
-        )
-    return array
+def _read(path: str, variables: dict[str, Variable]) -> dict[str, np.ndarray]:
+    """The values of all variables, which are known to fit."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise SerializationError(f"{path} is damaged or no safetensors file: {error}") from None
+    if metadata.get("format") != _FORMAT:
+        raise SerializationError(f"{path} has the format {metadata.get('format')!r}; this version reads {_FORMAT!r}.")
+    values = {name: _decode(path, name, array, metadata.get(f"dtype {name}")) for name, array in arrays.items()}
+    problems = [f"{name!r} is missing" for name in variables if name not in values]
+    problems += [f"{name!r} is not in the model" for name in values if name not in variables]
+    for name in variables.keys() & values.keys():
+        found, expected = (_describe(x.dtype, x.shape) for x in (values[name], variables[name]))
+        if found != expected:
+            problems.append(f"{name!r} is {found}, in the model {expected}")
+    if problems:
+        shown = "; ".join(sorted(problems)[:_MOST_LISTED])
+        more = f"; and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else ""
+        raise SerializationError(f"{path} does not fit the model: {shown}{more}.")
+    return values
 
 
-def _require_same_names(path: str, found: set[str], expected: set[str]) -> None:
-    if found == expected:
-        return
-    parts = []
-    if expected - found:
-        parts.append(f"lacks {sorted(expected - found)}")
-    if found - expected:
-        parts.append(f"holds {sorted(found - expected)}, which the model does not have")
-    raise SerializationError(f"{path} does not fit the model: it {' and '.join(parts)}.")
+def _encode(array: np.ndarray, dtype: str) -> np.ndarray:
+    return array[..., np.newaxis].view(_PAIRS[dtype]) if dtype in _PAIRS else array
+
+
+def _decode(path: str, name: str, array: np.ndarray, dtype: str | None) -> np.ndarray:
+    stored = _PAIRS.get(dtype or "", dtype)
+    try:
+        fits = dtypes.standardize_dtype(array.dtype) == stored
+    except DTypeError:
+        fits = False
+    if not fits or (dtype in _PAIRS and array.shape[-1:] != (2,)):
+        raise SerializationError(f"{path} is damaged: {name!r} is {array.dtype}{list(array.shape)}, marked as {dtype}.")
+    return array.view(dtypes.to_numpy(dtype))[..., 0] if dtype in _PAIRS else array
+
+
+def _describe(dtype: Any, shape: tuple[int, ...]) -> str:
+    return f"{dtypes.standardize_dtype(dtype)}{list(shape)}"
 
 
 def _checked_path(filepath: Any) -> str:

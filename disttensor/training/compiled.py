@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from disttensor import losses, metrics, tree
 from disttensor.errors import ArgumentError
-from disttensor.tensor import Tensor, convert_to_tensor
+from disttensor.tensor import Tensor, Variable, convert_to_tensor
 
 _ACCURACY = {"accuracy": "Accuracy", "acc": "Accuracy"}
 _CROSSENTROPY = {"crossentropy": "Crossentropy", "ce": "Crossentropy"}
 
 
 def names_of_outputs(outputs: Any, names: Sequence[str] | None) -> list[str]:
-    """A name for each output, in the order of `tree.flatten`: the model's, the keys of a dict, or ``output_0``, …"""
+    """A name for each output, in the order of `tree.flatten`: the keys of a dict, the model's, or ``output_0``, …"""
     count = len(tree.flatten(outputs))
+    if isinstance(outputs, Mapping) and len(outputs) == count:
+        return sorted(outputs)
     if names is not None and len(names) == count:
         return list(names)
-    if isinstance(outputs, Mapping):
-        return sorted(outputs)
     return [f"output_{i}" for i in range(count)]
 
 
@@ -76,6 +77,9 @@ class CompiledLoss:
     """
 
     def __init__(self, loss: Any, loss_weights: Any = None, output_names: Sequence[str] | None = None):
+        for weight in tree.flatten(loss_weights):
+            if weight is not None and not isinstance(weight, (numbers.Real, Tensor, Variable)):
+                raise ArgumentError(f"compile(): loss_weights must be numbers, got {weight!r}; metrics come later.")
         self._given = loss
         self._weights = loss_weights
         self._output_names = output_names
@@ -171,7 +175,8 @@ class CompiledMetrics:
                     made = as_metric(metric, targets[number], outputs[number])
                     self._entries[number].append((made, is_weighted))
                     prefix = f"{names[number]}_" if len(names) > 1 else ""
-                    self.names[id(made)] = _unused(prefix + made.name, used)
+                    weighted = "weighted_" if is_weighted and prefix + made.name in used else ""
+                    self.names[id(made)] = _unused(prefix + weighted + made.name, used)
 
 
 def _unused(name: str, used: set[str]) -> str:
@@ -192,10 +197,11 @@ def as_metric(metric: Any, y_true: Tensor | None, y_pred: Tensor) -> metrics.Met
         cls = getattr(metrics, _kind_of_targets(y_true, y_pred) + suffix)
         return cls(name=metric)
     found = metrics.get(metric)
-    if isinstance(found, metrics.Metric):
-        return found
-    name = metric if isinstance(metric, str) else getattr(found, "__name__", type(found).__name__)
-    return metrics.MeanMetricWrapper(found, name=name)
+    if not isinstance(found, metrics.Metric):
+        found = metrics.MeanMetricWrapper(found, name=getattr(found, "__name__", type(found).__name__))
+    if isinstance(metric, str):
+        found.name = metric
+    return found
 
 
 def _kind_of_targets(y_true: Tensor | None, y_pred: Tensor) -> str:

@@ -30,7 +30,7 @@ Logs = dict[str, Any]
 
 
 class Trainer:
-    """The training methods of `Model`; override `train_step`, `test_step` or `compute_loss` to change what a step is."""
+    """The training methods of `Model`. A step is `train_step` or `test_step`; override them or `compute_loss`."""
 
     built: bool
     history: Any
@@ -206,6 +206,7 @@ class Trainer:
         if not self.built:
             with context.suspended():
                 self(unpack_x_y_sample_weight(as_tensors(batch))[0], training=False)  # type: ignore[operator]
+            self.reset_metrics()  # those of layers have seen a batch that does not count
         if kind == "train" and not self.optimizer.built:
             self.optimizer.build(self.trainable_weights)  # type: ignore[attr-defined]
         variables = list(self.variables)  # type: ignore[attr-defined]
@@ -350,7 +351,7 @@ class Trainer:
         self.reset_metrics()
         watchers.on_test_begin()
         for number, batch in enumerate(adapter.epoch(0)):
-            if number == 0:
+            if number == 0 and watchers is not callbacks:  # within fit, the ranks have equal weights already
                 self._prepare("test", batch)
             watchers.on_test_batch_begin(number)
             logs = _numbers(step(batch))

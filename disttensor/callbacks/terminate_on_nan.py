@@ -1,0 +1,32 @@
+"""`TerminateOnNaN`: end training that has failed."""
+
+from __future__ import annotations
+
+import math
+
+from disttensor.callbacks.callback import Callback, Logs, print_on_main
+
+
+class TerminateOnNaN(Callback):
+    """Stops `fit` after the batch in which the loss became NaN or infinite.
+
+    Parameters
+    ----------
+    raise_error : bool, default False
+        Raise a `RuntimeError` instead, so that no other callback takes the training for finished.
+    """
+
+    def __init__(self, raise_error: bool = False):
+        super().__init__()
+        self.raise_error = raise_error
+
+    def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
+        """Look at the loss."""
+        loss = (logs or {}).get("loss", 0.0)
+        if math.isfinite(loss):
+            return
+        text = f"batch {batch}: the loss is {loss}; lower the learning rate, clip gradients, or look for bad data."
+        if self.raise_error:
+            raise RuntimeError(text)
+        print_on_main(f"Training ends at {text}")
+        self.model.stop_training = True

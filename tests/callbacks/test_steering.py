@@ -1,0 +1,93 @@
+"""`TerminateOnNaN`, `LearningRateScheduler`, and stopping by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import disttensor as keras
+from disttensor.callbacks import Callback, LearningRateScheduler, TerminateOnNaN
+from disttensor.errors import ArgumentError
+
+X, Y = np.linspace(-1, 1, 16, dtype="float32").reshape(8, 2), np.linspace(0, 1, 8, dtype="float32")
+
+
+@pytest.fixture
+def model():
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    return model
+
+
+class Count(Callback):
+    batches = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.batches += 1
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_training_ends_after_the_batch_whose_loss_is_no_number(model, capsys, bad):
+    y = Y.copy()
+    y[3] = bad
+    count = Count()
+    history = model.fit(X, y, batch_size=2, epochs=5, shuffle=False, verbose=0, callbacks=[count, TerminateOnNaN()])
+    assert count.batches == 2
+    assert len(history.epoch) == 1
+    assert capsys.readouterr().out.startswith(f"Training ends at batch 1: the loss is {bad}")
+
+
+def test_or_raises(model):
+    with pytest.raises(RuntimeError, match="batch 0: the loss is nan"):
+        model.fit(X, Y * np.nan, verbose=0, callbacks=[TerminateOnNaN(raise_error=True)])
+
+
+def test_training_that_goes_well_is_left_alone(model):
+    assert len(model.fit(X, Y, epochs=3, verbose=0, callbacks=[TerminateOnNaN()]).epoch) == 3
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        (lambda epoch: 0.1 / (epoch + 1), [0.1, 0.05, 0.1 / 3]),
+        (lambda epoch, rate: rate / 2, [0.05, 0.025, 0.0125]),
+        (lambda epoch, rate: np.float32(rate), [0.1, 0.1, 0.1]),
+        (lambda epoch, *, factor=2: factor, [2, 2, 2]),
+    ],
+)
+def test_schedules(model, schedule, rates):
+    history = model.fit(X, Y, epochs=3, verbose=0, callbacks=[LearningRateScheduler(schedule)])
+    np.testing.assert_allclose(history.history["learning_rate"], rates, rtol=1e-6)
+
+
+def test_a_scheduled_step_has_the_scheduled_size():
+    results = []
+    for rate, callbacks in [(0.2, []), (0.7, [LearningRateScheduler(lambda epoch: 0.2)])]:
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, kernel_initializer="ones")])
+        model.compile(keras.optimizers.SGD(rate), "mse")
+        model.fit(X, Y, epochs=2, verbose=0, shuffle=False, callbacks=callbacks)
+        results.append(model.get_weights())
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+
+
+def test_scheduler_messages_and_errors(model, capsys):
+    model.fit(X, Y, verbose=0, callbacks=[LearningRateScheduler(lambda epoch: 0.25, verbose=1)])
+    assert capsys.readouterr().out == "Epoch 1: LearningRateScheduler sets the learning rate to 0.25\n"
+    with pytest.raises(ArgumentError, match="must return a number, got '0.1'"):
+        model.fit(X, Y, verbose=0, callbacks=[LearningRateScheduler(lambda epoch: "0.1")])
+    model.compile(keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)), "mse")
+    with pytest.raises(ArgumentError, match="follows ExponentialDecay"):
+        model.fit(X, Y, verbose=0, callbacks=[LearningRateScheduler(lambda epoch: 0.1)])
+
+
+def test_stopping_by_hand_ends_after_the_batch(model):
+    class Stop(Count):
+        def on_train_batch_end(self, batch, logs=None):
+            super().on_train_batch_end(batch)
+            self.model.stop_training = self.batches == 3
+
+    stop = Stop()
+    history = model.fit(X, Y, batch_size=4, epochs=9, verbose=0, callbacks=[stop])
+    assert stop.batches == 3
+    assert history.epoch == [0, 1]
+    assert len(model.fit(X, Y, epochs=2, verbose=0).epoch) == 2

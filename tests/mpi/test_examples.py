@@ -1,0 +1,37 @@
+"""Every example runs on four processes, prints once, and ends where one process ends."""
+
+from __future__ import annotations
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def run(mpirun: Any, n: int, *command: str) -> str:
+    code, output = mpirun(n, EXAMPLES / command[0], *command[1:])
+    assert code == 0, output
+    return output
+
+
+@pytest.mark.parametrize(("example", "prints"), [("basics.py", 7), ("five_steps.py", 6), ("custom_loop.py", 9)])
+def test_examples_run_on_four_processes_and_print_once(mpirun: Any, example: str, prints: int) -> None:
+    assert len(run(mpirun, 4, example).splitlines()) == prints
+
+
+def test_the_loss_curve_does_not_depend_on_the_number_of_processes(mpirun: Any, tmp_path: Path) -> None:
+    curves, accuracies = [], []
+    for n in (1, 2, 3, 4):
+        history = tmp_path / f"{n}.csv"
+        output = run(mpirun, n, "train.py", "--model", "convnet", "--epochs", "2", "--history", str(history))
+        accuracies.append(float(re.findall(r"test_accuracy=(\S+)", output)[0]))
+        with history.open() as file:
+            curves.append([float(row["loss"]) for row in csv.DictReader(file)])
+    for curve, accuracy in zip(curves, accuracies, strict=True):
+        assert curve[0] == pytest.approx(curves[0][0], rel=1e-5)
+        assert curve == pytest.approx(curves[0], rel=1e-3)
+        assert accuracy == pytest.approx(accuracies[0], abs=0.01)

@@ -45,7 +45,7 @@ expected, (expected_dx, *expected_dw) = normalized(whole, *with_all)
 
 for traced in (False, True):
     layer = layers.BatchNormalization(momentum=0.5, dtype="float64")
-    layer.build_from_shape((None, 3, 5))
+    layer.build((None, 3, 5))
     run = function(lambda x, w: normalized(layer, x, w)) if traced else (lambda x, w: normalized(layer, x, w))
     outputs, (dx, *dw) = run(part_of(rows), part_of(weights))
     np.testing.assert_allclose(outputs.numpy(), expected.numpy()[start:stop], atol=1e-12)

@@ -79,7 +79,7 @@ def test_a_class_of_ones_own_has_its_arguments_for_configuration():
 
 def test_unknown_classes_are_refused_unless_they_are_given():
     config = serialize_keras_object(Scale(2.0))
-    with pytest.raises(SerializationError, match="class 'Custom>Scale' is unknown.*never imported by the name in a file"):
+    with pytest.raises(SerializationError, match="class 'Custom>Scale' is unknown.*never imported by the name in"):
         deserialize_keras_object(config)
     assert deserialize_keras_object(config, {"Scale": Scale}).factor == 2.0
     with custom_object_scope({"Scale": Scale}):

@@ -30,7 +30,7 @@ def total(x: np.ndarray, axes: tuple[int, ...], keepdims: bool = False) -> np.nd
     leading = axes == tuple(range(len(axes))) and 0 < len(axes) < x.ndim
     columns = math.prod(x.shape[len(axes) :])
     if not leading or x.size < max(_FROM, _BLOCK * columns) or x.dtype.char not in "fd":
-        return np.add.reduce(x, axis=axes, keepdims=keepdims, dtype=x.dtype)
+        return np.asarray(x.sum(axis=axes, keepdims=keepdims, dtype=x.dtype))
     matrix = operand(x.reshape(-1, columns))
     partial = np.empty((-(-len(matrix) // _BLOCK), columns), x.dtype)
     _block_sums(matrix, partial)

@@ -11,7 +11,6 @@ import contextvars
 import ctypes
 import functools
 import importlib
-import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -66,17 +65,19 @@ def for_each(function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[
         return [results[number] for number in range(len(tasks))]
 
 
-_BLOCK = 1 << 25
-"""Multiplications and additions in a block of rows of a large product; some 0.3 ms of one core's work."""
+_PART = 1 << 27
+"""Multiplications and additions in a part of a large product; some milliseconds of one core's work."""
 
-_MAX_BLOCKS = 16
+_MAX_PARTS = 4
+"""For each part the BLAS packs the other operand anew."""
 
 
 def matmul(out: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
     """``out = x @ y`` for two matrices, or for stacks of them.
 
-    A large product of two matrices is cut into blocks of rows that run side by side. How it is cut depends on its shape
-    alone, so the result has the same bits for any number of threads.
+    A large product of two matrices is cut along the longer side of the result, and a stack of products along its first
+    axis; the parts run side by side. How it is cut depends on its shape alone, so the result has the same bits for any
+    number of threads.
 
     Parameters
     ----------
@@ -90,14 +91,22 @@ def matmul(out: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
 
 def bind_matmul(out: np.ndarray, x: np.ndarray, y: np.ndarray) -> Callable[[], Any]:
     """`matmul` on fixed arrays, as a function without arguments; to be called within `single_threaded`."""
-    blocks = min(2 * out.size * x.shape[-1] // _BLOCK, _MAX_BLOCKS) if out.ndim == 2 else 1
-    if blocks <= 1:
+    by_columns = out.ndim == 2 and out.shape[1] > out.shape[0]
+    length = out.shape[1] if by_columns else len(out)
+    count = min(2 * out.size * x.shape[-1] // _PART, _MAX_PARTS if out.ndim == 2 else 4 * _MAX_PARTS, length)
+    if count <= 1:
         return functools.partial(np.matmul, x, y, out=out, dtype=out.dtype)
-    cuts = [len(out) * i // blocks for i in range(blocks + 1)]
-    parts = [(x[a:b], out[a:b]) for a, b in itertools.pairwise(cuts)]
+    cuts = [slice(length * i // count, length * (i + 1) // count) for i in range(count)]
+    if by_columns:
+        parts = [(x, y[:, cut], out[:, cut]) for cut in cuts]
+    elif out.ndim == 2:
+        parts = [(x[cut], y, out[cut]) for cut in cuts]
+    else:
+        x, y = (np.broadcast_to(a, (*out.shape[:-2], *a.shape[-2:])) for a in (x, y))
+        parts = [(x[cut], y[cut], out[cut]) for cut in cuts]
 
-    def multiply(part: tuple[np.ndarray, np.ndarray]) -> None:
-        np.matmul(part[0], y, out=part[1], dtype=out.dtype)
+    def multiply(part: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
+        np.matmul(part[0], part[1], out=part[2], dtype=out.dtype)
 
     return functools.partial(for_each, multiply, parts)
 

@@ -1,61 +1,68 @@
-"""Two-dimensional convolution (cross-correlation) and its gradients, for images as (batch, height, width, channels).
+"""Convolution (cross-correlation) of sequences, images and volumes, and its gradients.
 
-Patches of the image are gathered as rows of a matrix and multiplied with the kernel as a matrix, band by band, so that
-the matrix stays in the cache (Chellapilla, Puri & Simard, "High performance convolutional neural networks for document
-processing", 2006). The bands follow from the shapes alone, each is computed by one thread, and they are summed in
-order, so the result does not depend on the number of threads.
+Patches are multiplied with the kernel where they lie (`indirect`); large ones are gathered as rows of a matrix first
+(Chellapilla, Puri & Simard, "High performance convolutional neural networks for document processing", 2006), since the
+BLAS blocks the sums. The gradient with respect to the input is itself a
+convolution, of the gradients between which zeros stand; instead of multiplying these zeros, each phase of the input
+(the places of one remainder modulo the stride) is computed by a dense convolution of its own.
 
-Shapes, with ``g`` groups::
+Results are computed band by band, so that what one needs stays in the cache. The bands follow from the shapes alone,
+each is computed by one thread, and they are summed in order, so the result does not depend on the number of threads.
 
-    x       (batch, height, width, channels)
-    kernel  (kernel height, kernel width, channels / g, filters)
-    y       (batch, rows, columns, filters)
+Shapes, with ``g`` groups and one, two or three spatial axes ``…``::
+
+    x       (batch, …, channels)
+    kernel  (…, channels / g, filters)
+    y       (batch, …, filters)
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from disttensor.errors import ShapeError
-from disttensor.kernels import blas
-from disttensor.kernels.windows import Padding, Pair, covered, output_length, positions, through_float32
+from disttensor.kernels import blas, indirect
+from disttensor.kernels.windows import Padding, Sizes, output_sizes, through_float32
 
-# Patches gathered at a time.
-_BAND_BYTES = 1 << 20
+# Patches in a band; they are not gathered, what they cover of the input is several times smaller.
+_BAND_BYTES = 1 << 21
 # The gradient of the kernel is summed in so many parts at most, which threads compute side by side.
 _PARTIAL_SUMS = 8
 
 
 @through_float32
-def conv2d(
+def convolve(
     out: np.ndarray,
     x: np.ndarray,
     kernel: np.ndarray,
     *,
-    strides: Pair,
+    strides: Sizes,
     padding: Padding,
-    dilation: Pair = (1, 1),
+    dilation: Sizes,
     groups: int = 1,
 ) -> None:
-    """Convolve images with a kernel, as every deep-learning library does, without flipping it.
+    """Convolve with a kernel, as every deep-learning library does, without flipping it.
 
-    ``out[n, i, j, f] = Σ_{u,v,c} x[n, s·i + d·u − top, s·j + d·v − left, c] · kernel[u, v, c, f]``
+    ``out[n, i, j, f] = Σ_{u,v,c} x[n, s·i + d·u − top, s·j + d·v − left, c] · kernel[u, v, c, f]`` for images.
 
     Parameters
     ----------
-    out : array, shape (batch, rows, columns, filters)
-        Where the result goes.
-    x : array, shape (batch, height, width, channels)
-    kernel : array, shape (kernel height, kernel width, channels / groups, filters)
-    strides : (int, int)
-        Step between windows, down and across.
-    padding : ((int, int), (int, int))
-        Zeros added (above, below) and (left, right).
-    dilation : (int, int), default (1, 1)
-        Step between the elements of a window.
+    out : array, shape (batch, …, filters)
+        Where the result goes; contiguous along the last axis.
+    x : array, shape (batch, …, channels)
+    kernel : array, shape (…, channels / groups, filters)
+    strides : tuple of int
+        Step between windows, for each spatial axis.
+    padding : tuple of (int, int)
+        Zeros added before and after, for each spatial axis; negative: elements left out.
+    dilation : tuple of int
+        Step between the elements of a window, for each spatial axis.
     groups : int, default 1
         Filters of group ``k`` see the channels of group ``k`` only.
 
@@ -72,41 +79,43 @@ def conv2d(
     --------
     >>> y = np.empty((1, 2, 2, 1), np.float32)
     >>> x = np.arange(9, dtype=np.float32).reshape(1, 3, 3, 1)
-    >>> conv2d(y, x, np.ones((2, 2, 1, 1), np.float32), strides=(1, 1), padding=((0, 0), (0, 0)))
+    >>> kernel = np.ones((2, 2, 1, 1), np.float32)
+    >>> convolve(y, x, kernel, strides=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1))
     >>> y[0, :, :, 0]
     array([[ 8., 12.],
            [20., 24.]], dtype=float32)
     """
     shape = _Geometry.of(x.shape, kernel.shape, out.shape, strides, padding, dilation, groups)
-    weights = shape.kernel_matrices(kernel)
+    # Compiled code reads memory as numbers of this dtype.
+    x, weights = np.asarray(x, out.dtype), np.ascontiguousarray(shape.kernel_matrices(kernel), out.dtype)
 
-    def convolve(band: _Band) -> None:
-        np.matmul(shape.patches(x, band), weights, out=shape.filter_matrices(out, band))
+    def multiply(band: _Band) -> None:
+        shape.multiply_patches(shape.part(out, band), shape.slab(x, band), band, weights)
 
-    blas.for_each(convolve, [band for bands in shape.bands(out.dtype.itemsize) for band in bands])
+    blas.for_each(multiply, shape.bands(out.dtype.itemsize))
 
 
 @through_float32
-def conv2d_input_gradient(
+def convolve_input_gradient(
     out: np.ndarray,
     g: np.ndarray,
     kernel: np.ndarray,
     *,
-    strides: Pair,
+    strides: Sizes,
     padding: Padding,
-    dilation: Pair = (1, 1),
+    dilation: Sizes,
     groups: int = 1,
 ) -> None:
-    """The gradient of `conv2d` with respect to its input, which is its adjoint; also called transposed convolution.
+    """The gradient of `convolve` with respect to its input, which is its adjoint; also called transposed convolution.
 
     Parameters
     ----------
-    out : array, shape (batch, height, width, channels)
+    out : array, shape (batch, …, channels)
         Where the gradient goes; it has the shape of the convolution's `x`.
-    g : array, shape (batch, rows, columns, filters)
+    g : array, shape (batch, …, filters)
         Gradient with respect to the convolution's result.
     kernel, strides, padding, dilation, groups
-        As for `conv2d`.
+        As for `convolve`.
 
     Raises
     ------
@@ -114,39 +123,41 @@ def conv2d_input_gradient(
         If the shapes do not fit each other.
     """
     shape = _Geometry.of(out.shape, kernel.shape, g.shape, strides, padding, dilation, groups)
-    weights = shape.kernel_matrices(kernel).transpose(0, 2, 1)
-    g = np.ascontiguousarray(g)
-    out[...] = 0
-
-    def scatter(bands: list[_Band]) -> None:
-        for band in bands:  # of the same images: their patches overlap, so the order counts
-            shape.add_patches(out, np.matmul(shape.filter_matrices(g, band), weights), band)
-
-    blas.for_each(scatter, shape.bands(out.dtype.itemsize))
+    adjoint = shape.adjoint_kernel(kernel)
+    for phases in itertools.product(*(shape.phases(axis) for axis in range(len(strides)))):
+        part = out[(slice(None), *(phase.places for phase in phases))]
+        if any(phase.window == 0 for phase in phases):
+            part[...] = 0
+            continue
+        convolve(
+            part, g, adjoint[tuple(phase.elements for phase in phases)], strides=(1,) * len(strides),
+            padding=tuple(phase.padding for phase in phases), dilation=tuple(phase.dilation for phase in phases),
+            groups=groups,
+        )  # fmt: skip
 
 
 @through_float32
-def conv2d_kernel_gradient(
+def convolve_kernel_gradient(
     out: np.ndarray,
     x: np.ndarray,
     g: np.ndarray,
     *,
-    strides: Pair,
+    strides: Sizes,
     padding: Padding,
-    dilation: Pair = (1, 1),
+    dilation: Sizes,
     groups: int = 1,
 ) -> None:
-    """The gradient of `conv2d` with respect to its kernel.
+    """The gradient of `convolve` with respect to its kernel.
 
     Parameters
     ----------
-    out : array, shape (kernel height, kernel width, channels / groups, filters)
+    out : array, shape (…, channels / groups, filters)
         Where the gradient goes.
-    x : array, shape (batch, height, width, channels)
-    g : array, shape (batch, rows, columns, filters)
+    x : array, shape (batch, …, channels)
+    g : array, shape (batch, …, filters)
         Gradient with respect to the convolution's result.
     strides, padding, dilation, groups
-        As for `conv2d`.
+        As for `convolve`.
 
     Raises
     ------
@@ -154,15 +165,15 @@ def conv2d_kernel_gradient(
         If the shapes do not fit each other.
     """
     shape = _Geometry.of(x.shape, out.shape, g.shape, strides, padding, dilation, groups)
-    g = np.ascontiguousarray(g)
+    x, g = np.asarray(x, out.dtype), np.ascontiguousarray(g, out.dtype)
 
     def correlate(bands: list[_Band]) -> np.ndarray:
         products = (
-            np.matmul(shape.patches(x, band).transpose(0, 2, 1), shape.filter_matrices(g, band)) for band in bands
+            shape.correlate_patches(shape.slab(x, band), band, shape.filter_matrices(g, band)) for band in bands
         )
         return functools.reduce(np.add, products)
 
-    bands = [band for bands in shape.bands(out.dtype.itemsize) for band in bands]
+    bands = shape.bands(out.dtype.itemsize)
     length = max(1, -(-len(bands) // _PARTIAL_SUMS))
     runs = [bands[start : start + length] for start in range(0, len(bands), length)]
     out[...] = 0
@@ -173,7 +184,7 @@ def conv2d_kernel_gradient(
 
 @dataclass(frozen=True)
 class _Band:
-    """Rows `first` to `last` of the results of images `start` to `stop`."""
+    """Rows `first` to `last`, along the first spatial axis, of the results of examples `start` to `stop`."""
 
     start: int
     stop: int
@@ -182,18 +193,29 @@ class _Band:
 
 
 @dataclass(frozen=True)
+class _Phase:
+    """The places of one remainder modulo the stride along an axis, and the dense convolution that computes them."""
+
+    places: slice
+    elements: slice
+    window: int
+    dilation: int
+    padding: tuple[int, int]
+
+
+@dataclass(frozen=True)
 class _Geometry:
     """Sizes of one convolution, and its arrays seen as stacks of matrices, one for each group."""
 
     batch: int
-    size: Pair
+    size: Sizes
     channels: int
-    window: Pair
-    output: Pair
+    window: Sizes
+    output: Sizes
     filters: int
-    strides: Pair
+    strides: Sizes
     padding: Padding
-    dilation: Pair
+    dilation: Sizes
     groups: int
 
     @classmethod
@@ -202,48 +224,49 @@ class _Geometry:
         x: tuple[int, ...],
         kernel: tuple[int, ...],
         y: tuple[int, ...],
-        strides: Pair,
+        strides: Sizes,
         padding: Padding,
-        dilation: Pair,
+        dilation: Sizes,
         groups: int,
     ) -> _Geometry:
-        """Check that the shapes of images, kernel and result fit each other."""
-        if not len(x) == len(kernel) == len(y) == 4:
-            raise ShapeError(f"a convolution needs arrays of 4 axes; got images {x}, kernel {kernel}, result {y}.")
-        if x[3] != kernel[2] * groups or kernel[3] % groups:
+        """Check that the shapes of input, kernel and result fit each other."""
+        if not len(x) == len(kernel) == len(y) == len(strides) + 2:
             raise ShapeError(
-                f"images of shape {x} do not fit a kernel of shape {kernel} with {groups} groups: it needs "
-                f"{kernel[2]} × {groups} channels, and a number of filters divisible by {groups}."
+                f"a convolution over {len(strides)} axes needs arrays of {len(strides) + 2} axes; got input {x}, "
+                f"kernel {kernel}, result {y}."
             )
-        rows = output_length(x[1], kernel[0], strides[0], padding[0], dilation[0])
-        columns = output_length(x[2], kernel[1], strides[1], padding[1], dilation[1])
-        if y != (x[0], rows, columns, kernel[3]):
+        if x[-1] != kernel[-2] * groups or kernel[-1] % groups:
             raise ShapeError(
-                f"convolving images of shape {x} with a kernel of shape {kernel}, strides {strides}, padding "
-                f"{padding} and dilation {dilation} gives {(x[0], rows, columns, kernel[3])}, not {y}."
+                f"an input of shape {x} does not fit a kernel of shape {kernel} with {groups} groups: it needs "
+                f"{kernel[-2]} × {groups} channels, and a number of filters divisible by {groups}."
+            )
+        output = output_sizes(x[1:-1], kernel[:-2], strides, padding, dilation)
+        if y != (x[0], *output, kernel[-1]):
+            raise ShapeError(
+                f"convolving an input of shape {x} with a kernel of shape {kernel}, strides {strides}, padding "
+                f"{padding} and dilation {dilation} gives {(x[0], *output, kernel[-1])}, not {y}."
             )
         return cls(
-            x[0], x[1:3], x[3], kernel[:2], (rows, columns), kernel[3], strides, padding, dilation, groups
+            x[0], x[1:-1], x[-1], kernel[:-2], output, kernel[-1], strides, padding, dilation, groups
         )  # fmt: skip
 
     @property
     def patch(self) -> int:
         """Numbers in one patch of one group."""
-        return self.window[0] * self.window[1] * (self.channels // self.groups)
+        return math.prod(self.window) * (self.channels // self.groups)
 
-    def bands(self, itemsize: int) -> list[list[_Band]]:
-        """Cut the result into bands whose patches fit the cache, several whole images or rows of one; by images."""
-        rows, columns = self.output
-        if not rows or not columns:
+    def bands(self, itemsize: int) -> list[_Band]:
+        """Cut the result into bands whose patches fit the cache: several whole examples, or rows of one."""
+        rows = self.output[0]
+        if not math.prod(self.output):
             return []
-        fitting = max(1, _BAND_BYTES // max(1, columns * self.patch * self.groups * itemsize))
-        images = max(1, fitting // rows)
+        across = math.prod(self.output[1:])
+        fitting = max(1, _BAND_BYTES // max(1, across * self.patch * self.groups * itemsize))
+        examples = max(1, fitting // rows)
         return [
-            [
-                _Band(start, min(start + images, self.batch), first, min(first + fitting, rows))
-                for first in range(0, rows, min(fitting, rows))
-            ]
-            for start in range(0, self.batch, images)
+            _Band(start, min(start + examples, self.batch), first, min(first + fitting, rows))
+            for start in range(0, self.batch, examples)
+            for first in range(0, rows, min(fitting, rows))
         ]
 
     def kernel_matrices(self, kernel: np.ndarray) -> np.ndarray:
@@ -251,51 +274,116 @@ class _Geometry:
         kernel = kernel.reshape(self.patch, self.groups, self.filters // self.groups)
         return kernel.transpose(1, 0, 2)
 
-    def filter_matrices(self, y: np.ndarray, band: _Band) -> np.ndarray:
-        """A band of the result as (groups, windows, filters / groups); a view."""
-        part = y[band.start : band.stop, band.first : band.last]
-        windows = part.shape[0] * part.shape[1] * part.shape[2]
-        return part.reshape(windows, self.groups, self.filters // self.groups).transpose(1, 0, 2)
+    def part(self, y: np.ndarray, band: _Band) -> np.ndarray:
+        """A band of the result."""
+        return y[band.start : band.stop, band.first : band.last]
 
-    def patches(self, x: np.ndarray, band: _Band) -> np.ndarray:
+    def filter_matrices(self, y: np.ndarray, band: _Band) -> np.ndarray:
+        """A band of a contiguous result as (groups, windows, filters / groups); a view."""
+        shape = (self.windows(band), self.groups, self.filters // self.groups)
+        return self.part(y, band).reshape(shape).transpose(1, 0, 2)
+
+    def windows(self, band: _Band) -> int:
+        """How many windows a band has."""
+        return (band.stop - band.start) * (band.last - band.first) * math.prod(self.output[1:])
+
+    def slab(self, x: np.ndarray, band: _Band) -> np.ndarray:
+        """What the windows of a band see of the padded input: a view if that needs no padding."""
+        firsts, lasts = [band.first] + [0] * (len(self.size) - 1), [band.last, *self.output[1:]]
+        inside, place, shape = [slice(band.start, band.stop)], [slice(None)], [band.stop - band.start]
+        for axis, size in enumerate(self.size):
+            start = firsts[axis] * self.strides[axis] - self.padding[axis][0]
+            stop = start + (lasts[axis] - firsts[axis] - 1) * self.strides[axis] + self._extent(axis)
+            here = slice(min(max(0, start), size), max(0, min(stop, size)))
+            inside.append(here)
+            place.append(slice(here.start - start, here.stop - start))
+            shape.append(stop - start)
+        seen = x[tuple(inside)]
+        if seen.shape[:-1] == tuple(shape):
+            return seen
+        slab = np.zeros((*shape, self.channels), x.dtype)
+        slab[tuple(place)] = seen
+        return slab
+
+    def _extent(self, axis: int) -> int:
+        """Places that a window spans along an axis."""
+        return (self.window[axis] - 1) * self.dilation[axis] + 1
+
+    def multiply_patches(self, out: np.ndarray, slab: np.ndarray, band: _Band, weights: np.ndarray) -> None:
+        """``out = patches @ weights`` for each group, where `out` is a band of the result."""
+        share = self.filters // self.groups
+        if indirect.suits(self.windows(band), self.patch, out.dtype):
+            patches, elements = self._patch_offsets(slab, band), self._element_offsets(slab)
+            for group in range(self.groups):
+                part = out[..., group * share : (group + 1) * share]
+                indirect.product(part, self._of_group(slab, group), patches, elements, weights[group])
+        else:
+            out[...] = np.matmul(self._gather(slab, band), weights).transpose(1, 0, 2).reshape(out.shape)
+
+    def correlate_patches(self, slab: np.ndarray, band: _Band, g: np.ndarray) -> np.ndarray:
+        """``patchesᵀ @ g`` for each group."""
+        if not indirect.suits(self.patch, self.patch, g.dtype):
+            return np.matmul(self._gather(slab, band).transpose(0, 2, 1), g)
+        out = np.empty((self.groups, self.patch, g.shape[2]), g.dtype)
+        patches, elements = self._patch_offsets(slab, band), self._element_offsets(slab)
+        for group in range(self.groups):
+            indirect.product(out[group], self._of_group(slab, group), elements, patches, g[group])
+        return out
+
+    def _patch_offsets(self, slab: np.ndarray, band: _Band) -> np.ndarray:
+        """Where each patch of a band begins, in bytes."""
+        counts = (band.stop - band.start, band.last - band.first, *self.output[1:])
+        steps = (slab.strides[0], *(n * s for n, s in zip(slab.strides[1:-1], self.strides, strict=True)))
+        return indirect.offsets(counts, steps)
+
+    def _element_offsets(self, slab: np.ndarray) -> np.ndarray:
+        """Where each element of a patch is, from its beginning, in bytes."""
+        steps = (*(n * d for n, d in zip(slab.strides[1:-1], self.dilation, strict=True)), slab.strides[-1])
+        return indirect.offsets((*self.window, self.channels // self.groups), steps)
+
+    def _of_group(self, slab: np.ndarray, group: int) -> np.ndarray:
+        depth = self.channels // self.groups
+        return slab[..., group * depth : (group + 1) * depth]
+
+    def _gather(self, slab: np.ndarray, band: _Band) -> np.ndarray:
         """The patches under the windows of a band, as (groups, windows, patch)."""
-        slab = self._slab(x, band)
-        images, down, across, channel = slab.strides
+        example, *steps, channel = slab.strides
         depth = self.channels // self.groups
         view = np.lib.stride_tricks.as_strided(
             slab,
-            (self.groups, slab.shape[0], band.last - band.first, self.output[1], *self.window, depth),
-            (depth * channel, images, down * self.strides[0], across * self.strides[1],
-             down * self.dilation[0], across * self.dilation[1], channel),
+            (self.groups, slab.shape[0], band.last - band.first, *self.output[1:], *self.window, depth),
+            (depth * channel, example, *(n * s for n, s in zip(steps, self.strides, strict=True)),
+             *(n * d for n, d in zip(steps, self.dilation, strict=True)), channel),
             writeable=False,
         )  # fmt: skip
-        windows = slab.shape[0] * (band.last - band.first) * self.output[1]
-        return np.ascontiguousarray(view).reshape(self.groups, windows, self.patch)
+        return np.ascontiguousarray(view).reshape(self.groups, self.windows(band), self.patch)
 
-    def _slab(self, x: np.ndarray, band: _Band) -> np.ndarray:
-        """The rows of the padded images that a band sees."""
-        (top, bottom), (left, right) = self.padding
-        start = band.first * self.strides[0] - top
-        stop = (band.last - 1) * self.strides[0] - top + (self.window[0] - 1) * self.dilation[0] + 1
-        inside = x[band.start : band.stop, max(0, start) : max(0, stop)]
-        if not (top or bottom or left or right):
-            return inside
-        width = self.size[1]
-        slab = np.zeros((inside.shape[0], stop - start, left + width + right, self.channels), x.dtype)
-        above = max(0, -start)
-        slab[:, above : above + inside.shape[1], left : left + width] = inside
-        return slab
+    def adjoint_kernel(self, kernel: np.ndarray) -> np.ndarray:
+        """The kernel of the adjoint convolution before it is flipped: (…, filters / groups, channels)."""
+        depth, share = self.channels // self.groups, self.filters // self.groups
+        kernel = kernel.reshape(*self.window, depth, self.groups, share)
+        return np.moveaxis(kernel, -1, -3).swapaxes(-1, -2).reshape(*self.window, share, self.channels)
 
-    def add_patches(self, x: np.ndarray, patches: np.ndarray, band: _Band) -> None:
-        """Add each patch to its place in the images."""
-        rows, columns = band.last - band.first, self.output[1]
-        depth = self.channels // self.groups
-        images = x[band.start : band.stop].reshape(band.stop - band.start, *self.size, self.groups, depth)
-        patches = patches.reshape(self.groups, images.shape[0], rows, columns, *self.window, depth)
-        patches = patches.transpose(1, 2, 3, 4, 5, 0, 6)
-        top = band.first * self.strides[0] - self.padding[0][0]
-        left = -self.padding[1][0]
-        for u, v, down, across in positions(self.window, self.dilation):
-            i, height = covered(self.size[0], rows, self.strides[0], top + down)
-            j, width = covered(self.size[1], columns, self.strides[1], left + across)
-            images[:, height, width] += patches[:, i, j, u, v]
+    def phases(self, axis: int) -> Iterator[_Phase]:
+        """The phases of the input along an axis.
+
+        Place ``s·q + p`` gets ``g[i]·kernel[u]`` from all u and i with ``s·i + d·u = s·q + p + before``. Such u are
+        every (s / gcd)-th from the first one, and their i go down by d / gcd, so they are a flipped window over g.
+        """
+        stride, dilation, window = self.strides[axis], self.dilation[axis], self.window[axis]
+        common = math.gcd(stride, dilation)
+        for p in range(min(stride, self.size[axis])):
+            shifted = p + self.padding[axis][0]
+            places = slice(p, None, stride)
+            first = next((u for u in range(window) if (shifted - dilation * u) % stride == 0), window)
+            count = len(range(first, window, stride // common))
+            if count == 0:
+                yield _Phase(places, slice(0, 0), 0, 1, (0, 0))
+                continue
+            last = first + (count - 1) * (stride // common)
+            length = len(range(p, self.size[axis], stride))
+            # The window for q = 0 begins at the i of the last u; that for the last q ends at the i of the first u.
+            before = (dilation * last - shifted) // stride
+            after = (shifted - dilation * first) // stride + length - self.output[axis]
+            flipped = slice(last, first - 1 if first else None, -(stride // common))
+            yield _Phase(places, flipped, count, dilation // common, (before, after))

@@ -1,15 +1,19 @@
-"""The geometry of windows that slide over images, shared by convolution and pooling."""
+"""The geometry of windows that slide over sequences, images and volumes, shared by convolution and pooling."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 Pair = tuple[int, int]
-Padding = tuple[Pair, Pair]
+Sizes = tuple[int, ...]
+"""One number for each spatial axis."""
+Padding = tuple[Pair, ...]
+"""Elements added (before, after) along each spatial axis."""
 
 
 def output_length(size: int, window: int, stride: int, padding: Pair, dilation: int = 1) -> int:
@@ -70,11 +74,37 @@ def covered(size: int, count: int, stride: int, shift: int) -> tuple[slice, slic
     return slice(first, last), slice(first * stride + shift, (last - 1) * stride + shift + 1, stride)
 
 
-def positions(window: Pair, dilation: Pair = (1, 1)) -> Iterator[tuple[int, int, int, int]]:
-    """The elements of a window in row-major order: (row, column, row · dilation, column · dilation)."""
-    for row in range(window[0]):
-        for column in range(window[1]):
-            yield row, column, row * dilation[0], column * dilation[1]
+def output_sizes(
+    size: Sizes, window: Sizes, strides: Sizes, padding: Padding, dilation: Sizes | None = None
+) -> Sizes:  # fmt: skip
+    """How many windows fit along each axis, see `output_length`."""
+    steps = (1,) * len(size) if dilation is None else dilation
+    return tuple(itertools.starmap(output_length, zip(size, window, strides, padding, steps, strict=True)))
+
+
+def overlaps(
+    size: Sizes, count: Sizes, window: Sizes, strides: Sizes, padding: Padding
+) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+    """For each element of a window, in row-major order: the windows that have it inside the array, and where it is.
+
+    Parameters
+    ----------
+    size, count : tuple of int
+        Elements, and windows, along each spatial axis.
+    window, strides, padding
+        As for `output_sizes`.
+
+    Yields
+    ------
+    windows, elements : tuple of slice
+        Indices of arrays whose axes are the batch and then the spatial ones.
+    """
+    for place in itertools.product(*map(range, window)):
+        pairs = [
+            covered(n, c, s, at - before)
+            for n, c, s, at, (before, _) in zip(size, count, strides, place, padding, strict=True)
+        ]
+        yield (slice(None), *(p[0] for p in pairs)), (slice(None), *(p[1] for p in pairs))
 
 
 def through_float32(function: Callable[..., None]) -> Callable[..., None]:

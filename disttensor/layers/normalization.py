@@ -235,17 +235,9 @@ class LayerNormalization(Layer):
             )  # fmt: skip
 
     def call(self, inputs: Tensor) -> Tensor:
-        x = ops.cast(inputs, dtypes.result_type(inputs.dtype, "float32"))
-        axes = _existing_axes(self, x.shape, self.axis)
-        centered = x - ops.mean(x, axis=axes, keepdims=True)
-        variance = ops.mean(ops.square(centered), axis=axes, keepdims=True)
-        outputs = centered * ops.rsqrt(variance + self.epsilon)
-        broadcast = tuple(n if a in axes else 1 for a, n in enumerate(x.shape))
-        if self.scale:
-            outputs = outputs * ops.reshape(ops.cast(self.gamma, x.dtype), broadcast)
-        if self.center:
-            outputs = outputs + ops.reshape(ops.cast(self.beta, x.dtype), broadcast)
-        return ops.cast(outputs, inputs.dtype)
+        axes = _existing_axes(self, inputs.shape, self.axis)
+        gamma, beta = self.gamma if self.scale else None, self.beta if self.center else None
+        return ops.layer_normalization(inputs, gamma, beta, axes, self.epsilon)
 
 
 def _existing_axes(layer: Layer, shape: PartialShape, axes: Sequence[int]) -> tuple[int, ...]:

@@ -6,10 +6,9 @@ from typing import Any
 
 from disttensor import ops
 from disttensor.layers.arguments import channels_last, one_of, require_rank, window
+from disttensor.layers.convolution import FORMS
 from disttensor.layers.layer import Layer
 from disttensor.tensor import Tensor
-
-_FORMS = {1: "(batch, steps, channels)", 2: "(batch, height, width, channels)"}
 
 
 class Pooling(Layer):
@@ -39,7 +38,7 @@ class Pooling(Layer):
         raise NotImplementedError(f"{type(self).__name__} must define pool(self, inputs).")
 
     def call(self, inputs: Tensor) -> Tensor:
-        require_rank(self, inputs.shape, self.rank + 2, _FORMS[self.rank])
+        require_rank(self, inputs.shape, self.rank + 2, FORMS[self.rank])
         return self.pool(inputs)
 
 
@@ -158,6 +157,53 @@ class AveragePooling1D(_AveragePooling):
         super().__init__(1, pool_size, strides, padding, data_format, **kwargs)
 
 
+class MaxPooling3D(_MaxPooling):
+    """The largest number in each window of a volume.
+
+    Parameters
+    ----------
+    pool_size : int or (int, int, int), default (2, 2, 2)
+        Depth, height and width of the window.
+    strides, padding, data_format, **kwargs
+        See `MaxPooling2D`.
+
+    Notes
+    -----
+    Input shape (batch, depth, height, width, channels), output shape (batch, new depth, new height, new width,
+    channels).
+    """
+
+    def __init__(
+        self,
+        pool_size: Any = (2, 2, 2),
+        strides: Any = None,
+        padding: str = "valid",
+        data_format: str | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(3, pool_size, strides, padding, data_format, **kwargs)
+
+
+class AveragePooling3D(_AveragePooling):
+    """The mean of each window of a volume; zeros added by padding do not count.
+
+    Parameters
+    ----------
+    pool_size, strides, padding, data_format, **kwargs
+        See `MaxPooling3D`.
+    """
+
+    def __init__(
+        self,
+        pool_size: Any,
+        strides: Any = None,
+        padding: str = "valid",
+        data_format: str | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(3, pool_size, strides, padding, data_format, **kwargs)
+
+
 class GlobalPooling(Layer):
     """Base of layers that pool all places.
 
@@ -183,7 +229,7 @@ class GlobalPooling(Layer):
         return tuple(range(1, self.rank + 1))
 
     def _require_rank(self, inputs: Tensor) -> None:
-        require_rank(self, inputs.shape, self.rank + 2, _FORMS[self.rank])
+        require_rank(self, inputs.shape, self.rank + 2, FORMS[self.rank])
 
 
 class GlobalMaxPooling2D(GlobalPooling):
@@ -214,6 +260,18 @@ class GlobalMaxPooling1D(GlobalMaxPooling2D):
     rank = 1
 
 
+class GlobalMaxPooling3D(GlobalMaxPooling2D):
+    """The largest number of each channel of a volume: (batch, depth, height, width, channels) to (batch, channels).
+
+    Parameters
+    ----------
+    data_format, keepdims, **kwargs
+        See `GlobalPooling`.
+    """
+
+    rank = 3
+
+
 class GlobalAveragePooling2D(GlobalPooling):
     """The mean of each channel of a picture: (batch, height, width, channels) becomes (batch, channels).
 
@@ -234,6 +292,18 @@ class GlobalAveragePooling2D(GlobalPooling):
     def call(self, inputs: Tensor) -> Tensor:
         self._require_rank(inputs)
         return ops.mean(inputs, axis=self.axes, keepdims=self.keepdims)
+
+
+class GlobalAveragePooling3D(GlobalAveragePooling2D):
+    """The mean of each channel of a volume: (batch, depth, height, width, channels) to (batch, channels).
+
+    Parameters
+    ----------
+    data_format, keepdims, **kwargs
+        See `GlobalPooling`.
+    """
+
+    rank = 3
 
 
 class GlobalAveragePooling1D(GlobalPooling):

@@ -11,12 +11,14 @@ import sys
 from disttensor.operable import bind_operators
 from disttensor.ops.activations import *
 from disttensor.ops.arithmetic import *
+from disttensor.ops.attention import *
 from disttensor.ops.complex_numbers import *
 from disttensor.ops.convolution import *
 from disttensor.ops.core import *
 from disttensor.ops.creation import *
 from disttensor.ops.crossentropy import *
 from disttensor.ops.cumulative import *
+from disttensor.ops.depthwise import *
 from disttensor.ops.einsum import *
 from disttensor.ops.exponential import *
 from disttensor.ops.indexing import *
@@ -29,6 +31,7 @@ from disttensor.ops.padding import *
 from disttensor.ops.piecewise import *
 from disttensor.ops.pooling import *
 from disttensor.ops.random import *
+from disttensor.ops.recurrent import *
 from disttensor.ops.reductions import *
 from disttensor.ops.rounding import *
 from disttensor.ops.scatter import *

@@ -1,9 +1,11 @@
-"""Convolution of sequences and images, and the two operators that are its gradients.
+"""Convolution of sequences, images and volumes, and the two operators that are its gradients.
 
-`conv2d` is linear in the images and in the kernel, and each gradient is again one of the three operators, so that
-gradients of any order exist. With ⟨a, b⟩ = Σ a·b, x images, k a kernel, and g the gradient of the result::
+`convolve` is linear in the inputs and in the kernel, and each gradient is again one of the three operators, so that
+gradients of any order exist. With ⟨a, b⟩ = Σ a·b, x inputs, k a kernel, and g the gradient of the result::
 
-    ⟨conv2d(x, k), g⟩ = ⟨x, conv2d_input_gradient(g, k)⟩ = ⟨k, conv2d_kernel_gradient(x, g)⟩
+    ⟨convolve(x, k), g⟩ = ⟨x, convolve_input_gradient(g, k)⟩ = ⟨k, convolve_kernel_gradient(x, g)⟩
+
+Transposed convolution is the input gradient as an operator of its own right.
 """
 
 from __future__ import annotations
@@ -13,50 +15,69 @@ from typing import Any
 
 import numpy as np
 
-from disttensor import config, dtypes
+from disttensor import dtypes
 from disttensor.context import Spec
-from disttensor.errors import ArgumentError, DTypeError, ShapeError
+from disttensor.errors import DTypeError, ShapeError
 from disttensor.kernels import convolution as kernels
-from disttensor.kernels.windows import Padding, Pair, output_length
+from disttensor.kernels.windows import Padding, Sizes, output_sizes
+from disttensor.ops.depthwise import depthwise_conv, each_channel
 from disttensor.ops.registry import Example, operator, promote, public
-from disttensor.ops.shape import expand_dims, moveaxis, squeeze
+from disttensor.ops.shape import reshape
+from disttensor.ops.windows import (
+    extents,
+    from_channels_last,
+    require_padding,
+    require_windows,
+    sizes,
+    spatial_axes,
+    to_channels_last,
+    window_padding,
+)
 from disttensor.tensor import Tensor
 
-__all__ = ["conv"]
+__all__ = ["conv", "conv_transpose", "separable_conv"]
 
 _PLAIN = {"strides": (1, 1), "padding": ((0, 0), (0, 0)), "dilation": (1, 1), "groups": 1}
 _PADDED = {"strides": (2, 1), "padding": ((0, 1), (1, 1)), "dilation": (1, 2), "groups": 2}
+_SEQUENCE = {"strides": (3,), "padding": ((2, 0),), "dilation": (2,), "groups": 1}
+_VOLUME = {"strides": (1, 2, 1), "padding": ((1, 0), (0, 0), (0, 1)), "dilation": (1, 1, 2), "groups": 1}
 
 
-@operator(examples=[Example((2, 4, 3, 2), (3, 2, 2, 3), **_PLAIN), Example((1, 5, 4, 4), (2, 2, 2, 4), **_PADDED)])
-def conv2d(
-    out: np.ndarray, x: np.ndarray, kernel: np.ndarray, *, strides: Pair, padding: Padding, dilation: Pair, groups: int
-) -> None:
-    """Cross-correlation of images with a kernel, see `disttensor.kernels.convolution`."""
-    kernels.conv2d(out, x, kernel, strides=strides, padding=padding, dilation=dilation, groups=groups)
+@operator(
+    examples=[
+        Example((2, 4, 3, 2), (3, 2, 2, 3), **_PLAIN),
+        Example((1, 5, 4, 4), (2, 2, 2, 4), **_PADDED),
+        Example((2, 7, 2), (2, 2, 3), **_SEQUENCE),
+        Example((1, 3, 3, 3, 2), (2, 2, 2, 2, 1), **_VOLUME),
+    ]
+)
+def convolve(
+    out: np.ndarray, x: np.ndarray, kernel: np.ndarray, *,
+    strides: Sizes, padding: Padding, dilation: Sizes, groups: int,
+) -> None:  # fmt: skip
+    """Cross-correlation with a kernel, see `disttensor.kernels.convolution`."""
+    kernels.convolve(out, x, kernel, strides=strides, padding=padding, dilation=dilation, groups=groups)
 
 
-@conv2d.infer
-def _(x: Spec, kernel: Spec, *, strides: Pair, padding: Padding, dilation: Pair, groups: int) -> Spec:
+@convolve.infer
+def _(x: Spec, kernel: Spec, *, strides: Sizes, padding: Padding, dilation: Sizes, groups: int) -> Spec:
     if not dtypes.is_floating(x.dtype) or x.dtype != kernel.dtype:
-        raise DTypeError(f"conv needs floating-point images and kernel of one dtype, got {x.dtype} and {kernel.dtype}.")
-    if x.shape[3] != kernel.shape[2] * groups or kernel.shape[3] % groups:
+        raise DTypeError(f"conv needs floating-point inputs and kernel of one dtype, got {x.dtype} and {kernel.dtype}.")
+    if x.shape[-1] != kernel.shape[-2] * groups or kernel.shape[-1] % groups:
         raise ShapeError(
-            f"conv: a kernel of shape {kernel.shape} in {groups} groups needs {kernel.shape[2] * groups} channels and "
+            f"conv: a kernel of shape {kernel.shape} in {groups} groups needs {kernel.shape[-2] * groups} channels and "
             f"a number of filters divisible by {groups}; inputs have shape {x.shape}."
         )
-    rows, columns = (
-        output_length(x.shape[i + 1], kernel.shape[i], strides[i], padding[i], dilation[i]) for i in (0, 1)
-    )
-    return Spec((x.shape[0], rows, columns, kernel.shape[3]), x.dtype)
+    output = output_sizes(x.shape[1:-1], kernel.shape[:-2], strides, padding, dilation)
+    return Spec((x.shape[0], *output, kernel.shape[-1]), x.dtype)
 
 
-@conv2d.gradient
+@convolve.gradient
 def _(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
     x, kernel = ctx.inputs
     return (
-        conv2d_input_gradient(g, kernel, size=x.shape[1:3], **ctx.attrs),
-        conv2d_kernel_gradient(x, g, window=kernel.shape[:2], **ctx.attrs),
+        convolve_input_gradient(g, kernel, size=x.shape[1:-1], **ctx.attrs),
+        convolve_kernel_gradient(x, g, window=kernel.shape[:-2], **ctx.attrs),
     )
 
 
@@ -64,52 +85,56 @@ def _(ctx: Any, g: Tensor) -> tuple[Tensor, Tensor]:
     examples=[
         Example((2, 2, 2, 3), (3, 2, 2, 3), size=(4, 3), **_PLAIN),
         Example((1, 3, 4, 4), (2, 2, 2, 4), size=(5, 4), **_PADDED),
+        Example((2, 3, 3), (2, 2, 3), size=(7,), **_SEQUENCE),
+        Example((1, 3, 1, 2, 1), (2, 2, 2, 2, 1), size=(3, 3, 3), **_VOLUME),
     ]
 )
-def conv2d_input_gradient(
-    out: np.ndarray, g: np.ndarray, kernel: np.ndarray, *, size: Pair,
-    strides: Pair, padding: Padding, dilation: Pair, groups: int,
+def convolve_input_gradient(
+    out: np.ndarray, g: np.ndarray, kernel: np.ndarray, *, size: Sizes,
+    strides: Sizes, padding: Padding, dilation: Sizes, groups: int,
 ) -> None:  # fmt: skip
-    """The gradient of `conv2d` with respect to images of height and width `size`; a transposed convolution."""
-    kernels.conv2d_input_gradient(out, g, kernel, strides=strides, padding=padding, dilation=dilation, groups=groups)
+    """The gradient of `convolve` with respect to inputs of spatial sizes `size`; a transposed convolution."""
+    kernels.convolve_input_gradient(out, g, kernel, strides=strides, padding=padding, dilation=dilation, groups=groups)
 
 
-@conv2d_input_gradient.infer
-def _(g: Spec, kernel: Spec, *, size: Pair, groups: int, **window: Any) -> Spec:
-    return Spec((g.shape[0], *size, kernel.shape[2] * groups), g.dtype)
+@convolve_input_gradient.infer
+def _(g: Spec, kernel: Spec, *, size: Sizes, groups: int, **window: Any) -> Spec:
+    return Spec((g.shape[0], *size, kernel.shape[-2] * groups), g.dtype)
 
 
-@conv2d_input_gradient.gradient
+@convolve_input_gradient.gradient
 def _(ctx: Any, h: Tensor) -> tuple[Tensor, Tensor]:
     g, kernel = ctx.inputs
     attrs = {name: value for name, value in ctx.attrs.items() if name != "size"}
-    return conv2d(h, kernel, **attrs), conv2d_kernel_gradient(h, g, window=kernel.shape[:2], **attrs)
+    return convolve(h, kernel, **attrs), convolve_kernel_gradient(h, g, window=kernel.shape[:-2], **attrs)
 
 
 @operator(
     examples=[
         Example((2, 4, 3, 2), (2, 2, 2, 3), window=(3, 2), **_PLAIN),
         Example((1, 5, 4, 4), (1, 3, 4, 4), window=(2, 2), **_PADDED),
+        Example((2, 7, 2), (2, 3, 3), window=(2,), **_SEQUENCE),
+        Example((1, 3, 3, 3, 2), (1, 3, 1, 2, 1), window=(2, 2, 2), **_VOLUME),
     ]
 )
-def conv2d_kernel_gradient(
-    out: np.ndarray, x: np.ndarray, g: np.ndarray, *, window: Pair,
-    strides: Pair, padding: Padding, dilation: Pair, groups: int,
+def convolve_kernel_gradient(
+    out: np.ndarray, x: np.ndarray, g: np.ndarray, *, window: Sizes,
+    strides: Sizes, padding: Padding, dilation: Sizes, groups: int,
 ) -> None:  # fmt: skip
-    """The gradient of `conv2d` with respect to a kernel of height and width `window`."""
-    kernels.conv2d_kernel_gradient(out, x, g, strides=strides, padding=padding, dilation=dilation, groups=groups)
+    """The gradient of `convolve` with respect to a kernel of spatial sizes `window`."""
+    kernels.convolve_kernel_gradient(out, x, g, strides=strides, padding=padding, dilation=dilation, groups=groups)
 
 
-@conv2d_kernel_gradient.infer
-def _(x: Spec, g: Spec, *, window: Pair, groups: int, **others: Any) -> Spec:
-    return Spec((*window, x.shape[3] // groups, g.shape[3]), x.dtype)
+@convolve_kernel_gradient.infer
+def _(x: Spec, g: Spec, *, window: Sizes, groups: int, **others: Any) -> Spec:
+    return Spec((*window, x.shape[-1] // groups, g.shape[-1]), x.dtype)
 
 
-@conv2d_kernel_gradient.gradient
+@convolve_kernel_gradient.gradient
 def _(ctx: Any, h: Tensor) -> tuple[Tensor, Tensor]:
     x, g = ctx.inputs
     attrs = {name: value for name, value in ctx.attrs.items() if name != "window"}
-    return conv2d_input_gradient(g, h, size=x.shape[1:3], **attrs), conv2d(x, h, **attrs)
+    return convolve_input_gradient(g, h, size=x.shape[1:-1], **attrs), convolve(x, h, **attrs)
 
 
 @public
@@ -121,13 +146,15 @@ def conv(
     data_format: str | None = None,
     dilation_rate: int | Sequence[int] = 1,
 ) -> Tensor:
-    """Convolution (cross-correlation, as in every deep-learning library) of sequences or images.
+    """Convolution (cross-correlation, as in every deep-learning library) of sequences, images or volumes.
 
     Parameters
     ----------
-    inputs : tensor-like, shape (batch, length, channels) or (batch, height, width, channels)
-    kernel : tensor-like, shape (window, channels / groups, filters) or (height, width, channels / groups, filters)
-        How many groups there are follows from the channels of the inputs; filters of one group see its channels only.
+    inputs : tensor-like, shape (batch, …, channels)
+        Sequences with one axis between batch and channels, images with two (height, width), or volumes with three.
+    kernel : tensor-like, shape (…, channels / groups, filters)
+        Its first axes are the sizes of the window. How many groups there are follows from the channels of the inputs;
+        filters of one group see its channels only.
     strides : int or sequence of int, default 1
         Step between windows.
     padding : {"valid", "same"}, default "valid"
@@ -158,82 +185,157 @@ def conv(
     """
     inputs, kernel = promote([inputs, kernel], floating=True)
     spatial = spatial_axes("conv", inputs)
-    if len(kernel.shape) != spatial + 2:
-        raise ShapeError(
-            f"conv: inputs of shape {inputs.shape} need a kernel of {spatial + 2} axes, got shape {kernel.shape}."
-        )
-    x = to_images(inputs, data_format)
-    kernel = expand_dims(kernel, 0) if spatial == 1 else kernel
-    steps = image_pair("conv", "strides", strides, spatial)
-    dilation = image_pair("conv", "dilation_rate", dilation_rate, spatial)
-    window = tuple(d * (n - 1) + 1 for n, d in zip(kernel.shape, dilation, strict=False))
-    pads = image_padding("conv", padding, x.shape[1:3], window, steps)
+    _require_kernel("conv", inputs, kernel)
+    x = to_channels_last(inputs, data_format)
+    steps = sizes("conv", "strides", strides, spatial)
+    dilation = sizes("conv", "dilation_rate", dilation_rate, spatial)
+    window = extents(kernel.shape[:-2], dilation)
+    pads = window_padding("conv", padding, x.shape[1:-1], window, steps)
     groups = _groups(x, kernel)
-    y = conv2d(x, kernel, strides=steps, padding=pads, dilation=dilation, groups=groups)
-    if y.size == 0 and x.size:
+    if groups == x.shape[-1] > 1 and kernel.shape[-1] % groups == 0 and spatial < 3:
+        multiplier = kernel.shape[-1] // groups
+        y = each_channel(x, reshape(kernel, (*kernel.shape[:-2], groups, multiplier)), steps, pads, dilation)
+    else:
+        y = convolve(x, kernel, strides=steps, padding=pads, dilation=dilation, groups=groups)
+    require_windows("conv", inputs, y, window)
+    return from_channels_last(y, data_format)
+
+
+def _require_kernel(name: str, inputs: Tensor, kernel: Tensor) -> None:
+    if len(kernel.shape) != len(inputs.shape):
         raise ShapeError(
-            f"conv: inputs of shape {inputs.shape} are smaller than a window of {window[2 - spatial :]} elements; use "
-            "padding='same', a smaller kernel, or larger inputs."
+            f"{name}: inputs of shape {inputs.shape} need a kernel of {len(inputs.shape)} axes, got {kernel.shape}."
         )
-    return from_images(y, spatial, data_format)
 
 
 def _groups(x: Tensor, kernel: Tensor) -> int:
-    channels, needed = x.shape[3], kernel.shape[2]
+    channels, needed = x.shape[-1], kernel.shape[-2]
     if needed == 0 or channels % needed:
         raise ShapeError(f"conv: the kernel sees {needed} channels; the {channels} of the inputs must be a multiple.")
     return channels // needed
 
 
-def spatial_axes(name: str, inputs: Tensor) -> int:
-    """How many axes there are besides batch and channels: 1 for sequences, 2 for images."""
-    if len(inputs.shape) not in (3, 4):
+@public
+def conv_transpose(
+    inputs: Any,
+    kernel: Any,
+    strides: int | Sequence[int] = 1,
+    padding: str = "valid",
+    output_padding: int | Sequence[int] | None = None,
+    data_format: str | None = None,
+    dilation_rate: int | Sequence[int] = 1,
+) -> Tensor:
+    """Transposed convolution, which maps in the other direction as `conv`, from few places to many.
+
+    Every number of the inputs adds its multiple of the kernel to the result, at places `strides` apart. It is the
+    gradient of a convolution with respect to its inputs.
+
+    Parameters
+    ----------
+    inputs : tensor-like, shape (batch, …, channels)
+        Sequences, images or volumes, see `conv`.
+    kernel : tensor-like, shape (…, filters, channels)
+        The channels of the inputs stand last.
+    strides : int or sequence of int, default 1
+        Step between the places in the result.
+    padding : {"valid", "same"}, default "valid"
+        "valid": (size − 1)·stride + max(window, stride) places; "same": size·stride places, those at the ends are
+        left out.
+    output_padding : int or sequence of int, optional
+        Sets the size of the result: (size − 1)·stride + window + output_padding ("valid"), or
+        (size − 1)·stride + window mod 2 + output_padding ("same").
+    data_format, dilation_rate
+        As for `conv`.
+
+    Returns
+    -------
+    Tensor, shape (batch, …, filters)
+
+    Raises
+    ------
+    ShapeError
+        If the channels do not fit.
+
+    References
+    ----------
+    Dumoulin and Visin, "A guide to convolution arithmetic for deep learning", arXiv:1603.07285, 2016.
+
+    Examples
+    --------
+    >>> from disttensor import ops
+    >>> ops.conv_transpose(ops.ones((1, 14, 14, 8)), ops.ones((3, 3, 4, 8)), strides=2, padding="same").shape
+    (1, 28, 28, 4)
+    """
+    inputs, kernel = promote([inputs, kernel], floating=True)
+    spatial = spatial_axes("conv_transpose", inputs)
+    _require_kernel("conv_transpose", inputs, kernel)
+    g = to_channels_last(inputs, data_format)
+    if g.shape[-1] != kernel.shape[-1]:
         raise ShapeError(
-            f"{name} needs sequences of shape (batch, length, channels) or images of shape (batch, height, width, "
-            f"channels), got {inputs.shape}."
+            f"conv_transpose: a kernel of shape {kernel.shape} needs {kernel.shape[-1]} channels; inputs have shape "
+            f"{inputs.shape}."
         )
-    return len(inputs.shape) - 2
+    require_padding("conv_transpose", padding)
+    steps = sizes("conv_transpose", "strides", strides, spatial)
+    dilation = sizes("conv_transpose", "dilation_rate", dilation_rate, spatial)
+    more = (None,) * spatial if output_padding is None else sizes(
+        "conv_transpose", "output_padding", output_padding, spatial, least=0
+    )  # fmt: skip
+    window = extents(kernel.shape[:-2], dilation)
+    axes = [_transposed(*axis, padding) for axis in zip(g.shape[1:-1], window, steps, more, strict=True)]
+    y = convolve_input_gradient(
+        g, kernel, size=tuple(size for size, _ in axes), strides=steps, padding=tuple(pads for _, pads in axes),
+        dilation=dilation, groups=1,
+    )  # fmt: skip
+    return from_channels_last(y, data_format)
 
 
-def to_images(inputs: Tensor, data_format: str | None) -> Tensor:
-    """Sequences (as images of height 1) or images, as (batch, height, width, channels)."""
-    if _channels_first(data_format):
-        inputs = moveaxis(inputs, 1, -1)
-    return expand_dims(inputs, 1) if len(inputs.shape) == 3 else inputs
-
-
-def from_images(y: Tensor, spatial: int, data_format: str | None) -> Tensor:
-    """The inverse of `to_images`."""
-    y = squeeze(y, 1) if spatial == 1 else y
-    return moveaxis(y, -1, 1) if _channels_first(data_format) else y
-
-
-def _channels_first(data_format: str | None) -> bool:
-    data_format = config.image_data_format() if data_format is None else data_format
-    if data_format not in ("channels_last", "channels_first"):
-        raise ArgumentError(f"data_format must be 'channels_last' or 'channels_first', got {data_format!r}.")
-    return data_format == "channels_first"
-
-
-def image_pair(name: str, argument: str, value: int | Sequence[int], spatial: int) -> Pair:
-    """One positive number for the height and one for the width; 1 for the height of sequences."""
-    numbers = (value,) * spatial if isinstance(value, int) else tuple(int(v) for v in value)
-    if len(numbers) != spatial or min(numbers) < 1:
-        raise ArgumentError(
-            f"{name}: {argument} must be a positive integer, or {spatial} of them for these inputs, got {value!r}."
-        )
-    return (1, *numbers) if spatial == 1 else numbers  # type: ignore[return-value]
-
-
-def image_padding(name: str, padding: str, size: Sequence[int], window: Sequence[int], strides: Pair) -> Padding:
-    """How many elements "valid" or "same" adds: ((above, below), (left, right))."""
-    if padding not in ("valid", "same"):
-        raise ArgumentError(f"{name}: padding must be 'valid' or 'same', got {padding!r}.")
+def _transposed(
+    size: int, window: int, stride: int, more: int | None, padding: str
+) -> tuple[int, tuple[int, int]]:  # fmt: skip
+    """The size of a transposed convolution's result along an axis, and the padding of the convolution it transposes."""
     if padding == "valid":
-        return (0, 0), (0, 0)
-    missing = [
-        max(0, (-(-n // stride) - 1) * stride + extent - n)
-        for n, extent, stride in zip(size, window, strides, strict=True)
-    ]
-    down, across = ((n // 2, n - n // 2) for n in missing)
-    return down, across
+        result, before = (size - 1) * stride + window + (max(0, stride - window) if more is None else more), 0
+    else:
+        result = size * stride if more is None else (size - 1) * stride + window % 2 + more
+        # Of the places that are left out, the larger half is behind.
+        before = max(0, (window - 1) - (result - (size - 1) * stride - 1 + window) // 2)
+    return result, (before, (size - 1) * stride + window - result - before)
+
+
+@public
+def separable_conv(
+    inputs: Any,
+    depthwise_kernel: Any,
+    pointwise_kernel: Any,
+    strides: int | Sequence[int] = 1,
+    padding: str = "valid",
+    data_format: str | None = None,
+    dilation_rate: int | Sequence[int] = 1,
+) -> Tensor:
+    """A depthwise convolution, and then one whose window is a single place and which mixes the channels.
+
+    Parameters
+    ----------
+    inputs : tensor-like, shape (batch, length, channels) or (batch, height, width, channels)
+    depthwise_kernel : tensor-like, shape (…, channels, multiplier)
+        See `depthwise_conv`.
+    pointwise_kernel : tensor-like, shape (1, channels · multiplier, filters) or (1, 1, channels · multiplier, filters)
+    strides, padding, data_format, dilation_rate
+        Of the depthwise convolution, see `conv`.
+
+    Returns
+    -------
+    Tensor, shape (batch, …, filters)
+
+    Raises
+    ------
+    ShapeError
+        If the channels do not fit, or the inputs are smaller than a window.
+
+    References
+    ----------
+    Chollet, "Xception: deep learning with depthwise separable convolutions", 2017.
+    """
+    y = depthwise_conv(inputs, depthwise_kernel, strides, padding, data_format, dilation_rate)
+    return conv(y, pointwise_kernel, data_format=data_format)

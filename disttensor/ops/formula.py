@@ -19,8 +19,12 @@ from typing import Any
 import numpy as np
 
 from disttensor.errors import ArgumentError
+from disttensor.kernels import blas
 
 Formula = Callable[..., Any]
+
+_PIECE = 1 << 15
+"""Elements of an array that are done at once."""
 
 # The primitives, by name; numpy has a ufunc of the same name for each but the special functions.
 _NUMERIC = frozenset(
@@ -143,10 +147,23 @@ class Program:
     in_place: tuple[bool, ...]
 
     def run(self, out: np.ndarray, *inputs: np.ndarray) -> None:
-        """Evaluate with numpy, with the same bits whatever the layout of the inputs in memory."""
-        is_complex = out.dtype.kind == "c"
-        if is_complex or any(i.function in _LAYOUT_DEPENDENT for i in self.instructions):
+        """Evaluate with numpy, with the same bits whatever the layout of the inputs in memory.
+
+        Large arrays are done piece by piece, on several threads: intermediate results then stay in the cache.
+        """
+        if out.dtype.kind == "c" or any(i.function in _LAYOUT_DEPENDENT for i in self.instructions):
             inputs = tuple(np.asarray(x, order="C") for x in inputs)
+        arrays = (out, *inputs)
+        if out.size <= _PIECE or not all(a.flags.c_contiguous and a.shape == out.shape for a in arrays):
+            self._evaluate(*arrays)
+            return
+        flat = [a.reshape(-1) for a in arrays]
+        blas.for_each(
+            lambda start: self._evaluate(*(a[start : start + _PIECE] for a in flat)), range(0, out.size, _PIECE)
+        )
+
+    def _evaluate(self, out: np.ndarray, *inputs: np.ndarray) -> None:
+        is_complex = out.dtype.kind == "c"
         registers: dict[int, Any] = dict(enumerate(inputs))
         for instruction, in_place in zip(self.instructions, self.in_place, strict=True):
             operands = [o.value if isinstance(o, Constant) else registers[o] for o in instruction.operands]

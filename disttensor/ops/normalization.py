@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
+
 from disttensor import config, dtypes
-from disttensor.errors import ArgumentError, ShapeError
+from disttensor.context import Spec
+from disttensor.errors import ArgumentError, DTypeError, ShapeError
+from disttensor.kernels import normalization as kernels
 from disttensor.ops.arithmetic import maximum, power, where
 from disttensor.ops.core import cast
+from disttensor.ops.creation import ones, zeros
 from disttensor.ops.exponential import rsqrt, square
 from disttensor.ops.reductions import Axis, normalize_axes, reduced_shape
 from disttensor.ops.reductions import sum as sum_along
-from disttensor.ops.registry import HALF, promote, public
+from disttensor.ops.registry import HALF, Example, apply, operator, promote, public
 from disttensor.ops.rounding import absolute, clip
-from disttensor.ops.shape import normalize_axis, reshape
+from disttensor.ops.shape import moveaxis, normalize_axis, reshape
 from disttensor.ops.statistics import mean as mean_along
 from disttensor.tensor import Tensor, convert_to_tensor
 
-__all__ = ["batch_normalization", "moments", "normalize"]
+__all__ = ["batch_normalization", "layer_normalization", "moments", "normalize", "rms_normalization"]
 
 
 @public
@@ -140,3 +146,165 @@ def batch_normalization(
         factor = factor * per_channel("scale", scale)
     y = (x - per_channel("mean", mean)) * factor
     return y if offset is None else y + per_channel("offset", offset)
+
+
+@operator(
+    examples=[
+        Example((3, 4), (4,), (4,), epsilon=0.1),
+        Example((2, 19), (19,), (19,), epsilon=0.1),
+        Example((0, 3), (3,), (3,), epsilon=0.1),
+        Example((2, 0), (0,), (0,), epsilon=0.1),
+    ]
+)
+def normalize_rows(out: np.ndarray, x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, *, epsilon: float) -> None:
+    """(x − mean) / √(variance + ε) · gamma + beta, with mean and variance of each row."""
+    kernels.layer_normalization(out, x, gamma, beta, epsilon=epsilon)
+
+
+@normalize_rows.infer
+def _(x: Spec, gamma: Spec, beta: Spec, *, epsilon: float) -> Spec:
+    if not all(dtypes.is_floating(s.dtype) for s in (x, gamma, beta)):
+        raise DTypeError(
+            f"layer_normalization needs floating-point numbers, got x of {x.dtype}, gamma of {gamma.dtype} and beta of "
+            f"{beta.dtype}."
+        )
+    return x
+
+
+@normalize_rows.gradient
+def _(ctx: Any, g: Tensor) -> tuple[Tensor, ...]:
+    x, gamma, _ = ctx.inputs
+    return apply(normalize_rows_gradient, [x, gamma, g], ctx.attrs)
+
+
+@operator(examples=[Example((3, 4), (4,), (3, 4), epsilon=0.1), Example((0, 3), (3,), (0, 3), epsilon=0.1)])
+def normalize_rows_gradient(
+    out: tuple[np.ndarray, np.ndarray, np.ndarray], x: np.ndarray, gamma: np.ndarray, g: np.ndarray, *, epsilon: float
+) -> None:
+    """The gradients of `normalize_rows` with respect to x, gamma and beta."""
+    kernels.layer_normalization_gradient(out, x, gamma, g, epsilon=epsilon)
+
+
+@normalize_rows_gradient.infer
+def _(x: Spec, gamma: Spec, g: Spec, *, epsilon: float) -> tuple[Spec, Spec, Spec]:
+    return x, gamma, gamma
+
+
+@normalize_rows_gradient.gradient
+def _(ctx: Any, h_x: Tensor, h_gamma: Tensor, h_beta: Tensor) -> tuple[Tensor, ...]:
+    # Composed of basic operators: second derivatives are rarely needed.
+    dtype = "float32" if ctx.inputs[0].dtype in HALF else ctx.inputs[0].dtype
+    x, gamma, g, h_x, h_gamma, h_beta = (cast(t, dtype) for t in (*ctx.inputs, h_x, h_gamma, h_beta))
+
+    def mean(t: Tensor) -> Tensor:
+        return mean_along(t, (1,), keepdims=True)
+
+    def through_rows(t: Tensor) -> Tensor:
+        """The gradient with respect to x for one with respect to y; also its own adjoint."""
+        return rate * (t - mean(t) - y * mean(t * y))
+
+    centred = x - mean(x)
+    rate = rsqrt(mean(square(centred)) + ctx.attrs["epsilon"])
+    y = centred * rate
+    scaled = g * gamma
+    of_y = h_gamma * g - rate * (h_x * mean(scaled * y) + scaled * mean(h_x * y))
+    of_rate = mean(h_x * scaled) - mean(h_x) * mean(scaled) - mean(h_x * y) * mean(scaled * y)
+    weights = through_rows(h_x)
+    return (
+        through_rows(of_y) - square(rate) * y * of_rate,
+        sum_along(g * weights, 0),
+        gamma * weights + h_gamma * y + h_beta,
+    )
+
+
+@public
+def layer_normalization(
+    x: Any, gamma: Any = None, beta: Any = None, axis: Axis = -1, epsilon: float | None = None
+) -> Tensor:
+    """Shift and scale each example by its own mean and variance: (x − mean) / √(variance + ε) · gamma + beta.
+
+    Parameters
+    ----------
+    x : tensor-like
+        Half precision is computed in float32 and rounded once.
+    gamma, beta : tensor-like, optional
+        A number for each place along the normalized axes, in ascending order of these. Default: 1 and 0.
+    axis : int or tuple of int, default −1
+        Over which axes mean and variance are taken.
+    epsilon : float, default `config.epsilon`
+
+    Returns
+    -------
+    Tensor
+        Like `x`.
+
+    Raises
+    ------
+    ShapeError
+        If `gamma` or `beta` has another shape.
+
+    References
+    ----------
+    Ba, Kiros and Hinton, "Layer normalization", arXiv:1607.06450, 2016.
+
+    Examples
+    --------
+    >>> from disttensor import ops
+    >>> ops.layer_normalization([[1.0, 3.0]], epsilon=0.0).tolist()
+    [[-1.0, 1.0]]
+    """
+    (x,) = promote([x], floating=True)
+    axes = normalize_axes("layer_normalization", axis, len(x.shape))
+    shape = tuple(x.shape[a] for a in axes)
+    gamma = ones(shape, x.dtype) if gamma is None else convert_to_tensor(gamma)
+    beta = zeros(shape, x.dtype) if beta is None else convert_to_tensor(beta)
+    for name, given in (("gamma", gamma), ("beta", beta)):
+        if given.shape != shape:
+            raise ShapeError(
+                f"layer_normalization: {name} must have shape {shape}, one number for each place along axes {axes} of "
+                f"x, which has shape {x.shape}; got {given.shape}."
+            )
+    last = tuple(range(len(x.shape) - len(axes), len(x.shape)))
+    moved = moveaxis(x, axes, last)
+    features = math.prod(shape)
+    rows = reshape(moved, (math.prod(moved.shape[: last[0]]) if last else 1, features))
+    y = apply(
+        normalize_rows,
+        [rows, reshape(gamma, (features,)), reshape(beta, (features,))],
+        {"epsilon": config.epsilon() if epsilon is None else float(epsilon)},
+    )
+    return moveaxis(reshape(y, moved.shape), last, axes)
+
+
+@public
+def rms_normalization(x: Any, scale: Any = None, axis: Axis = -1, epsilon: float | None = None) -> Tensor:
+    """Divide by the root of the mean square along some axes: x / √(mean(x²) + ε) · scale.
+
+    Parameters
+    ----------
+    x : tensor-like
+        Half precision is computed in float32 and rounded once.
+    scale : tensor-like, optional
+        Of a shape that broadcasts to that of `x`. Default: 1.
+    axis : int or tuple of int, default −1
+    epsilon : float, default `config.epsilon`
+
+    Returns
+    -------
+    Tensor
+        Like `x`.
+
+    References
+    ----------
+    Zhang and Sennrich, "Root mean square layer normalization", NeurIPS 2019.
+
+    Examples
+    --------
+    >>> from disttensor import ops
+    >>> ops.rms_normalization([[1.0, 7.0]], epsilon=0.0).tolist()
+    [[0.20000000298023224, 1.399999976158142]]
+    """
+    (x,) = promote([x], floating=True)
+    wide = cast(x, "float32") if x.dtype in HALF else x
+    y = wide * rsqrt(mean_along(square(wide), axis, keepdims=True) + (config.epsilon() if epsilon is None else epsilon))
+    return cast(y if scale is None else y * convert_to_tensor(scale, wide.dtype), x.dtype)

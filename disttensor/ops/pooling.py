@@ -1,4 +1,4 @@
-"""Max and average pooling of sequences and images, and the operators that are their gradients."""
+"""Max and average pooling of sequences, images and volumes, and the operators that are their gradients."""
 
 from __future__ import annotations
 
@@ -9,108 +9,149 @@ import numpy as np
 
 from disttensor import dtypes
 from disttensor.context import Spec
-from disttensor.errors import DTypeError, ShapeError
+from disttensor.errors import DTypeError
 from disttensor.kernels import pooling as kernels
-from disttensor.kernels.windows import Padding, Pair, output_length
-from disttensor.ops.convolution import from_images, image_padding, image_pair, spatial_axes, to_images
+from disttensor.kernels.windows import Padding, Sizes, output_sizes
 from disttensor.ops.registry import Example, Operator, operator, promote, public
+from disttensor.ops.windows import (
+    from_channels_last,
+    require_windows,
+    sizes,
+    spatial_axes,
+    to_channels_last,
+    window_padding,
+)
 from disttensor.tensor import Tensor, convert_to_tensor
 
 __all__ = ["average_pool", "max_pool"]
 
 _APART = {"pool_size": (2, 2), "strides": (2, 2), "padding": ((0, 0), (0, 0))}
 _OVERLAPPING = {"pool_size": (3, 2), "strides": (2, 1), "padding": ((1, 1), (0, 1))}
+_SEQUENCE = {"pool_size": (3,), "strides": (2,), "padding": ((1, 1),)}
+_VOLUME = {"pool_size": (2, 1, 2), "strides": (1, 2, 2), "padding": ((0, 1), (0, 0), (0, 0))}
 
 
-@operator(examples=[Example((2, 4, 5, 2), **_APART), Example((1, 5, 3, 2), **_OVERLAPPING)])
-def max_pool2d(out: np.ndarray, x: np.ndarray, *, pool_size: Pair, strides: Pair, padding: Padding) -> None:
-    """The largest element of each window of an image; the first of equal ones gets the gradient."""
-    kernels.max_pool2d(out, x, pool_size=pool_size, strides=strides, padding=padding)
+@operator(
+    examples=[
+        Example((2, 4, 5, 2), **_APART),
+        Example((1, 5, 3, 2), **_OVERLAPPING),
+        Example((2, 6, 2), **_SEQUENCE),
+        Example((1, 2, 3, 4, 2), **_VOLUME),
+    ]
+)
+def max_pooling(out: np.ndarray, x: np.ndarray, *, pool_size: Sizes, strides: Sizes, padding: Padding) -> None:
+    """The largest element of each window; the first of equal ones gets the gradient."""
+    kernels.max_pool(out, x, pool_size=pool_size, strides=strides, padding=padding)
 
 
-def _pooled(x: Spec, *, pool_size: Pair, strides: Pair, padding: Padding) -> Spec:
+def _pooled(x: Spec, *, pool_size: Sizes, strides: Sizes, padding: Padding) -> Spec:
     if dtypes.is_complex(x.dtype) or x.dtype == "bool":
         raise DTypeError(f"pooling needs real numbers, got dtype {x.dtype}.")
-    rows, columns = (output_length(x.shape[i + 1], pool_size[i], strides[i], padding[i]) for i in (0, 1))
-    return Spec((x.shape[0], rows, columns, x.shape[3]), x.dtype)
+    return Spec((x.shape[0], *output_sizes(x.shape[1:-1], pool_size, strides, padding), x.shape[-1]), x.dtype)
 
 
-max_pool2d.infer(_pooled)
+max_pooling.infer(_pooled)
 
 
-@max_pool2d.gradient
+@max_pooling.gradient
 def _(ctx: Any, g: Tensor) -> Tensor:
-    return max_pool2d_gradient(ctx.inputs[0], g, **ctx.attrs)
+    return max_pooling_gradient(ctx.inputs[0], g, **ctx.attrs)
 
 
-@operator(examples=[Example((2, 4, 5, 2), (2, 2, 2, 2), **_APART), Example((1, 5, 3, 2), (1, 3, 3, 2), **_OVERLAPPING)])
-def max_pool2d_gradient(
-    out: np.ndarray, x: np.ndarray, g: np.ndarray, *, pool_size: Pair, strides: Pair, padding: Padding
+@operator(
+    examples=[
+        Example((2, 4, 5, 2), (2, 2, 2, 2), **_APART),
+        Example((1, 5, 3, 2), (1, 3, 3, 2), **_OVERLAPPING),
+        Example((2, 6, 2), (2, 3, 2), **_SEQUENCE),
+        Example((1, 2, 3, 4, 2), (1, 2, 2, 2, 2), **_VOLUME),
+    ]
+)
+def max_pooling_gradient(
+    out: np.ndarray, x: np.ndarray, g: np.ndarray, *, pool_size: Sizes, strides: Sizes, padding: Padding
 ) -> None:
-    """The gradient of `max_pool2d`: `g` of each window, at the place of its largest element."""
-    kernels.max_pool2d_gradient(out, x, g, pool_size=pool_size, strides=strides, padding=padding)
+    """The gradient of `max_pooling`: `g` of each window, at the place of its largest element."""
+    kernels.max_pool_gradient(out, x, g, pool_size=pool_size, strides=strides, padding=padding)
 
 
-@max_pool2d_gradient.infer
+@max_pooling_gradient.infer
 def _(x: Spec, g: Spec, **window: Any) -> Spec:
     return x
 
 
-@max_pool2d_gradient.gradient
+@max_pooling_gradient.gradient
 def _(ctx: Any, h: Tensor) -> tuple[None, Tensor]:
-    return None, max_pool2d_gather(ctx.inputs[0], h, **ctx.attrs)
+    return None, max_pooling_gather(ctx.inputs[0], h, **ctx.attrs)
 
 
-@operator(examples=[Example((2, 4, 5, 2), (2, 4, 5, 2), **_APART), Example((1, 5, 3, 2), (1, 5, 3, 2), **_OVERLAPPING)])
-def max_pool2d_gather(
-    out: np.ndarray, x: np.ndarray, v: np.ndarray, *, pool_size: Pair, strides: Pair, padding: Padding
+@operator(
+    examples=[
+        Example((2, 4, 5, 2), (2, 4, 5, 2), **_APART),
+        Example((1, 5, 3, 2), (1, 5, 3, 2), **_OVERLAPPING),
+        Example((2, 6, 2), (2, 6, 2), **_SEQUENCE),
+        Example((1, 2, 3, 4, 2), (1, 2, 3, 4, 2), **_VOLUME),
+    ]
+)
+def max_pooling_gather(
+    out: np.ndarray, x: np.ndarray, v: np.ndarray, *, pool_size: Sizes, strides: Sizes, padding: Padding
 ) -> None:
     """The element of `v` at the place of the largest element of `x`, for each window."""
-    kernels.max_pool2d_gather(out, x, v, pool_size=pool_size, strides=strides, padding=padding)
+    kernels.max_pool_gather(out, x, v, pool_size=pool_size, strides=strides, padding=padding)
 
 
-@max_pool2d_gather.infer
+@max_pooling_gather.infer
 def _(x: Spec, v: Spec, **window: Any) -> Spec:
     return _pooled(v, **window)
 
 
-@max_pool2d_gather.gradient
+@max_pooling_gather.gradient
 def _(ctx: Any, h: Tensor) -> tuple[None, Tensor]:
-    return None, max_pool2d_gradient(ctx.inputs[0], h, **ctx.attrs)
-
-
-@operator(examples=[Example((2, 4, 5, 2), **_APART), Example((1, 5, 3, 2), **_OVERLAPPING)])
-def average_pool2d(out: np.ndarray, x: np.ndarray, *, pool_size: Pair, strides: Pair, padding: Padding) -> None:
-    """The mean of the elements of each window that lie inside the image."""
-    kernels.avg_pool2d(out, x, pool_size=pool_size, strides=strides, padding=padding)
-
-
-average_pool2d.infer(_pooled)
-
-
-@average_pool2d.gradient
-def _(ctx: Any, g: Tensor) -> Tensor:
-    return average_pool2d_gradient(g, size=ctx.inputs[0].shape[1:3], **ctx.attrs)
+    return None, max_pooling_gradient(ctx.inputs[0], h, **ctx.attrs)
 
 
 @operator(
-    examples=[Example((2, 2, 2, 2), size=(4, 5), **_APART), Example((1, 3, 3, 2), size=(5, 3), **_OVERLAPPING)],
+    examples=[
+        Example((2, 4, 5, 2), **_APART),
+        Example((1, 5, 3, 2), **_OVERLAPPING),
+        Example((2, 6, 2), **_SEQUENCE),
+        Example((1, 2, 3, 4, 2), **_VOLUME),
+    ]
 )
-def average_pool2d_gradient(
-    out: np.ndarray, g: np.ndarray, *, size: Pair, pool_size: Pair, strides: Pair, padding: Padding
+def average_pooling(out: np.ndarray, x: np.ndarray, *, pool_size: Sizes, strides: Sizes, padding: Padding) -> None:
+    """The mean of the elements of each window that lie inside."""
+    kernels.average_pool(out, x, pool_size=pool_size, strides=strides, padding=padding)
+
+
+average_pooling.infer(_pooled)
+
+
+@average_pooling.gradient
+def _(ctx: Any, g: Tensor) -> Tensor:
+    return average_pooling_gradient(g, size=ctx.inputs[0].shape[1:-1], **ctx.attrs)
+
+
+@operator(
+    examples=[
+        Example((2, 2, 2, 2), size=(4, 5), **_APART),
+        Example((1, 3, 3, 2), size=(5, 3), **_OVERLAPPING),
+        Example((2, 3, 2), size=(6,), **_SEQUENCE),
+        Example((1, 2, 2, 2, 2), size=(2, 3, 4), **_VOLUME),
+    ]
+)
+def average_pooling_gradient(
+    out: np.ndarray, g: np.ndarray, *, size: Sizes, pool_size: Sizes, strides: Sizes, padding: Padding
 ) -> None:
-    """The gradient of `average_pool2d` with respect to images of height and width `size`."""
-    kernels.avg_pool2d_gradient(out, g, pool_size=pool_size, strides=strides, padding=padding)
+    """The gradient of `average_pooling` with respect to inputs of spatial sizes `size`."""
+    kernels.average_pool_gradient(out, g, pool_size=pool_size, strides=strides, padding=padding)
 
 
-@average_pool2d_gradient.infer
-def _(g: Spec, *, size: Pair, **window: Any) -> Spec:
-    return Spec((g.shape[0], *size, g.shape[3]), g.dtype)
+@average_pooling_gradient.infer
+def _(g: Spec, *, size: Sizes, **window: Any) -> Spec:
+    return Spec((g.shape[0], *size, g.shape[-1]), g.dtype)
 
 
-@average_pool2d_gradient.gradient
+@average_pooling_gradient.gradient
 def _(ctx: Any, h: Tensor) -> Tensor:
-    return average_pool2d(h, **{name: value for name, value in ctx.attrs.items() if name != "size"})
+    return average_pooling(h, **{name: value for name, value in ctx.attrs.items() if name != "size"})
 
 
 @public
@@ -125,7 +166,8 @@ def max_pool(
 
     Parameters
     ----------
-    inputs : tensor-like, shape (batch, length, channels) or (batch, height, width, channels)
+    inputs : tensor-like, shape (batch, …, channels)
+        Sequences with one axis between batch and channels, images with two (height, width), or volumes with three.
     pool_size : int or sequence of int
         Size of a window.
     strides : int or sequence of int, default `pool_size`
@@ -150,7 +192,7 @@ def max_pool(
     >>> ops.max_pool([[[1.0], [5.0], [2.0], [3.0]]], 2).tolist()
     [[[5.0], [3.0]]]
     """
-    return _pool("max_pool", max_pool2d, convert_to_tensor(inputs), pool_size, strides, padding, data_format)
+    return _pool("max_pool", max_pooling, convert_to_tensor(inputs), pool_size, strides, padding, data_format)
 
 
 @public
@@ -165,7 +207,8 @@ def average_pool(
 
     Parameters
     ----------
-    inputs : tensor-like, shape (batch, length, channels) or (batch, height, width, channels)
+    inputs : tensor-like, shape (batch, …, channels)
+        Sequences with one axis between batch and channels, images with two (height, width), or volumes with three.
     pool_size : int or sequence of int
         Size of a window.
     strides : int or sequence of int, default `pool_size`
@@ -185,7 +228,7 @@ def average_pool(
         If the inputs are smaller than a window.
     """
     (x,) = promote([inputs], floating=True)
-    return _pool("average_pool", average_pool2d, x, pool_size, strides, padding, data_format)
+    return _pool("average_pool", average_pooling, x, pool_size, strides, padding, data_format)
 
 
 def _pool(
@@ -198,14 +241,10 @@ def _pool(
     data_format: str | None,
 ) -> Tensor:
     spatial = spatial_axes(name, inputs)
-    x = to_images(inputs, data_format)
-    window = image_pair(name, "pool_size", pool_size, spatial)
-    steps = window if strides is None else image_pair(name, "strides", strides, spatial)
-    pads = image_padding(name, padding, x.shape[1:3], window, steps)
+    x = to_channels_last(inputs, data_format)
+    window = sizes(name, "pool_size", pool_size, spatial)
+    steps = window if strides is None else sizes(name, "strides", strides, spatial)
+    pads = window_padding(name, padding, x.shape[1:-1], window, steps)
     y = op(x, pool_size=window, strides=steps, padding=pads)
-    if y.size == 0 and x.size:
-        raise ShapeError(
-            f"{name}: inputs of shape {inputs.shape} are smaller than a window of {window[2 - spatial :]} elements; "
-            "use padding='same', a smaller window, or larger inputs."
-        )
-    return from_images(y, spatial, data_format)
+    require_windows(name, inputs, y, window)
+    return from_channels_last(y, data_format)

@@ -397,12 +397,12 @@ class Trainer:
     def train_on_batch(
         self, x: Any, y: Any = None, sample_weight: Any = None, class_weight: Any = None, return_dict: bool = False
     ) -> Any:
-        """One training step on one global batch (given whole on every rank); metrics carry on from earlier calls."""
+        """One training step on one global batch, given whole on every rank; its loss and metrics."""
         self._require_compiled("train_on_batch")
         return self._on_batch("train", x, y, sample_weight, class_weight, return_dict)
 
     def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
-        """Loss and metrics on one global batch; metrics carry on from earlier calls."""
+        """Loss and metrics on one global batch."""
         self._require_compiled("test_on_batch")
         return self._on_batch("test", x, y, sample_weight, None, return_dict)
 
@@ -417,6 +417,7 @@ class Trainer:
         batch = self._single_batch(x, y, sample_weight, class_weight)
         if not self.built or (kind == "train" and not self.optimizer.built):
             self._prepare(kind, batch)
+        self.reset_metrics()
         logs = _numbers(self._step(kind)(batch))
         if return_dict:
             return logs

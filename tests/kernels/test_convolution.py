@@ -12,9 +12,9 @@ from scipy import signal
 from disttensor import dtypes
 from disttensor.errors import ShapeError
 from disttensor.kernels import convolution
-from disttensor.kernels.windows import output_length
+from disttensor.kernels.windows import output_sizes
 
-# Images, kernel, strides, padding, dilation, groups.
+# Input, kernel, strides, padding, dilation, groups.
 CASES = [
     ((2, 6, 7, 3), (3, 2, 3, 4), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
     ((2, 6, 7, 3), (3, 3, 3, 4), (1, 1), ((1, 1), (1, 1)), (1, 1), 1),
@@ -30,28 +30,38 @@ CASES = [
     ((2, 2, 2, 2), (3, 3, 2, 4), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
     ((2, 1, 1, 2), (3, 3, 2, 4), (1, 1), ((3, 3), (3, 3)), (1, 1), 1),
     ((2, 4, 4, 0), (3, 3, 0, 4), (1, 1), ((0, 0), (0, 0)), (1, 1), 1),
+    ((2, 6, 6, 2), (2, 3, 2, 3), (1, 1), ((-1, 1), (0, -2)), (1, 1), 1),
+    ((2, 7, 7, 2), (3, 3, 2, 3), (4, 2), ((1, 1), (1, 1)), (2, 4), 1),
+    ((2, 9, 3), (3, 3, 4), (2,), ((1, 2),), (2,), 1),
+    ((2, 5, 4), (2, 2, 6), (1,), ((0, 0),), (1,), 2),
+    ((2, 4, 5, 3, 2), (2, 3, 2, 2, 3), (1, 2, 1), ((0, 1), (1, 1), (0, 0)), (1, 1, 2), 1),
+    ((1, 3, 4, 4, 4), (2, 2, 3, 2, 4), (2, 1, 1), ((1, 0), (0, 0), (2, 2)), (1, 2, 1), 2),
+    # Filters and channels that fill vectors.
+    ((1, 3, 4, 8), (3, 2, 8, 16), (1, 1), ((1, 1), (0, 1)), (1, 1), 1),
+    ((1, 5, 3, 16), (3, 2, 8, 32), (2, 1), ((1, 1), (1, 1)), (1, 2), 2),
+    ((3, 5, 5, 8), (1, 1, 8, 8), (2, 2), ((0, 0), (0, 0)), (1, 1), 1),
+    ((1, 20, 8), (5, 8, 24), (3,), ((2, 2),), (1,), 1),
 ]
 
 
 def _output_shape(x: tuple[int, ...], kernel: tuple[int, ...], options: dict[str, Any]) -> tuple[int, ...]:
-    sizes = (
-        output_length(x[i + 1], kernel[i], options["strides"][i], options["padding"][i], options["dilation"][i])
-        for i in (0, 1)
-    )
-    return (x[0], *sizes, kernel[3])
+    sizes = output_sizes(x[1:-1], kernel[:-2], options["strides"], options["padding"], options["dilation"])
+    return (x[0], *sizes, kernel[-1])
 
 
 def _loops(x: np.ndarray, kernel: np.ndarray, options: dict[str, Any]) -> np.ndarray:
     """Convolution written as its formula."""
-    (down, across), dilation = options["strides"], options["dilation"]
     out = np.zeros(_output_shape(x.shape, kernel.shape, options))
-    x = np.pad(x, ((0, 0), *options["padding"], (0, 0)))
-    depth, filters = kernel.shape[2], kernel.shape[3] // options["groups"]
-    for n, i, j, f in np.ndindex(out.shape):
+    depth, filters = kernel.shape[-2], kernel.shape[-1] // options["groups"]
+    axes = list(zip(options["strides"], options["dilation"], options["padding"], strict=True))
+    for n, *window, f in np.ndindex(out.shape):
         channels = slice(f // filters * depth, (f // filters + 1) * depth)
-        for u, v in np.ndindex(kernel.shape[:2]):
-            values = x[n, i * down + u * dilation[0], j * across + v * dilation[1], channels]
-            out[n, i, j, f] += values @ kernel[u, v, :, f]
+        for element in np.ndindex(kernel.shape[:-2]):
+            place = tuple(
+                s * i + d * u - before for i, u, (s, d, (before, _)) in zip(window, element, axes, strict=True)
+            )
+            if all(0 <= p < size for p, size in zip(place, x.shape[1:-1], strict=True)):
+                out[(n, *window, f)] += x[(n, *place, channels)] @ kernel[(*element, slice(None), f)]
     return out
 
 
@@ -72,25 +82,25 @@ def test_forward_is_the_formula(case: tuple[np.ndarray, np.ndarray, dict[str, An
     x, kernel, options = case
     expected = _loops(x, kernel, options)
     out = np.full(expected.shape, np.nan)
-    convolution.conv2d(out, x, kernel, **options)
+    convolution.convolve(out, x, kernel, **options)
     np.testing.assert_allclose(out, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.usefixtures("bands")
 def test_gradients_are_adjoints(case: tuple[np.ndarray, np.ndarray, dict[str, Any]], rng: np.random.Generator) -> None:
-    """<g, A e> = <Aᵀ g, e> for every unit vector e says that the gradient is exact, entry by entry."""
+    """<g, A e> = <Aᵀ g, e> for a unit vector e says that the gradient is exact in that entry."""
     x, kernel, options = case
     g = rng.normal(size=_output_shape(x.shape, kernel.shape, options))
     dx, dkernel = np.full(x.shape, np.nan), np.full(kernel.shape, np.nan)
-    convolution.conv2d_input_gradient(dx, g, kernel, **options)
-    convolution.conv2d_kernel_gradient(dkernel, x, g, **options)
+    convolution.convolve_input_gradient(dx, g, kernel, **options)
+    convolution.convolve_kernel_gradient(dkernel, x, g, **options)
     unit = np.zeros_like(x)
-    for place in itertools.islice(np.ndindex(x.shape), 0, None, 7):
+    for place in itertools.islice(np.ndindex(x.shape), 0, None, max(7, x.size // 40)):
         unit[place] = 1
         np.testing.assert_allclose(dx[place], np.sum(g * _loops(unit, kernel, options)), atol=1e-12)
         unit[place] = 0
     unit = np.zeros_like(kernel)
-    for place in itertools.islice(np.ndindex(kernel.shape), 0, None, 5):
+    for place in itertools.islice(np.ndindex(kernel.shape), 0, None, max(5, kernel.size // 40)):
         unit[place] = 1
         np.testing.assert_allclose(dkernel[place], np.sum(g * _loops(x, unit, options)), atol=1e-12)
         unit[place] = 0
@@ -99,7 +109,7 @@ def test_gradients_are_adjoints(case: tuple[np.ndarray, np.ndarray, dict[str, An
 def test_scipy_agrees(rng: np.random.Generator) -> None:
     x, kernel = rng.normal(size=(1, 12, 11, 1)), rng.normal(size=(4, 3, 1, 1))
     out = np.empty((1, 9, 9, 1))
-    convolution.conv2d(out, x, kernel, strides=(1, 1), padding=((0, 0), (0, 0)))
+    convolution.convolve(out, x, kernel, strides=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1))
     np.testing.assert_allclose(out[0, :, :, 0], signal.correlate2d(x[0, :, :, 0], kernel[:, :, 0, 0], "valid"))
 
 
@@ -109,9 +119,9 @@ def test_dtypes(dtype: str, tolerance: float, rng: np.random.Generator) -> None:
     options = {"strides": (1, 1), "padding": ((1, 1), (1, 1)), "dilation": (1, 1), "groups": 1}
     x, kernel, g = (rng.normal(size=s).astype(kind) for s in ((2, 5, 5, 3), (3, 3, 3, 4), (2, 5, 5, 4)))
     for function, arrays in (
-        (convolution.conv2d, (g, x, kernel)),
-        (convolution.conv2d_input_gradient, (x, g, kernel)),
-        (convolution.conv2d_kernel_gradient, (kernel, x, g)),
+        (convolution.convolve, (g, x, kernel)),
+        (convolution.convolve_input_gradient, (x, g, kernel)),
+        (convolution.convolve_kernel_gradient, (kernel, x, g)),
     ):
         out = np.empty(arrays[0].shape, kind)
         exact = np.empty(out.shape)
@@ -120,14 +130,23 @@ def test_dtypes(dtype: str, tolerance: float, rng: np.random.Generator) -> None:
         np.testing.assert_allclose(out.astype(np.float64), exact, rtol=tolerance, atol=tolerance * np.abs(exact).max())
 
 
+def test_inputs_of_another_dtype_are_converted(rng: np.random.Generator) -> None:
+    options = {"strides": (1, 1), "padding": ((0, 0), (0, 0)), "dilation": (1, 1)}
+    x, kernel = rng.integers(-9, 9, (2, 6, 6, 3)), rng.integers(-9, 9, (3, 3, 3, 4))
+    out, expected = np.empty((2, 4, 4, 4), np.float32), np.empty((2, 4, 4, 4))
+    convolution.convolve(out, x, kernel.astype(np.float16), **options)
+    convolution.convolve(expected, x.astype(np.float64), kernel.astype(np.float64), **options)
+    np.testing.assert_array_equal(out, expected)
+
+
 def test_inputs_need_not_be_contiguous(rng: np.random.Generator) -> None:
-    options = {"strides": (1, 1), "padding": ((0, 0), (0, 0))}
+    options = {"strides": (1, 1), "padding": ((0, 0), (0, 0)), "dilation": (1, 1)}
     x, kernel, g = rng.normal(size=(3, 6, 6, 2)), rng.normal(size=(4, 3, 3, 3)), rng.normal(size=(4, 4, 4, 2))
     views = x.transpose(3, 1, 2, 0), kernel.transpose(3, 2, 1, 0), g.transpose(3, 1, 2, 0)
     for function, places in (
-        (convolution.conv2d, (2, 0, 1)),
-        (convolution.conv2d_input_gradient, (0, 2, 1)),
-        (convolution.conv2d_kernel_gradient, (1, 0, 2)),
+        (convolution.convolve, (2, 0, 1)),
+        (convolution.convolve_input_gradient, (0, 2, 1)),
+        (convolution.convolve_kernel_gradient, (1, 0, 2)),
     ):
         out, expected = np.empty(views[places[0]].shape), np.empty(views[places[0]].shape)
         function(out, *(views[p] for p in places[1:]), **options)
@@ -136,11 +155,11 @@ def test_inputs_need_not_be_contiguous(rng: np.random.Generator) -> None:
 
 
 def test_shapes_that_do_not_fit() -> None:
-    options = {"strides": (1, 1), "padding": ((0, 0), (0, 0))}
+    options = {"strides": (1, 1), "padding": ((0, 0), (0, 0)), "dilation": (1, 1)}
     x, kernel = np.zeros((2, 5, 5, 3)), np.zeros((3, 3, 3, 4))
     with pytest.raises(ShapeError, match=r"gives \(2, 3, 3, 4\), not \(2, 5, 5, 4\)"):
-        convolution.conv2d(np.zeros((2, 5, 5, 4)), x, kernel, **options)
+        convolution.convolve(np.zeros((2, 5, 5, 4)), x, kernel, **options)
     with pytest.raises(ShapeError, match="3 × 3 channels"):
-        convolution.conv2d(np.zeros((2, 3, 3, 4)), x, kernel, **options, groups=3)
-    with pytest.raises(ShapeError, match="4 axes"):
-        convolution.conv2d(np.zeros((3, 3, 4)), x[0], kernel, **options)
+        convolution.convolve(np.zeros((2, 3, 3, 4)), x, kernel, **options, groups=3)
+    with pytest.raises(ShapeError, match="needs arrays of 4 axes"):
+        convolution.convolve(np.zeros((3, 3, 4)), x[0], kernel, **options)

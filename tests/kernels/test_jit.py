@@ -87,7 +87,7 @@ def test_a_full_disk_costs_only_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_p
 KERNELS = """
 import hashlib, sys
 import numpy as np
-from disttensor.kernels import _jit, convolution, indexing, philox, pooling, special
+from disttensor.kernels import _jit, convolution, depthwise, indexing, philox, pooling, special
 
 rng = np.random.default_rng(0)
 digest = hashlib.sha256()
@@ -102,12 +102,19 @@ x = np.empty((16, 20, 20, 24), np.float32)
 philox.normal(x, state, 5)
 kernel = rng.normal(size=(3, 3, 24, 32)).astype(np.float32)
 y = np.empty((16, 18, 18, 32), np.float32)
-options = dict(strides=(1, 1), padding=((0, 0), (0, 0)))
-add(convolution.conv2d, y, x, kernel, **options)
-add(convolution.conv2d_input_gradient, np.empty_like(x), y, kernel, **options)
-add(convolution.conv2d_kernel_gradient, np.empty_like(kernel), x, y, **options)
+options = dict(strides=(1, 1), padding=((0, 0), (0, 0)), dilation=(1, 1))
+add(convolution.convolve, y, x, kernel, **options)
+add(convolution.convolve_input_gradient, np.empty_like(x), y, kernel, **options)
+add(convolution.convolve_kernel_gradient, np.empty_like(kernel), x, y, **options)
+few = np.ascontiguousarray(kernel[..., :10])  # filters that do not fill vectors
+add(convolution.convolve, y[..., :10].copy(), x, few, **options)
+add(convolution.convolve_kernel_gradient, np.empty_like(few), x, y[..., :10], **options)
+each = np.ascontiguousarray(kernel[..., 0])
+add(depthwise.depthwise, y[..., :24].copy(), x, each, **options)
+add(depthwise.depthwise_input_gradient, np.empty_like(x), y[..., :24], each, **options)
+add(depthwise.depthwise_kernel_gradient, np.empty_like(each), x, y[..., :24], **options)
 pool = dict(pool_size=(2, 2), strides=(1, 1), padding=((0, 0), (0, 0)))
-add(pooling.max_pool2d_gradient, np.empty_like(x), x, x[:, 1:, 1:], **pool)
+add(pooling.max_pool_gradient, np.empty_like(x), x, x[:, 1:, 1:], **pool)
 add(indexing.scatter_add_rows, np.empty((3000, 24), np.float32), rng.integers(0, 3000, 6400), x.reshape(6400, 24))
 add(lambda out: special.erf(x, out=out), np.empty_like(x))
 """

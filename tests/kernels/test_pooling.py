@@ -11,9 +11,9 @@ import pytest
 from disttensor import dtypes
 from disttensor.errors import ShapeError
 from disttensor.kernels import pooling
-from disttensor.kernels.windows import output_length
+from disttensor.kernels.windows import output_sizes
 
-# Images, pool_size, strides, padding.
+# Input, pool_size, strides, padding.
 CASES = [
     ((2, 6, 6, 3), (2, 2), (2, 2), ((0, 0), (0, 0))),
     ((2, 7, 5, 3), (3, 2), (1, 1), ((1, 1), (0, 1))),
@@ -22,6 +22,9 @@ CASES = [
     ((0, 6, 6, 3), (2, 2), (2, 2), ((0, 0), (0, 0))),
     ((2, 1, 6, 3), (2, 2), (2, 2), ((0, 0), (0, 0))),
     ((2, 6, 6, 0), (2, 2), (2, 2), ((0, 0), (0, 0))),
+    ((2, 9, 3), (3,), (2,), ((1, 1),)),
+    ((2, 4, 5, 4, 2), (2, 3, 2), (1, 2, 2), ((0, 1), (1, 1), (0, 0))),
+    ((1, 3, 3, 5, 2), (3, 1, 2), (3, 2, 1), ((0, 0), (0, 0), (1, 0))),
 ]
 
 
@@ -35,32 +38,29 @@ def case(request: pytest.FixtureRequest, rng: np.random.Generator) -> tuple[np.n
 
 
 def _output(x: np.ndarray, options: dict[str, Any]) -> np.ndarray:
-    sizes = (
-        output_length(x.shape[i + 1], options["pool_size"][i], options["strides"][i], options["padding"][i])
-        for i in (0, 1)
-    )
-    return np.full((x.shape[0], *sizes, x.shape[3]), np.nan)
+    sizes = output_sizes(x.shape[1:-1], options["pool_size"], options["strides"], options["padding"])
+    return np.full((x.shape[0], *sizes, x.shape[-1]), np.nan)
 
 
 def _windows(x: np.ndarray, options: dict[str, Any]) -> Iterator[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
-    """Each window, and the places of its elements inside the image in row-major order."""
-    for n, i, j, c in np.ndindex(_output(x, options).shape):
-        top, left = (index * options["strides"][k] - options["padding"][k][0] for k, index in enumerate((i, j)))
+    """Each window, and the places of its elements inside the input in row-major order."""
+    for n, *window, c in np.ndindex(_output(x, options).shape):
+        starts = [i * s - p[0] for i, s, p in zip(window, options["strides"], options["padding"], strict=True)]
         places = [
-            (n, top + u, left + v, c)
-            for u, v in np.ndindex(options["pool_size"])
-            if 0 <= top + u < x.shape[1] and 0 <= left + v < x.shape[2]
+            (n, *(start + u for start, u in zip(starts, element, strict=True)), c)
+            for element in np.ndindex(options["pool_size"])
         ]
-        yield (n, i, j, c), places
+        inside = [p for p in places if all(0 <= i < size for i, size in zip(p, x.shape, strict=True))]
+        yield (n, *window, c), inside
 
 
 def test_max_and_its_gradient(case: tuple[np.ndarray, dict[str, Any]], rng: np.random.Generator) -> None:
     x, options = case
     y, picked, dx = _output(x, options), _output(x, options), np.full(x.shape, np.nan)
     g, v = rng.normal(size=y.shape), rng.normal(size=x.shape)
-    pooling.max_pool2d(y, x, **options)
-    pooling.max_pool2d_gradient(dx, x, g, **options)
-    pooling.max_pool2d_gather(picked, x, v, **options)
+    pooling.max_pool(y, x, **options)
+    pooling.max_pool_gradient(dx, x, g, **options)
+    pooling.max_pool_gather(picked, x, v, **options)
     expected = np.zeros_like(x)
     for window, places in _windows(x, options):
         first = places[int(np.argmax([x[p] for p in places]))]
@@ -74,8 +74,8 @@ def test_average_and_its_gradient(case: tuple[np.ndarray, dict[str, Any]], rng: 
     x, options = case
     y, dx = _output(x, options), np.full(x.shape, np.nan)
     g = rng.normal(size=y.shape)
-    pooling.avg_pool2d(y, x, **options)
-    pooling.avg_pool2d_gradient(dx, g, **options)
+    pooling.average_pool(y, x, **options)
+    pooling.average_pool_gradient(dx, g, **options)
     expected = np.zeros_like(x)
     for window, places in _windows(x, options):
         np.testing.assert_allclose(y[window], np.mean([x[p] for p in places]))
@@ -88,8 +88,8 @@ def test_nan_is_the_maximum_of_its_window() -> None:
     options = {"pool_size": (2, 2), "strides": (2, 2), "padding": ((0, 0), (0, 0))}
     x = np.array([[5.0, np.nan, 1.0, -np.inf], [np.nan, 9.0, -np.inf, 0.0]]).reshape(1, 2, 4, 1)
     y, dx = np.empty((1, 1, 2, 1)), np.empty(x.shape)
-    pooling.max_pool2d(y, x, **options)
-    pooling.max_pool2d_gradient(dx, x, np.ones_like(y), **options)
+    pooling.max_pool(y, x, **options)
+    pooling.max_pool_gradient(dx, x, np.ones_like(y), **options)
     np.testing.assert_array_equal(y.ravel(), [np.nan, 1])
     np.testing.assert_array_equal(dx[0, :, :, 0], [[0, 1, 1, 0], [0, 0, 0, 0]])
 
@@ -98,7 +98,7 @@ def test_nan_is_the_maximum_of_its_window() -> None:
 def test_maximum_keeps_numbers_of_any_dtype(dtype: str) -> None:
     x = np.arange(16).reshape(1, 4, 4, 1).astype(dtypes.to_numpy(dtype))
     y = np.empty((1, 2, 2, 1), x.dtype)
-    pooling.max_pool2d(y, x, pool_size=(2, 2), strides=(2, 2), padding=((0, 0), (0, 0)))
+    pooling.max_pool(y, x, pool_size=(2, 2), strides=(2, 2), padding=((0, 0), (0, 0)))
     assert y.ravel().tolist() == [5, 7, 13, 15]
 
 
@@ -109,7 +109,7 @@ def test_gradients_of_narrow_dtypes_are_rounded_once(dtype: str, rng: np.random.
     x, g = np.zeros((1, 5, 5, 1), dtypes.to_numpy(dtype)), rng.normal(size=(1, 5, 5, 1)).astype(dtypes.to_numpy(dtype))
     x[0, 2, 2, 0] = 1
     dx = np.empty_like(x)
-    pooling.max_pool2d_gradient(dx, x, g, **options)
+    pooling.max_pool_gradient(dx, x, g, **options)
     exact = np.sum(g[0, 1:4, 1:4, 0].astype(np.float64))
     np.testing.assert_allclose(float(dx[0, 2, 2, 0]), float(exact.astype(x.dtype)), rtol=1e-6)
 
@@ -118,23 +118,23 @@ def test_inputs_need_not_be_contiguous(rng: np.random.Generator) -> None:
     options = {"pool_size": (2, 2), "strides": (1, 1), "padding": ((0, 0), (0, 0))}
     x, g = rng.normal(size=(3, 5, 6, 2)).transpose(3, 2, 1, 0), rng.normal(size=(3, 4, 5, 2)).transpose(3, 2, 1, 0)
     dx, expected = np.empty(x.shape), np.empty(x.shape)
-    pooling.max_pool2d_gradient(dx, x, g, **options)
-    pooling.max_pool2d_gradient(expected, np.ascontiguousarray(x), np.ascontiguousarray(g), **options)
+    pooling.max_pool_gradient(dx, x, g, **options)
+    pooling.max_pool_gradient(expected, np.ascontiguousarray(x), np.ascontiguousarray(g), **options)
     np.testing.assert_array_equal(dx, expected)
     y, expected = np.empty(g.shape), np.empty(g.shape)
-    pooling.max_pool2d_gather(y, x, x, **options)
-    pooling.max_pool2d(expected, x, **options)
+    pooling.max_pool_gather(y, x, x, **options)
+    pooling.max_pool(expected, x, **options)
     np.testing.assert_array_equal(y, expected)
 
 
 def test_shapes_that_do_not_fit() -> None:
     x = np.zeros((1, 4, 4, 1))
     with pytest.raises(ShapeError, match=r"gives \(1, 2, 2, 1\), not \(1, 3, 2, 1\)"):
-        pooling.max_pool2d(np.zeros((1, 3, 2, 1)), x, pool_size=(2, 2), strides=(2, 2), padding=((0, 0), (0, 0)))
+        pooling.max_pool(np.zeros((1, 3, 2, 1)), x, pool_size=(2, 2), strides=(2, 2), padding=((0, 0), (0, 0)))
     with pytest.raises(ShapeError, match="padding must be less"):
-        pooling.avg_pool2d(np.zeros((1, 4, 2, 1)), x, pool_size=(2, 2), strides=(2, 2), padding=((2, 2), (0, 0)))
-    with pytest.raises(ShapeError, match="images' shape"):
-        pooling.max_pool2d_gradient(
+        pooling.average_pool(np.zeros((1, 4, 2, 1)), x, pool_size=(2, 2), strides=(2, 2), padding=((2, 2), (0, 0)))
+    with pytest.raises(ShapeError, match="input's shape"):
+        pooling.max_pool_gradient(
             np.zeros((1, 5, 4, 1)), x, np.zeros((1, 2, 2, 1)),
             pool_size=(2, 2), strides=(2, 2), padding=((0, 0), (0, 0)),
         )  # fmt: skip

@@ -61,14 +61,12 @@ def test_evaluating_starts_anew_and_changes_nothing(model):
         np.testing.assert_array_equal(a, b)
 
 
-def test_batches_add_up_until_metrics_are_reset(model):
-    whole = model.evaluate(X, Y, verbose=0)
-    model.reset_metrics()
+def test_each_batch_is_evaluated_by_itself(model):
     for start in (0, 6):
-        values = model.test_on_batch(X[start : start + 6], Y[start : start + 6])
-    np.testing.assert_allclose(values, whole, rtol=1e-5)
-    first = model.test_on_batch(X, Y, return_dict=True)
-    assert list(first) == ["loss", "mae", "mse"]
+        part = slice(start, start + 6)
+        values = model.test_on_batch(X[part], Y[part])
+        np.testing.assert_allclose(values, model.evaluate(X[part], Y[part], verbose=0), rtol=1e-5)
+    assert list(model.test_on_batch(X, Y, return_dict=True)) == ["loss", "mae", "mse"]
 
 
 def test_steps_and_iterables(model):

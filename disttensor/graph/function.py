@@ -167,6 +167,11 @@ class Function:
         return self._concrete(_Call(args, kwargs)).plan
 
     @property
+    def plans(self) -> list[Plan]:
+        """The plans that are kept, the one used last at the end."""
+        return [concrete.plan for plans in self._plans.values() for concrete in plans]
+
+    @property
     def trace_count(self) -> int:
         """How many plans are kept."""
         return sum(len(plans) for plans in self._plans.values())

@@ -56,6 +56,8 @@ class Plan:
     Attributes
     ----------
     graph : Graph
+    calls : list of (Node, callable)
+        The prepared kernel calls in order, each with the node that it computes.
     arena_bytes : int
         Memory of all intermediates together.
     """
@@ -67,7 +69,7 @@ class Plan:
         arrays, self.arena_bytes = _allocate(layout)
         self._inputs = [arrays[_key(Value(n))] for n in graph.inputs]
         self._outputs = [arrays[_key(v)] for v in graph.outputs]
-        self._calls = _kernel_calls(layout, arrays)
+        self.calls = _kernel_calls(layout, arrays)
         self._staged, self._commits = _commits(graph, layout, arrays)
         self._updated = list(graph.updates)
 
@@ -87,7 +89,7 @@ class Plan:
         with self._lock, blas.single_threaded(), denormals.flushed(), np.errstate(all="ignore"):
             for buffer, array in zip(self._inputs, inputs, strict=True):
                 np.copyto(buffer, array, casting="no")
-            for call in self._calls:
+            for _, call in self.calls:
                 call()
             outputs = [o.copy() for o in self._outputs]
             staged = [a.copy() for a in self._staged]
@@ -98,7 +100,7 @@ class Plan:
         return outputs
 
     def __repr__(self) -> str:
-        return f"<Plan: {len(self._calls)} kernel calls, {self.arena_bytes} bytes of intermediates>"
+        return f"<Plan: {len(self.calls)} kernel calls, {self.arena_bytes} bytes of intermediates>"
 
 
 def _lay_out(graph: Graph) -> _Layout:
@@ -254,8 +256,8 @@ def _allocate(layout: _Layout) -> tuple[dict[Key, np.ndarray], int]:
     return arrays, total
 
 
-def _kernel_calls(layout: _Layout, arrays: dict[Key, np.ndarray]) -> list[Callable[[], None]]:
-    calls: list[Callable[[], None]] = []
+def _kernel_calls(layout: _Layout, arrays: dict[Key, np.ndarray]) -> list[tuple[Node, Callable[[], None]]]:
+    calls: list[tuple[Node, Callable[[], None]]] = []
     for node in layout.nodes:
         if node.op is None or layout.root[(id(node), 0)] != (id(node), 0):
             continue
@@ -263,7 +265,7 @@ def _kernel_calls(layout: _Layout, arrays: dict[Key, np.ndarray]) -> list[Callab
         several = isinstance(node.op.infer_rule(*[v.spec for v in node.inputs], **node.attrs), Spec) is False
         inputs = [arrays[_key(v)] for v in node.inputs]
         bind = node.op.bind_rule or functools.partial(functools.partial, node.op.kernel)
-        calls.append(bind(outs if several else outs[0], *inputs, **node.attrs))
+        calls.append((node, bind(outs if several else outs[0], *inputs, **node.attrs)))
     return calls
 
 

@@ -185,12 +185,7 @@ class Trainer:
 
     def _step(self, kind: str) -> Callable[[Batch], Any]:
         """A function that runs a train, test or predict step on a batch."""
-        eager = bool(getattr(self, "run_eagerly", False))
-        steps = self.__dict__.setdefault("_steps", {})
-        run = steps.get(kind)
-        if run is None:
-            method = getattr(self, f"{kind}_step")
-            run = steps[kind] = method if eager else function(method, name=f"{type(self).__name__}.{kind}_step")
+        run = self._function(kind)
 
         def step(batch: Batch) -> Any:
             saved, context.state.shard = context.state.shard, shard_of(batch)
@@ -200,6 +195,19 @@ class Trainer:
                 context.state.shard = saved
 
         return step
+
+    @property
+    def train_function(self) -> Callable[..., Any]:
+        """What `fit` calls for each batch: `train_step` as a traced `Function`, or itself if it runs eagerly."""
+        return self._function("train")
+
+    def _function(self, kind: str) -> Callable[..., Any]:
+        steps = self.__dict__.setdefault("_steps", {})
+        if kind not in steps:
+            method = getattr(self, f"{kind}_step")
+            eager = bool(getattr(self, "run_eagerly", False))
+            steps[kind] = method if eager else function(method, name=f"{type(self).__name__}.{kind}_step")
+        return steps[kind]
 
     def _prepare(self, kind: str, batch: Batch) -> None:
         """Make every variable that a step uses, and give all ranks the values of rank 0."""

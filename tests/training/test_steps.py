@@ -80,7 +80,7 @@ def test_a_train_step_of_ones_own():
     assert_same_weights(model, plain)
     np.testing.assert_allclose(history["error"], expected["loss"], rtol=1e-6)
     np.testing.assert_allclose(history["val_error"][-1], np.abs(plain.predict(X, verbose=0) - Y).mean(), rtol=1e-5)
-    assert model._steps["train"].trace_count == 2
+    assert model.train_function.trace_count == 2
 
 
 def test_compute_loss_of_ones_own():
@@ -164,7 +164,7 @@ def test_running_eagerly_gives_the_same_bits():
 
 def test_one_trace_for_full_batches_and_one_for_the_last():
     model, _ = fitted(epochs=4, validation_split=0.3)
-    assert model._steps["train"].trace_count == 2
+    assert model.train_function.trace_count == 2
     assert model._steps["test"].trace_count == 1
 
 
@@ -172,7 +172,7 @@ def test_the_learning_rate_is_read_anew_without_tracing():
     rates = [0.1, 0.05, 0.2]
     scheduler = keras.callbacks.LearningRateScheduler(lambda epoch: rates[epoch])
     model, _ = fitted(epochs=3, callbacks=[scheduler], batch_size=ROWS)
-    assert model._steps["train"].trace_count == 1
+    assert model.train_function.trace_count == 1
     by_hand = linear()
     by_hand.compile(optimizers.SGD(1.0), "mse")
     for rate in rates:
@@ -184,7 +184,7 @@ def test_the_learning_rate_is_read_anew_without_tracing():
 def test_a_schedule_counts_steps():
     schedule = optimizers.schedules.PiecewiseConstantDecay([2, 4], [0.1, 0.01, 0.001])
     model, _ = fitted(optimizer=optimizers.SGD(schedule), epochs=2)
-    assert model._steps["train"].trace_count == 2
+    assert model.train_function.trace_count == 2
     by_hand = linear()
     by_hand.compile(optimizers.SGD(1.0), "mse")
     for step, start in enumerate([0, 8, 16] * 2):
@@ -206,7 +206,7 @@ def test_frozen_layers_stay_and_thaw():
     model.get_layer("a").trainable = True
     model.fit(X, Y, **fit)
     assert not any(np.array_equal(a, b) for a, b in zip(second, model.get_weights(), strict=True))
-    assert model._steps["train"].trace_count == 2
+    assert model.train_function.trace_count == 2
 
 
 def test_frozen_from_the_start():

@@ -1,0 +1,77 @@
+"""The command line: ``python -m benchmarks COMMAND``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.catalogue import WORKLOADS
+from benchmarks.contestants import PEERS, PEERS_ENVIRONMENT
+from benchmarks.processes import WorkerError
+
+_COMMANDS = {
+    "steps": "time of a training step, beside each peer's",
+    "start": "time to the first step, memory, installed size",
+    "replay": "what fit adds to the bare replay of the plan",
+    "profile": "time of each kernel in one replay of the plan",
+    "install": "install the peers into .venv-peers",
+}
+_ROUNDS = {"steps": 7, "start": 3, "replay": 3, "profile": 3}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Parameters
+    ----------
+    arguments : sequence of str, default ``sys.argv[1:]``
+
+    Returns
+    -------
+    int
+        0, or 1 if a measuring process failed in a way that leaves nothing to report.
+    """
+    options = parser().parse_args(arguments)
+    try:
+        importlib.import_module(f"benchmarks.{options.command}").run(options)
+    except WorkerError as error:
+        print(f"python -m benchmarks {options.command}: {error}")
+        return 1
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """What may be asked for."""
+    main_parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Benchmarks of disttensor.")
+    commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    made = {name: commands.add_parser(name, help=text, description=text) for name, text in _COMMANDS.items()}
+    installed = list(PEERS) if PEERS_ENVIRONMENT.exists() else []
+    everything, small = list(WORKLOADS), ["W1"]
+    for name, rounds in _ROUNDS.items():
+        command = made[name]
+        default = small if name == "start" else everything
+        command.add_argument("--workload", nargs="+", choices=everything, default=default, help="default: %(default)s")
+        command.add_argument("--rounds", type=_positive, default=rounds, help="turns of each process (%(default)s)")
+        command.add_argument("--steps", type=_positive, help="steps in a round (default: about a second's)")
+        command.add_argument("--json", type=Path, metavar="FILE", help="also write all results here")
+        if name in ("steps", "start"):
+            command.add_argument(
+                "--peer", nargs="*", choices=PEERS, default=installed,
+                help="whom to compare with, nobody if empty (default: all, if installed)",
+            )  # fmt: skip
+        if name != "start":
+            command.add_argument(
+                "--threads", nargs="+", type=_positive, help="numbers of threads (default: all cores, and mostly 1)"
+            )
+    made["profile"].add_argument("--calls", type=_positive, default=15, help="how many single calls to list")
+    made["install"].add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="default: all")
+    return main_parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"needs at least 1, got {value}")
+    return value

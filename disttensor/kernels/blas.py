@@ -65,11 +65,13 @@ def for_each(function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[
         return [results[number] for number in range(len(tasks))]
 
 
-_PART = 1 << 27
-"""Multiplications and additions in a part of a large product; some milliseconds of one core's work."""
+_PART = 1 << 25
+"""Multiplications and additions in a part of a stack of products; some 0.3 ms of one core's work."""
 
-_MAX_PARTS = 4
-"""For each part the BLAS packs the other operand anew."""
+_PART_OF_ONE = 4 * _PART
+"""The same for a single product: for each part the BLAS packs the other operand anew, so there are fewer."""
+
+_MAX_PARTS = 16
 
 
 def matmul(out: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
@@ -93,7 +95,8 @@ def bind_matmul(out: np.ndarray, x: np.ndarray, y: np.ndarray) -> Callable[[], A
     """`matmul` on fixed arrays, as a function without arguments; to be called within `single_threaded`."""
     by_columns = out.ndim == 2 and out.shape[1] > out.shape[0]
     length = out.shape[1] if by_columns else len(out)
-    count = min(2 * out.size * x.shape[-1] // _PART, _MAX_PARTS if out.ndim == 2 else 4 * _MAX_PARTS, length)
+    work = 2 * out.size * x.shape[-1]
+    count = min(work // _PART, _MAX_PARTS, length) if out.ndim > 2 else min(work // _PART_OF_ONE, 4, length)
     if count <= 1:
         return functools.partial(np.matmul, x, y, out=out, dtype=out.dtype)
     cuts = [slice(length * i // count, length * (i + 1) // count) for i in range(count)]

@@ -1,5 +1,7 @@
 """Kernels: numpy arrays in, arrays out. They know nothing of tensors, graphs or processes.
 
-Every kernel writes into its first argument, `out`, which the caller has allocated C-contiguous. Results never depend
-on the number of threads. Modules: `convolution`, `pooling`, `philox` (random numbers), `indexing`, `special`.
+Kernels write into their first argument, `out`, which the caller has allocated. Results never depend on the number of
+threads. Convolutions: `convolution`, `depthwise`, `pooling`, on `indirect` and `windows`; products and sums: `blas`,
+`products`, `sums`; sequences: `recurrent`, `gates`, `attention`, `normalization`; random numbers: `philox`, `normal`;
+`indexing` and `special`; generated elementwise loops: `codegen`. Around them: `_jit` (numba), `disk_cache`, `denormals`.
 """

@@ -3,5 +3,6 @@
 Kernels write into their first argument, `out`, which the caller has allocated. Results never depend on the number of
 threads. Convolutions: `convolution`, `depthwise`, `pooling`, on `indirect` and `windows`; products and sums: `blas`,
 `products`, `sums`; sequences: `recurrent`, `gates`, `attention`, `normalization`; random numbers: `philox`, `normal`;
-`indexing` and `special`; generated elementwise loops: `codegen`. Around them: `_jit` (numba), `disk_cache`, `denormals`.
+`indexing` and `special`; generated elementwise loops: `codegen`. Around them: `_jit` (numba), `disk_cache` and
+`denormals`.
 """

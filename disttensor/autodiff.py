@@ -16,21 +16,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from disttensor import dtypes, tree
 from disttensor.context import state
 from disttensor.errors import ArgumentError, ShapeError, TracingError
-from disttensor.ops.core import broadcast_to, cast, identity, sum_to
-from disttensor.ops.registry import Context, Operator
+from disttensor.ops.backpropagation import Gradients, Recording, accumulate, zeros_of
+from disttensor.ops.core import broadcast_to, identity
+from disttensor.ops.registry import Context
 from disttensor.tensor import Tensor, Variable, convert_to_tensor
-
-
-class _Record(NamedTuple):
-    op: Any
-    inputs: Sequence[Tensor]
-    attrs: dict[str, Any]
-    outputs: Sequence[Tensor]
 
 
 class GradientTape:
@@ -56,8 +50,7 @@ class GradientTape:
     def __init__(self, persistent: bool = False, watch_accessed_variables: bool = True):
         self._persistent = persistent
         self._watch_variables = watch_accessed_variables
-        self._records: list[_Record] | None = []
-        self._tracked: dict[int, Tensor] = {}
+        self._recording: Recording | None = Recording()
         self._values: dict[int, list[Tensor]] = {}
         self._variables: dict[int, Variable] = {}
 
@@ -79,7 +72,8 @@ class GradientTape:
                     raise ArgumentError(
                         f"GradientTape.watch() needs floating-point or complex tensors, got {leaf.dtype}."
                     )
-                self._tracked[id(leaf)] = leaf
+                if self._recording is not None:
+                    self._recording.follow(leaf)
             else:
                 raise ArgumentError(
                     f"GradientTape.watch() needs tensors or variables, got {type(leaf).__name__}; make one with "
@@ -104,18 +98,14 @@ class GradientTape:
         if not watched and not (self._watch_variables and variable.trainable and dtypes.is_inexact(variable.dtype)):
             return
         self._variables[id(variable)] = variable
-        if id(value) not in self._tracked:
-            self._tracked[id(value)] = value
+        if self._recording is not None and not self._recording.follows(value):
+            self._recording.follow(value)
             self._values.setdefault(id(variable), []).append(value)
 
     def record(self, op: Any, inputs: Sequence[Tensor], attrs: dict[str, Any], outputs: Sequence[Tensor]) -> None:
         """Called for every operator applied while the tape is active."""
-        if op.gradient_rule is None or not any(id(i) in self._tracked for i in inputs) or self._records is None:
-            return
-        differentiable = [o for o in outputs if dtypes.is_inexact(o.dtype)]
-        if differentiable:
-            self._tracked.update((id(o), o) for o in differentiable)
-            self._records.append(_Record(op, inputs, attrs, outputs))
+        if self._recording is not None:
+            self._recording.record(op, inputs, attrs, outputs)
 
     def gradient(
         self, target: Any, sources: Any, output_gradients: Any = None, unconnected_gradients: str = "none"
@@ -143,35 +133,35 @@ class GradientTape:
         """
         if unconnected_gradients not in ("none", "zero"):
             raise ArgumentError(f"unconnected_gradients must be 'none' or 'zero', got {unconnected_gradients!r}.")
-        if self._records is None:
+        recording = self._recording
+        if recording is None:
             raise ArgumentError(
                 "a GradientTape that is not persistent gives gradients once; use GradientTape(persistent=True)."
             )
-        records = self._records
         with self.stop_recording():
             gradients = self._seed(target, output_gradients)
-            _backpropagate(records, gradients, self._tracked)
+            recording.propagate(gradients)
             found = [self._gradient_of(source, gradients, unconnected_gradients) for source in tree.flatten(sources)]
         if not self._persistent:
-            self._records, self._tracked, self._values = None, {}, {}
+            self._recording, self._values = None, {}
         return tree.pack_sequence_as(sources, found)
 
-    def _seed(self, target: Any, output_gradients: Any) -> dict[int, Tensor]:
+    def _seed(self, target: Any, output_gradients: Any) -> Gradients:
         targets = [t.value if isinstance(t, Variable) else convert_to_tensor(t) for t in tree.flatten(target)]
         weights = [None] * len(targets) if output_gradients is None else tree.flatten(output_gradients)
         if len(weights) != len(targets):
             raise ArgumentError(f"gradient() got {len(targets)} targets but {len(weights)} output_gradients.")
-        gradients: dict[int, Tensor] = {}
+        gradients: Gradients = {}
         for tensor, weight in zip(targets, weights, strict=True):
             if not dtypes.is_inexact(tensor.dtype):
                 continue
             seed = convert_to_tensor(1 if weight is None else weight, tensor.dtype)
             if weight is not None and seed.shape != tensor.shape:
                 raise ShapeError(f"output_gradients has shape {seed.shape} for a target of shape {tensor.shape}.")
-            _accumulate(gradients, tensor, broadcast_to(seed, tensor.shape))
+            accumulate(gradients, tensor, broadcast_to(seed, tensor.shape))
         return gradients
 
-    def _gradient_of(self, source: Any, gradients: dict[int, Tensor], unconnected: str) -> Tensor | None:
+    def _gradient_of(self, source: Any, gradients: Gradients, unconnected: str) -> Tensor | None:
         values = self._values.get(id(source), []) if isinstance(source, Variable) else [source]
         total = None
         for value in values:
@@ -179,7 +169,7 @@ class GradientTape:
             if gradient is not None:
                 total = gradient if total is None else total + gradient
         if total is None and unconnected == "zero":
-            total = broadcast_to(convert_to_tensor(0, source.dtype), source.shape)
+            total = zeros_of(source)
         return total
 
 
@@ -195,40 +185,6 @@ class _Paused:
 
     def __exit__(self, *exception: object) -> None:
         state.recorders = self._saved
-
-
-def _accumulate(gradients: dict[int, Tensor], tensor: Tensor, gradient: Tensor) -> None:
-    present = gradients.get(id(tensor))
-    gradients[id(tensor)] = gradient if present is None else present + gradient
-
-
-def _backpropagate(records: list[_Record], gradients: dict[int, Tensor], tracked: dict[int, Tensor]) -> None:
-    for record in reversed(records):
-        output_gradients = [gradients.get(id(o)) for o in record.outputs]
-        if all(g is None for g in output_gradients):
-            continue
-        filled = [
-            g if g is not None else broadcast_to(convert_to_tensor(0, o.dtype), o.shape)
-            for g, o in zip(output_gradients, record.outputs, strict=True)
-        ]
-        rule = record.op.gradient_rule
-        result = rule(Context(record.inputs, record.outputs, record.attrs), *filled)
-        input_gradients = result if isinstance(result, (tuple, list)) else (result,) * (result is not None)
-        for tensor, gradient in zip(record.inputs, input_gradients, strict=bool(input_gradients)):
-            if gradient is not None and id(tensor) in tracked:
-                _accumulate(gradients, tensor, _fit(record.op, gradient, tensor))
-
-
-def _fit(op: Operator, gradient: Tensor, tensor: Tensor) -> Tensor:
-    """Undo the broadcasting of an elementwise operator, and keep the real part for a real input."""
-    if op.rule is not None and gradient.shape != tensor.shape:
-        gradient = sum_to(gradient, tensor.shape)
-    if gradient.shape != tensor.shape:
-        raise ShapeError(
-            f"the gradient of {op.name} has shape {gradient.shape} for an input of shape {tensor.shape}; "
-            "it must have the input's shape."
-        )
-    return cast(gradient, tensor.dtype)
 
 
 def custom_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -269,7 +225,7 @@ def custom_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
         variables = inner.watched_variables()
         # Outputs of our own, so that what an input passes through unchanged is still told from the input.
         flat = [_fresh(convert_to_tensor(o)) for o in tree.flatten(outputs)]
-        op = _CustomOperator(getattr(function, "__name__", "custom"), gradient, outputs, len(inputs), variables)
+        op = _CustomOperator(getattr(function, "__name__", "custom"), gradient, len(inputs), variables)
         all_inputs = [*inputs, *(v.value for v in variables)]
         for recorder in state.recorders:
             recorder.record(op, all_inputs, {}, flat)
@@ -291,12 +247,9 @@ class _CustomOperator:
 
     rule = None
 
-    def __init__(
-        self, name: str, gradient: Callable[..., Any], structure: Any, arguments: int, variables: list[Variable]
-    ):
+    def __init__(self, name: str, gradient: Callable[..., Any], arguments: int, variables: list[Variable]):
         self.name = name
         self._gradient = gradient
-        self._structure = structure
         self._arguments = arguments
         self._variables = variables
 

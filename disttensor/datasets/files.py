@@ -7,7 +7,6 @@ import fcntl
 import gzip
 import hashlib
 import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from disttensor.errors import DataError
+from disttensor.saving.files import replacing
 
 Split = tuple[np.ndarray, np.ndarray]
 """Images and labels."""
@@ -89,24 +89,16 @@ def _locked(path: Path) -> Iterator[None]:
 def _download(target: Path, url: str, sha256: str) -> None:
     """Write what a URL gives to a temporary file; move it into place when its checksum is right."""
     digest = hashlib.sha256()
-    descriptor, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with open(descriptor, "wb") as file, _open(url) as response:
-            while chunk := response.read(_CHUNK):
-                digest.update(chunk)
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
+    with replacing(str(target)) as file, _open(url) as response:
+        while chunk := response.read(_CHUNK):
+            digest.update(chunk)
+            file.write(chunk)
         if digest.hexdigest() != sha256:
             raise DataError(
                 f"{url} gave a file with SHA-256 {digest.hexdigest()}, expected {sha256}: it was damaged or changed "
                 "on its way. Nothing was kept; try again, or get the file from another place."
             )
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        os.fchmod(file.fileno(), 0o644)
 
 
 def _open(url: str) -> BinaryIO:

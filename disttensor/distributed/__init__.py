@@ -18,7 +18,16 @@ from disttensor.distributed.allreduce_pass import insert_allreduce
 from disttensor.distributed.collectives import sync_mean, sync_sum
 from disttensor.distributed.communicator import Communicator, Handle, SerialCommunicator
 from disttensor.distributed.environment import Launcher, launcher
-from disttensor.distributed.world import barrier, communicator, initialize, is_main, rank, size, use_communicator
+from disttensor.distributed.world import (
+    barrier,
+    broadcast_variables,
+    communicator,
+    initialize,
+    is_main,
+    rank,
+    size,
+    use_communicator,
+)
 
 __all__ = [
     "Communicator",
@@ -26,6 +35,7 @@ __all__ = [
     "Launcher",
     "SerialCommunicator",
     "barrier",
+    "broadcast_variables",
     "communicator",
     "initialize",
     "insert_allreduce",

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from disttensor import config, random
 from disttensor.distributed import environment
 from disttensor.distributed.communicator import Communicator, SerialCommunicator
+from disttensor.tensor import Variable
 
 _communicator: Communicator | None = None
 
@@ -99,3 +100,16 @@ def is_main() -> bool:
 def barrier() -> None:
     """Return when every rank has called it."""
     communicator().barrier()
+
+
+def broadcast_variables(variables: Iterable[Variable]) -> None:
+    """Give every rank the values that rank 0 has, in the variables' memory; with one process nothing happens.
+
+    Also while a function is traced it happens now, and once.
+    """
+    group = communicator()
+    if group.size == 1:
+        return
+    for variable in variables:
+        group.broadcast(variable.memory)
+        variable.touch()

@@ -7,6 +7,7 @@ value that each variable has afterwards. Nodes never change; a pass builds a new
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -120,7 +121,7 @@ class Graph:
         self.outputs = tuple(outputs)
         self.updates = dict(updates)
 
-    @property
+    @functools.cached_property
     def nodes(self) -> list[Node]:
         """The inputs and all that outputs and updates depend on: each after its inputs, else in program order.
 

@@ -262,7 +262,7 @@ def _kernel_calls(layout: _Layout, arrays: dict[Key, np.ndarray]) -> list[tuple[
         if node.op is None or layout.root[(id(node), 0)] != (id(node), 0):
             continue
         outs = tuple(arrays[(id(node), i)] for i in range(len(node.specs)))
-        several = isinstance(node.op.infer_rule(*[v.spec for v in node.inputs], **node.attrs), Spec) is False
+        several = not isinstance(node.op.infer_rule(*[v.spec for v in node.inputs], **node.attrs), Spec)
         inputs = [arrays[_key(v)] for v in node.inputs]
         bind = node.op.bind_rule or functools.partial(functools.partial, node.op.kernel)
         calls.append((node, bind(outs if several else outs[0], *inputs, **node.attrs)))

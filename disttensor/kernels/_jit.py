@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from disttensor import config
+from disttensor.kernels import disk_cache
 
 prange = range
 """What kernels write for a loop that may run in parallel; `numba.prange` once compiled."""
@@ -135,14 +136,7 @@ def _cache_directory() -> Path | None:
 
     sources = hashlib.sha256(b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))))
     name = f"numba-{numba.__version__}-{sources.hexdigest()[:16]}"
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    directory = Path(os.environ.get("NUMBA_CACHE_DIR") or Path(home, "disttensor")) / name
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        directory.chmod(0o700)
-    except OSError:
-        return None
-    return directory if os.access(directory, os.W_OK) else None
+    return disk_cache.private_folder(Path(os.environ.get("NUMBA_CACHE_DIR") or disk_cache.root()) / name)
 
 
 def _usable_threads() -> int:

@@ -140,11 +140,15 @@ def single_threaded() -> Iterator[None]:
                 set_(_threads_before)
 
 
+def numpy_library() -> ctypes.CDLL:
+    """numpy's own library; symbols are also looked up in those it is linked with, the BLAS among them."""
+    return ctypes.CDLL(importlib.import_module("numpy._core._multiarray_umath").__file__)
+
+
 @functools.cache
 def _openblas() -> tuple[Callable[[], int], Callable[[int], Any]] | None:
     """How to read and set the number of threads of the OpenBLAS that numpy is linked with."""
-    # The symbols of a library are also looked up in those it is linked with.
-    library = ctypes.CDLL(importlib.import_module("numpy._core._multiarray_umath").__file__)
+    library = numpy_library()
     for prefix, suffix in (("scipy_", "64_"), ("scipy_", ""), ("", "64_"), ("", "")):
         with contextlib.suppress(AttributeError):
             get = getattr(library, f"{prefix}openblas_get_num_threads{suffix}")

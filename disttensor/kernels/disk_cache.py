@@ -11,10 +11,13 @@ from pathlib import Path
 _MAX_FILES = 4096
 
 
-def folder(name: str) -> Path | None:
-    """A folder that only this user can enter, in ``$XDG_CACHE_HOME`` or ``~/.cache``; None if there cannot be one."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    path = Path(home, "disttensor", name)
+def root() -> Path:
+    """Where compiled code is kept: ``$XDG_CACHE_HOME`` or ``~/.cache``, and there ``disttensor``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "disttensor")
+
+
+def private_folder(path: Path) -> Path | None:
+    """This folder, made if need be, for this user alone; None if that cannot be."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.chmod(0o700)
@@ -28,7 +31,7 @@ def get_or_make(name: str, file: str, make: Callable[[], bytes]) -> bytes:
 
     Any number of processes may ask at once; each file appears whole. A cache that cannot be written is done without.
     """
-    place = folder(name)
+    place = private_folder(root() / name)
     if place is None:
         return make()
     path = place / file

@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import importlib
 from typing import Any
 
 import numpy as np
 
 from disttensor.kernels._jit import kernel
+from disttensor.kernels.blas import numpy_library
 
 # CBLAS's names for "row-major" and "not transposed".
 _ROW_MAJOR, _PLAIN = np.int32(101), np.int32(111)
@@ -59,8 +59,7 @@ def gemm(dtype: str) -> Any:
     object or None
         None if numpy is linked with another BLAS, or with one of 32-bit sizes; `add_product` then does without.
     """
-    # The symbols of a library are also looked up in those it is linked with.
-    library = ctypes.CDLL(importlib.import_module("numpy._core._multiarray_umath").__file__)
+    library = numpy_library()
     name = {"float32": "cblas_sgemm", "float64": "cblas_dgemm"}[dtype]
     for symbol in (f"scipy_{name}64_", f"{name}64_"):
         with contextlib.suppress(AttributeError):

@@ -7,7 +7,7 @@ from typing import Any
 
 from disttensor.layers.activation_layers import ELU, LeakyReLU, PReLU, ReLU, Softmax
 from disttensor.layers.attention import AdditiveAttention, Attention, MultiHeadAttention
-from disttensor.layers.borders import Cropping1D, Cropping2D, Cropping3D, ZeroPadding1D, ZeroPadding3D
+from disttensor.layers.borders import Cropping1D, Cropping2D, Cropping3D, ZeroPadding1D, ZeroPadding2D, ZeroPadding3D
 from disttensor.layers.convolution import Conv1D, Conv2D, Conv3D
 from disttensor.layers.core import Activation, Dense, Embedding, Lambda
 from disttensor.layers.depthwise_convolution import DepthwiseConv1D, DepthwiseConv2D, SeparableConv1D, SeparableConv2D
@@ -60,7 +60,7 @@ from disttensor.layers.pooling import (
 from disttensor.layers.recurrent import GRU, LSTM, SimpleRNN
 from disttensor.layers.regularization import ActivityRegularization, Dropout, GaussianNoise
 from disttensor.layers.rescaling import Rescaling
-from disttensor.layers.reshaping import Flatten, Permute, RepeatVector, Reshape, ZeroPadding2D
+from disttensor.layers.reshaping import Flatten, Permute, RepeatVector, Reshape
 from disttensor.layers.rnn import RNN
 from disttensor.layers.rnn_cells import GRUCell, LSTMCell, SimpleRNNCell, StackedRNNCells
 from disttensor.layers.transposed_convolution import Conv1DTranspose, Conv2DTranspose, Conv3DTranspose

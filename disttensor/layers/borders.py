@@ -50,6 +50,30 @@ class ZeroPadding1D(_Padding):
         super().__init__((self.padding,), data_format, **kwargs)
 
 
+class ZeroPadding2D(_Padding):
+    """Zeros around images.
+
+    Parameters
+    ----------
+    padding : int, (int, int) or ((int, int), (int, int)), default (1, 1)
+        How many rows and columns: on all sides; rows above and below, columns left and right;
+        ((above, below), (left, right)).
+    data_format : {"channels_last"}, optional
+    **kwargs
+        See `Layer`.
+
+    Examples
+    --------
+    >>> import disttensor as keras
+    >>> keras.layers.ZeroPadding2D(((0, 1), (2, 2)))(keras.ops.ones((8, 5, 5, 3))).shape
+    (8, 6, 9, 3)
+    """
+
+    def __init__(self, padding: Any = (1, 1), data_format: str | None = None, **kwargs: Any):
+        self.padding = _pairs("ZeroPadding2D", "padding", padding, 2)
+        super().__init__(self.padding, data_format, **kwargs)
+
+
 class ZeroPadding3D(_Padding):
     """Zeros around volumes.
 

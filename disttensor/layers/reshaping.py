@@ -8,7 +8,7 @@ from typing import Any
 
 from disttensor import ops
 from disttensor.errors import ArgumentError, ShapeError
-from disttensor.layers.arguments import PartialShape, channels_last, positive_int, require_rank, title
+from disttensor.layers.arguments import channels_last, positive_int, require_rank, title
 from disttensor.layers.layer import Layer
 from disttensor.tensor import Tensor
 
@@ -118,45 +118,3 @@ class RepeatVector(Layer):
         require_rank(self, inputs.shape, 2, "(batch, features)")
         batch, features = inputs.shape
         return ops.broadcast_to(ops.expand_dims(inputs, 1), (batch, self.n, features))
-
-
-class ZeroPadding2D(Layer):
-    """Zeros around images.
-
-    Parameters
-    ----------
-    padding : int, (int, int) or ((int, int), (int, int)), default (1, 1)
-        How many rows and columns: on all sides; rows above and below, columns left and right;
-        ((above, below), (left, right)).
-    data_format : {"channels_last"}, optional
-    **kwargs
-        See `Layer`.
-
-    Examples
-    --------
-    >>> import disttensor as keras
-    >>> keras.layers.ZeroPadding2D(((0, 1), (2, 2)))(keras.ops.ones((8, 5, 5, 3))).shape
-    (8, 6, 9, 3)
-    """
-
-    def __init__(self, padding: Any = (1, 1), data_format: str | None = None, **kwargs: Any):
-        super().__init__(**kwargs)
-        self.data_format = channels_last("ZeroPadding2D", data_format)
-        self.padding = _padding(padding)
-
-    def build(self, input_shape: PartialShape) -> None:
-        require_rank(self, input_shape, 4, "(batch, height, width, channels)")
-
-    def call(self, inputs: Tensor) -> Tensor:
-        return ops.pad(inputs, ((0, 0), *self.padding, (0, 0)))
-
-
-def _padding(given: Any) -> tuple[tuple[int, int], ...]:
-    sides = (given, given) if isinstance(given, int) else tuple(given)
-    pairs = tuple((side, side) if isinstance(side, int) else tuple(side) for side in sides)
-    valid = len(pairs) == 2 and all(len(p) == 2 and all(isinstance(n, int) and n >= 0 for n in p) for p in pairs)
-    if not valid:
-        raise ArgumentError(
-            f"ZeroPadding2D: padding must be an int, two ints or ((above, below), (left, right)), got {given!r}."
-        )
-    return pairs

@@ -12,31 +12,15 @@ from typing import Any
 
 from disttensor import dtypes
 from disttensor.context import state
-from disttensor.ops.core import broadcast_to, cast, sum_to
+from disttensor.ops.backpropagation import Gradients, Recording, accumulate, zeros_of
+from disttensor.ops.core import cast
 from disttensor.ops.joining import concatenate, split, stack
 from disttensor.ops.linalg import matmul
-from disttensor.ops.registry import Context
 from disttensor.ops.shape import expand_dims, swapaxes
 from disttensor.ops.trigonometric import tanh
-from disttensor.tensor import Tensor, Variable, convert_to_tensor
+from disttensor.tensor import Tensor
 
 Formula = Callable[..., tuple[Tensor, ...]]
-
-
-class _Observation:
-    """Writes down every operator that is applied to something that depends on the inputs."""
-
-    def __init__(self, inputs: Sequence[Tensor]):
-        self.dependent = {id(t): t for t in inputs if dtypes.is_inexact(t.dtype)}
-        self.records: list[tuple[Any, Context]] = []
-
-    def record(self, op: Any, inputs: Sequence[Tensor], attrs: dict[str, Any], outputs: Sequence[Tensor]) -> None:
-        if any(id(i) in self.dependent for i in inputs):
-            self.dependent.update((id(o), o) for o in outputs)
-            self.records.append((op, Context(inputs, outputs, attrs)))
-
-    def read(self, variable: Variable, value: Tensor) -> None:
-        pass
 
 
 def gradients_of(formula: Formula, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> list[Tensor | None]:
@@ -55,33 +39,20 @@ def gradients_of(formula: Formula, inputs: Sequence[Tensor], weights: Sequence[T
     list of Tensor or None
         None for inputs of dtypes without a gradient.
     """
-    observation = _Observation(inputs)
-    outer, state.recorders = state.recorders, (*state.recorders, observation)
+    recording = Recording()
+    for tensor in inputs:
+        if dtypes.is_inexact(tensor.dtype):
+            recording.follow(tensor)
+    outer, state.recorders = state.recorders, (*state.recorders, recording)
     try:
         results = formula(*inputs)
     finally:
         state.recorders = outer
-    found: dict[int, Tensor] = {}
+    found: Gradients = {}
     for result, weight in zip(results, weights, strict=True):
-        _accumulate(found, result, weight)
-    for op, ctx in reversed(observation.records):
-        given = [found.get(id(o), _zeros_like(o)) for o in ctx.outputs]
-        if any(id(o) in found for o in ctx.outputs):
-            gradients = op.gradient_rule(ctx, *given)
-            gradients = gradients if isinstance(gradients, (tuple, list)) else (gradients,)
-            for tensor, gradient in zip(ctx.inputs, gradients, strict=True):
-                if gradient is not None and id(tensor) in observation.dependent:
-                    _accumulate(found, tensor, sum_to(gradient, tensor.shape))
-    return [found.get(id(t), _zeros_like(t)) if dtypes.is_inexact(t.dtype) else None for t in inputs]
-
-
-def _accumulate(found: dict[int, Tensor], tensor: Tensor, gradient: Tensor) -> None:
-    present = found.get(id(tensor))
-    found[id(tensor)] = gradient if present is None else present + gradient
-
-
-def _zeros_like(tensor: Tensor) -> Tensor:
-    return broadcast_to(convert_to_tensor(0, tensor.dtype), tensor.shape)
+        accumulate(found, result, weight)
+    recording.propagate(found)
+    return [found.get(id(t), zeros_of(t)) if dtypes.is_inexact(t.dtype) else None for t in inputs]
 
 
 def previous(states: Tensor, initial: Tensor) -> Tensor:
@@ -113,7 +84,7 @@ def _backwards(steps: list[Any]) -> Tensor:
 def rnn_gradient(u: Tensor, mask: Tensor, h: Tensor, gh: Tensor) -> tuple[Tensor, ...]:
     """dz and dh0 of h = tanh(z + h @ u)."""
     live, slope = _live(mask, h), _tanh_slope(h)
-    dh, dz = _zeros_like(h[:, 0]), []
+    dh, dz = zeros_of(h[:, 0]), []
     for t in reversed(range(h.shape[1])):
         dh = dh + gh[:, t]
         dz.append(live[:, t] * dh * slope[:, t])
@@ -128,7 +99,7 @@ def lstm_gradient(
     live, before, bent = _live(mask, c), previous(c, c0), tanh(c)
     i, f, g, o = split(gates, 4, axis=-1)
     slopes = concatenate([_sigmoid_slope(i), _sigmoid_slope(f), _tanh_slope(g), _sigmoid_slope(o)], axis=-1)
-    dh = dc = _zeros_like(c[:, 0])
+    dh = dc = zeros_of(c[:, 0])
     dz = []
     for t in reversed(range(c.shape[1])):
         dh, dc, frozen = dh + gh[:, t], dc + gc[:, t], 1 - live[:, t]
@@ -147,7 +118,7 @@ def gru_gradient(
     live, before = _live(mask, h), previous(h, h0)
     update, reset, candidate, inner = split(gates, 4, axis=-1)
     g_update, g_reset, g_candidate, g_inner = split(gg, 4, axis=-1)
-    dh, dz, da = _zeros_like(h0), [], []
+    dh, dz, da = zeros_of(h0), [], []
     for t in reversed(range(h.shape[1])):
         dh = dh + gh[:, t]
         d_candidate = (dh * (1 - update[:, t]) + g_candidate[:, t]) * _tanh_slope(candidate[:, t])
@@ -168,7 +139,7 @@ def gru_before_gradient(
     update, reset, candidate = split(gates, 3, axis=-1)
     g_update, g_reset, g_candidate = split(gg, 3, axis=-1)
     of_gates, of_candidate = (_transposed(part) for part in split(u, [2 * u.shape[0]], axis=1))
-    dh, dz = _zeros_like(h0), []
+    dh, dz = zeros_of(h0), []
     for t in reversed(range(h.shape[1])):
         dh = dh + gh[:, t]
         d_candidate = (dh * (1 - update[:, t]) + g_candidate[:, t]) * _tanh_slope(candidate[:, t])

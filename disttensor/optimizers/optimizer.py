@@ -129,7 +129,7 @@ class Optimizer(Configurable):
         """
         self._trainable_variables = list(variables)
         self._index = {id(v): i for i, v in enumerate(self._trainable_variables)}
-        _start_equal(self._trainable_variables)
+        distributed.broadcast_variables(self._trainable_variables)
         if self.use_ema:
             self._averages = [self._like(v, "average", "zeros") for v in variables]
         if self.gradient_accumulation_steps:
@@ -410,16 +410,6 @@ def _number(learning_rate: Any) -> Any:
     ):
         raise ArgumentError(f"a learning rate must be a number or a LearningRateSchedule, got {learning_rate!r}.")
     return learning_rate
-
-
-def _start_equal(variables: list[Variable]) -> None:
-    """Give variables the values of rank 0, in their memory: also while a step is traced this happens now, once."""
-    if distributed.size() == 1:
-        return
-    communicator = distributed.communicator()
-    for variable in variables:
-        communicator.broadcast(variable.memory)
-        variable.touch()
 
 
 def _with_norm(gradient: Tensor, norm: Tensor, largest: float) -> Tensor:

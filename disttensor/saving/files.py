@@ -6,29 +6,31 @@ import builtins
 import contextlib
 import os
 import secrets
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import BinaryIO, TypeVar
 
 from disttensor import distributed, errors
 
 T = TypeVar("T")
 
 
-def write_atomically(path: str, content: bytes) -> None:
-    """Write a file beside its place, force it to disk, and rename it; a reader sees the old file or the new one.
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[BinaryIO]:
+    """A file beside its place, which is forced to disk and renamed if the block succeeds, and removed if it fails.
+
+    A reader sees the old file or the new one.
 
     Parameters
     ----------
     path : str
         In an existing folder.
-    content : bytes
     """
     folder, name = os.path.split(os.path.abspath(path))
     temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -37,6 +39,12 @@ def write_atomically(path: str, content: bytes) -> None:
             os.unlink(temporary)
         raise
     _sync_folder(folder)
+
+
+def write_atomically(path: str, content: bytes) -> None:
+    """Write a file that appears complete or not at all; see `replacing`."""
+    with replacing(path) as file:
+        file.write(content)
 
 
 def _sync_folder(folder: str) -> None:

@@ -22,7 +22,7 @@ from disttensor.errors import ArgumentError, DataError
 from disttensor.graph import function
 from disttensor.metrics import Mean, Metric
 from disttensor.random import global_seed
-from disttensor.tensor import Tensor, Variable
+from disttensor.tensor import Tensor
 from disttensor.training.compiled import CompiledLoss, CompiledMetrics
 from disttensor.training.gather import in_batch_order
 
@@ -220,7 +220,7 @@ class Trainer:
         variables = list(self.variables)  # type: ignore[attr-defined]
         if kind == "train":
             variables += self.optimizer.variables
-        broadcast_variables([*variables, *(v for m in self.metrics for v in m.variables)])
+        distributed.broadcast_variables([*variables, *(v for m in self.metrics for v in m.variables)])
 
     # --- fit, evaluate, predict
 
@@ -453,15 +453,6 @@ class Trainer:
     def _require_compiled(self, method: str) -> None:
         if not getattr(self, "compiled", False):
             raise ArgumentError(f"call compile() before {method}().")
-
-
-def broadcast_variables(variables: list[Variable]) -> None:
-    """Give every rank the values that rank 0 has."""
-    if distributed.size() == 1:
-        return
-    for variable in variables:
-        distributed.communicator().broadcast(variable.memory)
-        variable.touch()
 
 
 def _rows_of(x: Any) -> int:

@@ -1,8 +1,6 @@
-"""`Trainer`: compile, fit, evaluate and predict, for whatever can be called on a batch.
+"""`Trainer`: compile, and what a step of training, evaluation and prediction is.
 
-The loop asks for batches, runs a step on each, and tells callbacks. It does not know whether other ranks exist: the
-data adapter hands out this rank's slice of the global batch, collectives are nodes of the step's graph, and metric
-states are the same on all ranks.
+The loops over data that run these steps are in `disttensor.training.loop`.
 """
 
 from __future__ import annotations
@@ -11,31 +9,21 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from disttensor import context, data, distributed, ops, optimizers, tree
+from disttensor import context, distributed, ops, optimizers, tree
 from disttensor.autodiff import GradientTape
-from disttensor.callbacks import CallbackList
 from disttensor.data import Batch, unpack_x_y_sample_weight
 from disttensor.data.loader import as_tensors, shard_of
-from disttensor.errors import ArgumentError, DataError
+from disttensor.errors import ArgumentError
 from disttensor.graph import function
 from disttensor.metrics import Mean, Metric
-from disttensor.random import global_seed
 from disttensor.tensor import Tensor
 from disttensor.training.compiled import CompiledLoss, CompiledMetrics
-from disttensor.training.gather import in_batch_order
-
-Logs = dict[str, Any]
+from disttensor.training.loop import Logs, Loops
 
 
-class Trainer:
+class Trainer(Loops):
     """The training methods of `Model`. A step is `train_step` or `test_step`; override them or `compute_loss`."""
 
-    built: bool
-    history: Any
-    optimizer: Any = None
-    stop_training = False
     output_names: list[str] | None = None
 
     def compile(
@@ -222,248 +210,6 @@ class Trainer:
             variables += self.optimizer.variables
         distributed.broadcast_variables([*variables, *(v for m in self.metrics for v in m.variables)])
 
-    # --- fit, evaluate, predict
-
-    def fit(
-        self,
-        x: Any = None,
-        y: Any = None,
-        batch_size: int | None = None,
-        epochs: int = 1,
-        verbose: Any = "auto",
-        callbacks: Any = None,
-        validation_split: float = 0.0,
-        validation_data: Any = None,
-        shuffle: bool | str = True,
-        class_weight: dict[int, float] | None = None,
-        sample_weight: Any = None,
-        initial_epoch: int = 0,
-        steps_per_epoch: int | None = None,
-        validation_steps: int | None = None,
-        validation_batch_size: int | None = None,
-        validation_freq: Any = 1,
-    ) -> Any:
-        """Train for a number of epochs.
-
-        Parameters
-        ----------
-        x : array, nested structure of arrays, PyDataset, or iterable of batches
-            See `disttensor.data.make_adapter`.
-        y, sample_weight : array or nested structure of arrays, optional
-        batch_size : int, default 32
-            Rows of the *global* batch, for any number of processes.
-        epochs : int, default 1
-            The epoch to stop at, counted from `initial_epoch`'s zero.
-        verbose : {"auto", 0, 1, 2}, default "auto"
-            Silent, a progress bar, or a line an epoch.
-        callbacks : list of Callback, optional
-        validation_split : float, default 0
-            The share of rows, taken from the end, to validate on.
-        validation_data : (x, y), (x, y, sample_weight), PyDataset or iterable, optional
-        shuffle : bool or "batch", default True
-        class_weight : dict of int to float, optional
-        initial_epoch : int, default 0
-        steps_per_epoch, validation_steps : int, optional
-            Batches in an epoch or a validation; default all there are.
-        validation_batch_size : int, default batch_size
-        validation_freq : int or collection of int, default 1
-            Validate after every so many epochs, or after the epochs listed (counted from 1).
-
-        Returns
-        -------
-        History
-            `history.history` maps each metric's name to its values, one an epoch.
-
-        Raises
-        ------
-        ArgumentError, DataError, ShapeError
-            Before anything is trained, if arguments or data do not fit.
-        """
-        self._require_compiled("fit")
-        if validation_split and validation_data is None:
-            arrays = (x, y, sample_weight)
-            (x, y, sample_weight), validation_data = data.train_validation_split(arrays, validation_split)
-        adapter = self._adapter(
-            x, y, sample_weight, batch_size, shuffle=shuffle, class_weight=class_weight, steps=steps_per_epoch,
-            seed=global_seed() % (1 << 31),
-        )  # fmt: skip
-        watchers = CallbackList.make(
-            callbacks, model=self, verbose=verbose, epochs=epochs, steps=adapter.num_batches, history=True
-        )
-        self.stop_training = False
-        step = self._step("train")
-        prepared = False
-        evaluation: dict[str, Any] = {"steps": validation_steps, "batch_size": validation_batch_size or batch_size}
-        watchers.on_train_begin()
-        logs: Logs = {}
-        for epoch in range(initial_epoch, epochs):
-            self.reset_metrics()
-            watchers.on_epoch_begin(epoch)
-            logs = {}
-            for number, batch in enumerate(adapter.epoch(epoch)):
-                if not prepared:
-                    self._prepare("train", batch)
-                    prepared = True
-                watchers.on_train_batch_begin(number)
-                logs = _numbers(step(batch))
-                watchers.on_train_batch_end(number, logs)
-                if self._must_stop():
-                    break
-            else:
-                if not logs:
-                    raise DataError("the data gave no batch in this epoch; there is nothing to train on.")
-            epoch_logs = dict(logs)
-            if validation_data is not None and _validates(epoch, validation_freq):
-                found = self._validate(validation_data, watchers, **evaluation)
-                epoch_logs.update({f"val_{name}": value for name, value in found.items()})
-            watchers.on_epoch_end(epoch, epoch_logs)
-            logs = epoch_logs
-            if self._must_stop():
-                break
-        self.optimizer.finalize_variable_values(self.trainable_variables)  # type: ignore[attr-defined]
-        watchers.on_train_end(logs)
-        return self.history
-
-    def _validate(self, validation_data: Any, watchers: CallbackList, batch_size: Any, steps: Any) -> Logs:
-        x, y, sample_weight = validation_data, None, None
-        if isinstance(validation_data, (tuple, list)):
-            x, y, sample_weight = unpack_x_y_sample_weight(validation_data)
-        rows = batch_size if data.is_array_structure(x) else None
-        return self.evaluate(x, y, rows, 0, sample_weight, steps, callbacks=watchers, return_dict=True)
-
-    def evaluate(
-        self,
-        x: Any = None,
-        y: Any = None,
-        batch_size: int | None = None,
-        verbose: Any = "auto",
-        sample_weight: Any = None,
-        steps: int | None = None,
-        callbacks: Any = None,
-        return_dict: bool = False,
-    ) -> Any:
-        """Loss and metrics on data, exact for any number of processes.
-
-        Parameters are those of `fit`.
-
-        Returns
-        -------
-        float, list of float, or dict
-            The loss if there are no metrics; the values in the order of `metrics_names`; or by name.
-        """
-        self._require_compiled("evaluate")
-        adapter = self._adapter(x, y, sample_weight, batch_size, steps=steps)
-        watchers = CallbackList.make(callbacks, model=self, verbose=verbose, epochs=1, steps=adapter.num_batches)
-        step = self._step("test")
-        logs: Logs = {}
-        self.reset_metrics()
-        watchers.on_test_begin()
-        for number, batch in enumerate(adapter.epoch(0)):
-            if number == 0 and watchers is not callbacks:  # within fit, the ranks have equal weights already
-                self._prepare("test", batch)
-            watchers.on_test_batch_begin(number)
-            logs = _numbers(step(batch))
-            watchers.on_test_batch_end(number, logs)
-        watchers.on_test_end(logs)
-        if return_dict:
-            return logs
-        values = [logs[name] for name in logs]
-        return values[0] if len(values) == 1 else values
-
-    def predict(
-        self, x: Any, batch_size: int | None = None, verbose: Any = "auto", steps: int | None = None,
-        callbacks: Any = None,
-    ) -> Any:  # fmt: skip
-        """The outputs for all rows of x, in order, on every rank.
-
-        Returns
-        -------
-        numpy array, or nested structure of arrays
-            Like the model's output.
-        """
-        adapter = self._adapter(x, None, None, batch_size, steps=steps)
-        watchers = CallbackList.make(callbacks, model=self, verbose=verbose, epochs=1, steps=adapter.num_batches)
-        step = self._step("predict")
-        outputs: list[Any] = []
-        totals: list[int] = []
-        watchers.on_predict_begin()
-        for number, batch in enumerate(adapter.epoch(0)):
-            if number == 0:
-                self._prepare("predict", batch)
-            watchers.on_predict_batch_begin(number)
-            found = tree.map_structure(lambda t: t.array, step(batch))
-            outputs.append(found)
-            totals.append(batch.total)
-            watchers.on_predict_batch_end(number, {"outputs": found})
-        watchers.on_predict_end()
-        if not outputs:
-            raise DataError("the data gave no batch; there is nothing to predict.")
-        return tree.map_structure(lambda *parts: in_batch_order(parts, totals), *outputs)
-
-    # --- one batch
-
-    def train_on_batch(
-        self, x: Any, y: Any = None, sample_weight: Any = None, class_weight: Any = None, return_dict: bool = False
-    ) -> Any:
-        """One training step on one global batch, given whole on every rank; its loss and metrics."""
-        self._require_compiled("train_on_batch")
-        return self._on_batch("train", x, y, sample_weight, class_weight, return_dict)
-
-    def test_on_batch(self, x: Any, y: Any = None, sample_weight: Any = None, return_dict: bool = False) -> Any:
-        """Loss and metrics on one global batch."""
-        self._require_compiled("test_on_batch")
-        return self._on_batch("test", x, y, sample_weight, None, return_dict)
-
-    def predict_on_batch(self, x: Any) -> Any:
-        """The outputs for one global batch, as arrays."""
-        batch = self._single_batch(x, None, None, None)
-        self._prepare("predict", batch)
-        outputs = self._step("predict")(batch)
-        return tree.map_structure(lambda t: in_batch_order([t.array], [batch.total]), outputs)
-
-    def _on_batch(self, kind: str, x: Any, y: Any, sample_weight: Any, class_weight: Any, return_dict: bool) -> Any:
-        batch = self._single_batch(x, y, sample_weight, class_weight)
-        if not self.built or (kind == "train" and not self.optimizer.built):
-            self._prepare(kind, batch)
-        self.reset_metrics()
-        logs = _numbers(self._step(kind)(batch))
-        if return_dict:
-            return logs
-        values = list(logs.values())
-        return values[0] if len(values) == 1 else values
-
-    def _single_batch(self, x: Any, y: Any, sample_weight: Any, class_weight: Any) -> Batch:
-        rows = len(tree.flatten(x)[0])
-        adapter = self._adapter(x, y, sample_weight, max(rows, 1), class_weight=class_weight)
-        return next(iter(adapter.epoch(0)))
-
-    # --- helpers
-
-    def _adapter(self, x: Any, y: Any, sample_weight: Any, batch_size: int | None, **options: Any) -> data.DataAdapter:
-        group = distributed.communicator()
-        return data.make_adapter(x, y, sample_weight, batch_size, rank=group.rank, size=group.size, **options)
-
-    def _must_stop(self) -> bool:
-        """Whether any rank wants to stop: then all do, after the same batch."""
-        if distributed.size() > 1:
-            wish = np.array([self.stop_training], np.uint8)
-            self.stop_training = bool(distributed.communicator().all_reduce(wish, "max")[0])
-        return self.stop_training
-
-    def _require_compiled(self, method: str) -> None:
-        if not getattr(self, "compiled", False):
-            raise ArgumentError(f"call compile() before {method}().")
-
 
 def _rows_of(x: Any) -> int:
     return next(iter(tree.flatten(x))).shape[0]
-
-
-def _numbers(logs: Logs) -> Logs:
-    return {name: float(value) for name, value in logs.items()}
-
-
-def _validates(epoch: int, frequency: Any) -> bool:
-    if isinstance(frequency, int):
-        return (epoch + 1) % frequency == 0
-    return epoch + 1 in frequency

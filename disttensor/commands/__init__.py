@@ -1,0 +1,1 @@
+"""The subcommands of ``disttensor``, one a module; `disttensor.cli` says what a module must have."""

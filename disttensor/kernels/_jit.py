@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from disttensor import config
-from disttensor.kernels import disk_cache
+from disttensor.kernels import disk_cache, machine
+from disttensor.kernels.native import NativeCall
 
 prange = range
 """What kernels write for a loop that may run in parallel; `numba.prange` once compiled."""
@@ -53,6 +54,41 @@ class Kernel:
             with _lock:
                 found = self._dispatchers[parallel] = _dispatcher(self._function, parallel, _cache_directory())
         return found
+
+    def native(self, *arguments: Any, extent: int | None = None, grain: int = 0) -> NativeCall:
+        """A native call of the serial kernel on these arguments.
+
+        Parameters
+        ----------
+        *arguments : array, int, float, bool or numpy scalar
+            Of the kernel's parameters all, or all but the last two, which then are the part [start, stop) to do.
+        extent, grain : int
+            See `NativeCall`; to be given if the kernel does a part. The kernel must not raise.
+        """
+        import numba
+
+        shim = _shim([_fields_of(a) for a in arguments], ranged=extent is not None)
+        types = [numba.typeof(argument) for argument in arguments]
+        if extent is not None:
+            types += [numba.int64, numba.int64]
+        address = self._address(tuple(types))
+        words: list[Any] = [address]
+        for argument in arguments:
+            words += _words_of(argument)
+        return NativeCall(
+            machine.load(shim)["shim"], words, 1 if extent is None else extent, grain, keep=(self, arguments)
+        )
+
+    def _address(self, types: tuple[Any, ...]) -> int:
+        dispatcher = self.dispatcher()
+        try:
+            dispatcher.compile(types)
+        except OSError:  # as in `_run`
+            with _lock:
+                dispatcher = self._dispatchers[False] = _dispatcher(self._function, False, None)
+            dispatcher.compile(types)
+        compiled = dispatcher.overloads[types]
+        return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
 
     def _run(self, parallel: bool, arguments: tuple[Any, ...]) -> Any:
         try:
@@ -92,6 +128,57 @@ def kernel(parallel: bool = False) -> Callable[[Callable[..., Any]], Kernel]:
         A decorator that makes a `Kernel`.
     """
     return lambda function: Kernel(function, parallel)
+
+
+def _fields_of(argument: Any) -> list[str]:
+    """The types of what numba passes for an argument; an array's are meminfo, parent, size, itemsize, data, shape,
+    strides."""
+    if isinstance(argument, np.ndarray):
+        return ["ptr", "ptr", "i64", "i64", "ptr"] + ["i64"] * (2 * argument.ndim)
+    if isinstance(argument, (bool, np.bool_)):
+        return ["i8"]
+    if isinstance(argument, (int, np.integer)):
+        return [f"i{np.asarray(argument).itemsize * 8}"]
+    if isinstance(argument, (float, np.floating)):
+        return ["float" if np.asarray(argument).dtype == np.float32 else "double"]
+    raise TypeError(f"a native call cannot pass a {type(argument).__name__} to a kernel.")
+
+
+def _words_of(argument: Any) -> list[Any]:
+    if isinstance(argument, np.ndarray):
+        return [0, 0, argument.size, argument.itemsize, argument, *argument.shape, *argument.strides]
+    return [argument.item() if isinstance(argument, np.generic) else argument]
+
+
+def _shim(arguments: list[list[str]], ranged: bool) -> str:
+    """The native kernel that calls a function compiled by numba, whose address is word 0 of its arguments.
+
+    Numba's functions take a place for the result and one for an exception, then the arguments taken apart into their
+    fields, and return a status. These kernels give no result and raise nothing.
+    """
+    lines, passed = [], []
+    for number, kind in enumerate((kind for fields in arguments for kind in fields), 1):
+        lines.append(f"  %a{number} = getelementptr i64, ptr %arguments, i64 {number}")
+        if kind == "float":
+            # A word holds a double.
+            lines += [
+                f"  %d{number} = load double, ptr %a{number}",
+                f"  %v{number} = fptrunc double %d{number} to float",
+            ]
+        else:
+            lines.append(f"  %v{number} = load {kind}, ptr %a{number}")
+        passed.append(f"{kind} %v{number}")
+    if ranged:
+        passed += ["i64 %start", "i64 %stop"]
+    body = "\n".join(lines)
+    return f"""define void @shim(ptr %arguments, i64 %start, i64 %stop) nounwind {{
+  %result = alloca ptr
+  %exception = alloca ptr
+  %function = load ptr, ptr %arguments
+{body}
+  call i32 %function({", ".join(["ptr %result", "ptr %exception", *passed])})
+  ret void
+}}"""
 
 
 def operand(array: np.ndarray, dtype: DTypeLike | None = None) -> np.ndarray:

@@ -1,26 +1,23 @@
 """Machine code for elementwise loops, straight from a list of primitive instructions.
 
 A `Loop` says what to compute for each element. It is written out as LLVM IR, optimised and vectorised for this machine,
-kept on disk, and called through its address. There is no front end in between, so a kernel costs 10 to 20 ms the first
-time and about one when it is loaded again. Arithmetic is that of IEEE 754, rounded after every instruction: nothing is
-contracted or reordered, so a loop gives the bits that numpy gives one instruction after the other.
+kept on disk (`disttensor.kernels.machine`), and run as a native call. There is no front end in between, so a kernel
+costs 10 to 20 ms the first time and a tenth of one when it is loaded again. Arithmetic is that of IEEE 754, rounded
+after every instruction: nothing is contracted or reordered, so a loop gives the bits that numpy gives one instruction
+after the other.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
-import hashlib
 import struct
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from disttensor import config
-from disttensor.kernels import blas, disk_cache
+from disttensor.kernels import machine
+from disttensor.kernels.native import Bound, NativeCall, NativeSequence
 
 _TYPES = {
     "bool": "i1", "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64", "uint8": "i8", "uint16": "i16",
@@ -44,8 +41,8 @@ _FLOATING = frozenset(
 BOOLEAN = frozenset((*_COMPARE, *_LOGICAL, "logical_not", "isnan", "isinf", "isfinite"))
 """The primitives whose result is bool, whatever the dtype of their operands."""
 
-_SPLIT = 1 << 18
-"""Loops over more elements than this are split among threads."""
+_GRAIN = 1 << 17
+"""Elements that make a part for one of several threads."""
 
 
 @dataclass(frozen=True)
@@ -245,13 +242,18 @@ def _literal(value: Any, dtype: str) -> str:
     return f"0x{struct.unpack('<Q', struct.pack('<d', rounded))[0]:016X}"
 
 
-def source(loop: Loop, name: str = "loop") -> str:
-    """The LLVM IR of a loop: ``name(pointers, start, stop, columns)``, from row (if flat: element) start to stop."""
+def source(loop: Loop) -> str:
+    """The LLVM IR of a loop, a native kernel named ``loop``, which works from row (if flat: element) start to stop.
+
+    Its arguments are the inputs, the outputs, and the number of columns.
+    """
     writer = _Writer(loop)
     head: list[str] = []
     pointers = [*(dtype for dtype, _ in loop.inputs), *(loop.dtypes[o] for o in loop.outputs)]
     for i in range(len(pointers)):
-        head += [f"  %a{i} = getelementptr ptr, ptr %pointers, i64 {i}", f"  %p{i} = load ptr, ptr %a{i}"]
+        head += [f"  %a{i} = getelementptr i64, ptr %arguments, i64 {i}", f"  %p{i} = load ptr, ptr %a{i}"]
+    if not loop.is_flat:
+        head += [f"  %a = getelementptr i64, ptr %arguments, i64 {len(pointers)}", "  %columns = load i64, ptr %a"]
     index = {"full": "%i", "row": "%c", "column": "%r", "scalar": "0"}
     if loop.is_flat:
         index["full"] = "%c"
@@ -263,7 +265,7 @@ def source(loop: Loop, name: str = "loop") -> str:
         _store(writer, i, loop.dtypes[register], writer.names[register], index["full"])
     body = "\n".join(writer.lines)
     text = _FLAT if loop.is_flat else _NESTED
-    function = text.format(name=name, head="\n".join(head), body=body)
+    function = text.format(head="\n".join(head), body=body)
     return "\n".join([*sorted(writer.intrinsics), function, _METADATA])
 
 
@@ -286,7 +288,7 @@ def _align(memory: str) -> int:
     return {"float": 4, "double": 8}.get(memory) or int(memory[1:]) // 8
 
 
-_FLAT = """define void @{name}(ptr %pointers, i64 %start, i64 %stop, i64 %columns) nounwind {{
+_FLAT = """define void @loop(ptr %arguments, i64 %start, i64 %stop) nounwind {{
 entry:
 {head}
   %some = icmp slt i64 %start, %stop
@@ -301,7 +303,7 @@ end:
   ret void
 }}"""
 
-_NESTED = """define void @{name}(ptr %pointers, i64 %start, i64 %stop, i64 %columns) nounwind {{
+_NESTED = """define void @loop(ptr %arguments, i64 %start, i64 %stop) nounwind {{
 entry:
 {head}
   %some = icmp slt i64 %start, %stop
@@ -333,68 +335,8 @@ _METADATA = """!0 = distinct !{}
 !1 = distinct !{!1, !2}
 !2 = !{!"llvm.loop.parallel_accesses", !0}"""
 
-_SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
 
-
-class _Machine:
-    """LLVM for this processor, and the machine code that was made or loaded so far."""
-
-    def __init__(self) -> None:
-        import llvmlite
-        import llvmlite.binding as llvm
-
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        self._llvm = llvm
-        self._features = llvm.get_host_cpu_features().flatten()
-        self._cpu = llvm.get_host_cpu_name()
-        self._target = self._new_target()
-        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), self._target)
-        self._compiler = self._new_target()
-        self._identity = f"{llvmlite.__version__} {self._cpu} {self._features}"
-        self._functions: dict[Loop, Any] = {}
-        self._lock = threading.Lock()
-
-    def _new_target(self) -> Any:
-        target = self._llvm.Target.from_default_triple()
-        return target.create_target_machine(cpu=self._cpu, features=self._features, opt=3, jit=True)
-
-    def function(self, loop: Loop) -> Any:
-        """The compiled loop, to be called with (pointers, start, stop, columns)."""
-        found = self._functions.get(loop)
-        if found is None:
-            with self._lock:
-                found = self._functions.get(loop) or self._make(loop)
-        return found
-
-    def _make(self, loop: Loop) -> Any:
-        digest = hashlib.sha256(f"{self._identity}\n{source(loop)}".encode()).hexdigest()[:32]
-        name = f"loop_{digest}"
-        machine_code = disk_cache.get_or_make("loops", f"{digest}.o", lambda: self._compile(source(loop, name)))
-        self._engine.add_object_file(self._llvm.ObjectFileRef.from_data(machine_code))
-        self._engine.finalize_object()
-        function = _SIGNATURE(self._engine.get_function_address(name))
-        self._functions[loop] = function
-        return function
-
-    def _compile(self, text: str) -> bytes:
-        llvm = self._llvm
-        module = llvm.parse_assembly(text)
-        module.verify()
-        options = llvm.create_pipeline_tuning_options(speed_level=3)
-        options.loop_vectorization = True
-        options.slp_vectorization = False
-        builder = llvm.create_pass_builder(self._compiler, options)
-        builder.getModulePassManager().run(module, builder)
-        return self._compiler.emit_object(module)
-
-
-@functools.cache
-def _machine() -> _Machine:
-    return _Machine()
-
-
-def bind(loop: Loop, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray], columns: int) -> Callable[[], None]:
+def bind(loop: Loop, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray], columns: int) -> Bound:
     """A call of a loop on fixed arrays.
 
     Parameters
@@ -407,34 +349,24 @@ def bind(loop: Loop, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]
 
     Returns
     -------
-    callable
+    NativeCall, or a callable
         Takes no arguments and may be called any number of times.
     """
     size = outputs[0].size
     if size == 0:
-        return lambda: None
-    function = _machine().function(loop)
+        return NativeSequence(())
     copies = [(np.empty(x.shape, x.dtype), x) for x in inputs if not x.flags.c_contiguous]
     replaced = {id(x): copy for copy, x in copies}
     arrays = [replaced.get(id(x), x) for x in inputs] + list(outputs)
-    pointers = (ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))
-    steps = size if loop.is_flat else size // columns
-    if not copies and size < _SPLIT:
-        # The arrays are kept alive by the closure.
-        return functools.partial(_run, function, pointers, 0, steps, columns, arrays)
+    rows = size if loop.is_flat else size // columns
+    grain = max(_GRAIN * rows // size, 1)
+    call = NativeCall(machine.load(source(loop))["loop"], [*arrays, columns], rows, grain if rows > grain else 0)
+    if not copies:
+        return call
 
     def run() -> None:
         for copy, x in copies:
             np.copyto(copy, x)
-        parts = min(config.threads(), max(size // _SPLIT, 1), steps)
-        cuts = [steps * i // parts for i in range(parts + 1)]
-        if parts == 1:
-            function(pointers, 0, steps, columns)
-        else:
-            blas.for_each(lambda i: function(pointers, cuts[i], cuts[i + 1], columns), range(parts))
+        call()
 
     return run
-
-
-def _run(function: Any, pointers: Any, start: int, stop: int, columns: int, arrays: list[np.ndarray]) -> None:
-    function(pointers, start, stop, columns)

@@ -59,15 +59,22 @@ def gemm(dtype: str) -> Any:
     object or None
         None if numpy is linked with another BLAS, or with one of 32-bit sizes; `add_product` then does without.
     """
+    found = address(dtype)
+    return None if found is None else _function(found, dtype)
+
+
+@functools.cache
+def address(dtype: str) -> int | None:
+    """The address of CBLAS's general product in numpy's OpenBLAS, with sizes of 64 bits; None as for `gemm`."""
     library = numpy_library()
     name = {"float32": "cblas_sgemm", "float64": "cblas_dgemm"}[dtype]
     for symbol in (f"scipy_{name}64_", f"{name}64_"):
         with contextlib.suppress(AttributeError):
-            return _function(ctypes.cast(getattr(library, symbol), ctypes.c_void_p).value, dtype)
+            return ctypes.cast(getattr(library, symbol), ctypes.c_void_p).value
     return None
 
 
-def _function(address: Any, dtype: str) -> Any:
+def _function(address: int, dtype: str) -> Any:
     """A function at an address as numba passes it: by its signature, so that compiled kernels can be kept on disk."""
     import numba.experimental.function_type
     from numba import types

@@ -40,6 +40,7 @@ from disttensor import dtypes, tensor
 from disttensor.context import Spec, state
 from disttensor.errors import DTypeError, ShapeError, TracingError
 from disttensor.kernels import denormals
+from disttensor.kernels.native import Bound
 from disttensor.ops import formula as formulas
 from disttensor.tensor import KerasTensor, Tensor, Variable, convert_to_tensor
 
@@ -101,7 +102,8 @@ class Operator:
     view_rule : callable or None
         ``view_rule(*arrays, **attrs)`` gives the result as a view of an input, or None where that cannot be.
     bind_rule : callable or None
-        ``bind_rule(out, *arrays, **attrs)`` prepares a call of the kernel on fixed arrays; default: a partial call.
+        ``bind_rule(out, *arrays, **attrs)`` prepares a call of the kernel on fixed arrays: a native one if there is
+        (see `disttensor.kernels.native`), else any callable without arguments. Default: a partial call.
     program : callable or None
         Of an elementwise operator: ``program(items of attrs)`` gives its formula as a `formula.Program`.
     rule : str or None
@@ -121,7 +123,7 @@ class Operator:
     infer_rule: Callable[..., Any]
     gradient_rule: Callable[..., Any] | None = None
     view_rule: Callable[..., Any] | None = None
-    bind_rule: Callable[..., Callable[[], None]] | None = None
+    bind_rule: Callable[..., Bound] | None = None
     program: Callable[..., formulas.Program] | None = None
     rule: str | None = None
     signature: inspect.Signature = field(default_factory=inspect.Signature)
@@ -153,7 +155,7 @@ class Operator:
         self.view_rule = rule
         return rule
 
-    def bind(self, rule: Callable[..., Callable[[], None]]) -> Callable[..., Callable[[], None]]:
+    def bind(self, rule: Callable[..., Bound]) -> Callable[..., Bound]:
         """Decorator: how to prepare a call on fixed arrays."""
         self.bind_rule = rule
         return rule
@@ -248,7 +250,7 @@ def elementwise(
             else:
                 run(out, *inputs)
 
-        def bind(out: np.ndarray, *inputs: np.ndarray, **attrs: Any) -> Callable[[], None]:
+        def bind(out: np.ndarray, *inputs: np.ndarray, **attrs: Any) -> Bound:
             ufunc = program(tuple(attrs.items())).as_ufunc()
             plain = all(i.dtype.itemsize != 2 and i.dtype.kind != "c" for i in inputs)
             if ufunc is not None and plain:

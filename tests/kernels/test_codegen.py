@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import stat
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from disttensor import config
-from disttensor.kernels import codegen, disk_cache
+from disttensor.kernels import codegen
 from disttensor.kernels.codegen import DTYPES, Literal, Loop, Step, bind, converts, source, supports
 
 UNARY = "negative absolute sqrt square reciprocal floor ceil trunc rint sign isnan isinf isfinite logical_not invert"
@@ -141,34 +137,3 @@ def test_the_source_is_readable_and_the_description_short() -> None:
     loop = Loop((("float32", "full"),), (Step("maximum", (0, Literal(0.0)), "float32"),), (1,))
     assert repr(loop) == "[v1 = maximum(v0, 0.0) -> v1]"
     assert "fcmp ogt float" in source(loop)
-
-
-def test_machine_code_is_kept_privately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    codegen._machine.cache_clear()
-    loop = Loop((("float64", "full"),), (Step("add", (0, Literal(41.5)), "float64"),), (1,))
-    try:
-        assert run(loop, [np.zeros(2)], (2,))[0].tolist() == [41.5, 41.5]
-        folder = tmp_path / "disttensor" / "loops"
-        assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
-        assert len(list(folder.iterdir())) == 1
-        codegen._machine.cache_clear()
-        monkeypatch.setattr(codegen._Machine, "_compile", None)
-        assert run(loop, [np.ones(1)], (1,))[0].tolist() == [42.5]
-    finally:
-        codegen._machine.cache_clear()
-
-
-def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    assert disk_cache.get_or_make("loops", "x", lambda: b"made") == b"made"
-
-
-def test_the_cache_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(disk_cache, "_MAX_FILES", 8)
-    for number in range(30):
-        disk_cache.get_or_make("loops", str(number), lambda: b"x")
-    assert len(list((tmp_path / "disttensor" / "loops").iterdir())) <= 8

@@ -11,7 +11,7 @@ another operator back into it (the graph must stay acyclic).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from disttensor.errors import DTypeError
 from disttensor.graph.graph import Graph, Node, Value
 from disttensor.kernels import codegen
 from disttensor.kernels.codegen import Literal, Loop, Step
+from disttensor.kernels.native import Bound
 from disttensor.ops.core import broadcast, convert
 from disttensor.ops.formula import Constant
 from disttensor.ops.reductions import reduced_shape, spread
@@ -59,7 +60,7 @@ def _(*inputs: Spec, loop: Loop, shape: Shape, columns: int) -> tuple[Spec, ...]
 
 
 @fused.bind
-def _(out: tuple[np.ndarray, ...], *inputs: np.ndarray, loop: Loop, shape: Shape, columns: int) -> Callable[[], None]:
+def _(out: tuple[np.ndarray, ...], *inputs: np.ndarray, loop: Loop, shape: Shape, columns: int) -> Bound:
     return codegen.bind(loop, inputs, out, columns)
 
 

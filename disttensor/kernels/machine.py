@@ -1,0 +1,141 @@
+"""Machine code from LLVM IR, for the processor at hand.
+
+`load` compiles the text of a module, keeps the machine code on disk, and gives the addresses of its functions. It is
+the way to any kernel that is not numba's: generated loops, and modules of hand-written micro-kernels. A small module
+takes 10 to 20 ms to compile and 0.1 ms to load again.
+
+The code on disk is keyed by the text, the processor's name and features, and the version of llvmlite.
+
+Environment
+-----------
+DISTTENSOR_CPU_FEATURES : str
+    Features in LLVM's notation that are put after the processor's own, to compile for less than it can do:
+    "-avx512f" makes AVX2 code on a machine with AVX-512, "-avx" plain SSE code. Read once in a process.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from disttensor.kernels import disk_cache
+
+_DEFINED = re.compile(r"^(?:define [^@\n]*|)@([\w.]+)(?=\(| = )", re.MULTILINE)
+_EXPORTED = re.compile(r"^define (?!internal |private )[^@\n]*@([\w.]+)\(", re.MULTILINE)
+
+# What a feature is built on: switching that off switches it off, too.
+_BUILT_ON = {"avx": "sse4.2", "avx2": "avx", "fma": "avx", "f16c": "avx", "avx512f": "avx2"}
+
+
+def load(text: str) -> Mapping[str, int]:
+    """Compile a module, or load what was compiled before.
+
+    Parameters
+    ----------
+    text : str
+        LLVM IR, with opaque pointers. It names no target. Functions that are external and not of this module must be
+        symbols of this process (the C library and its mathematics are); call anything else through a pointer.
+
+    Returns
+    -------
+    mapping of str to int
+        The address of each function that the module defines, but for internal and private ones. Modules have names of
+        their own: two may define functions of the same name. Code is never unloaded.
+    """
+    return _machine().load(text)
+
+
+def has(feature: str) -> bool:
+    """Whether code may use a feature of the processor, by its name in LLVM ("avx2", "fma", "avx512f", "neon")."""
+    return _machine().has(feature)
+
+
+def vector_bytes() -> int:
+    """The width of the widest vector registers: 64 with AVX-512, 32 with AVX, else 16."""
+    return 64 if has("avx512f") else 32 if has("avx") else 16
+
+
+def description() -> str:
+    """The processor and its features as code is compiled for them, and the compiler's version."""
+    return _machine().identity
+
+
+class _Machine:
+    """LLVM for this processor, and what was loaded so far."""
+
+    def __init__(self) -> None:
+        import llvmlite
+        import llvmlite.binding as llvm
+
+        llvm.initialize_native_target()
+        llvm.initialize_native_asmprinter()
+        self._llvm = llvm
+        self._cpu = llvm.get_host_cpu_name()
+        mask = os.environ.get("DISTTENSOR_CPU_FEATURES", "")
+        self._features = ",".join(part for part in (llvm.get_host_cpu_features().flatten(), mask) if part)
+        self.identity = f"llvmlite {llvmlite.__version__} {self._cpu} {self._features}"
+        # The engine owns its target machine, so compiling needs another.
+        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), self._new_target())
+        self._compiler = self._new_target()
+        self._loaded: dict[str, dict[str, int]] = {}
+        self._lock = threading.Lock()
+
+    def _new_target(self) -> Any:
+        target = self._llvm.Target.from_default_triple()
+        return target.create_target_machine(cpu=self._cpu, features=self._features, opt=3, jit=True)
+
+    def has(self, feature: str) -> bool:
+        """See `has`."""
+        switches = [part for part in self._features.split(",") if part[1:] == feature]
+        if not switches or switches[-1][0] == "-":
+            return False
+        needed = _BUILT_ON.get(feature) or ("avx512f" if feature.startswith("avx512") else None)
+        return needed is None or self.has(needed)
+
+    def load(self, text: str) -> dict[str, int]:
+        """See `load`."""
+        found = self._loaded.get(text)
+        if found is None:
+            with self._lock:
+                found = self._loaded.get(text)
+                if found is None:
+                    found = self._loaded[text] = self._make(text)
+        return found
+
+    def _make(self, text: str) -> dict[str, int]:
+        digest = hashlib.sha256(f"{self.identity}\n{text}".encode()).hexdigest()[:32]
+        code = disk_cache.get_or_make("code", f"{digest}.o", lambda: self._compile(_unique(text, digest)))
+        self._engine.add_object_file(self._llvm.ObjectFileRef.from_data(code))
+        self._engine.finalize_object()
+        address = self._engine.get_function_address
+        return {name: address(f"{name}.{digest}") for name in _EXPORTED.findall(text)}
+
+    def _compile(self, text: str) -> bytes:
+        llvm = self._llvm
+        module = llvm.parse_assembly(text)
+        module.verify()
+        options = llvm.create_pipeline_tuning_options(speed_level=3)
+        options.loop_vectorization = True
+        options.slp_vectorization = False
+        builder = llvm.create_pass_builder(self._compiler, options)
+        builder.getModulePassManager().run(module, builder)
+        return self._compiler.emit_object(module)
+
+
+def _unique(text: str, digest: str) -> str:
+    """The module with its digest appended to every name that it defines."""
+    names = sorted(set(_DEFINED.findall(text)), key=len, reverse=True)
+    if not names:
+        return text
+    pattern = re.compile("@(" + "|".join(map(re.escape, names)) + r")(?![\w.])")
+    return pattern.sub(lambda match: f"@{match[1]}.{digest}", text)
+
+
+@functools.cache
+def _machine() -> _Machine:
+    return _Machine()

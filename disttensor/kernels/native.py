@@ -1,0 +1,152 @@
+"""Native calls: what a plan runs without coming back to Python.
+
+A kernel in machine code has one signature, whatever it computes::
+
+    void kernel(const int64_t *arguments, int64_t start, int64_t stop)
+
+`arguments` is a block of 64-bit words (addresses and integers) fixed when the call is prepared; the kernel does the
+part [start, stop) of its work. A `NativeCall` holds the address, the block, and the `extent` of the whole work. It runs
+without the GIL, on any thread, so a kernel touches no Python object, raises nothing, and never calls back.
+
+How a bind rule makes one
+-------------------------
+The bind rule of an operator, ``bind_rule(out, *arrays, **attrs)``, gets the arrays that every later call works on: they
+never move. It returns a `NativeCall`; a `NativeSequence` if it takes several kernels one after another; or any Python
+callable without arguments where there is no native kernel for these dtypes or shapes. An operator's kernel may end in
+``bind(out, *arrays)()``: native calls can be called from Python, so eager and planned runs share the code. Consecutive
+native calls of a plan are run by a single call of the executor.
+
+`grain` says whether threads may share the work. 0: one thread does [0, extent). Otherwise several may, each with a part
+that starts at a multiple of `grain` and is at least `grain` long, but for the last: so ``start // grain`` is a number
+that no other part has, to find scratch memory by. A part should be 20 µs of work or more. **However [0, extent) is cut,
+the results must have the same bits**: a part owns its outputs, and sums are cut by shape, never by part.
+
+(a) From LLVM IR, generated or by hand: `disttensor.kernels.machine.load` compiles a module and gives addresses::
+
+    TEXT = '''define void @fill(ptr %arguments, i64 %start, i64 %stop) {
+      %out = load ptr, ptr %arguments              ; word 0, an address
+      %w1 = getelementptr i64, ptr %arguments, i64 1
+      %value = load i64, ptr %w1                   ; word 1, an integer
+      ...
+    }'''
+    NativeCall(machine.load(TEXT)["fill"], (out, 7), extent=out.size, grain=1 << 16)
+
+(b) From a numba kernel: ``Kernel.native(*arguments)`` (`disttensor.kernels._jit`) gives the call of a kernel on these
+arrays and numbers. A kernel whose last two parameters are left over gets [start, stop) there; say `extent` and `grain`.
+It costs what the numba kernel costs, 100 ms and more to compile and 5 to 15 ms to load, and on top 15 ms and 0.1 ms for
+a shim of IR that takes the block apart, one for each list of types. The kernel is the serial one: no `prange`.
+
+(c) A C function by its symbol: put its address into the block and let a shim of IR load the words and call it::
+
+    %function = load ptr, ptr %arguments
+    call void %function(i32 101, i32 111, i32 111, i64 %m, ...)
+
+`disttensor.kernels.products.address` gives the address of the BLAS's product.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from disttensor import config
+from disttensor.kernels import blas
+
+_SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+
+
+class NativeCall:
+    """A kernel in machine code with its arguments; see the module's description.
+
+    Parameters
+    ----------
+    address : int
+        Of ``void kernel(const int64_t *arguments, int64_t start, int64_t stop)``.
+    arguments : sequence of array, int, float or bool
+        The words of the block: of an array the address of its first element, of a float the bits of a double. Arrays
+        are kept alive as long as the call.
+    extent : int
+        The whole work is [0, extent); nothing is called if it is 0.
+    grain : int, default 0
+        The least part for one of several threads; 0 if there is to be only one.
+    keep : object, optional
+        Anything else that must live as long as the call.
+    """
+
+    __slots__ = ("_keep", "_words", "address", "extent", "grain")
+
+    def __init__(
+        self, address: int, arguments: Sequence[np.ndarray | int | float], extent: int = 1, grain: int = 0,
+        keep: object = None,
+    ):  # fmt: skip
+        self.address = address
+        self.extent = int(extent)
+        self.grain = int(grain)
+        self._words = (ctypes.c_int64 * len(arguments))(*map(_word, arguments))
+        self._keep = [a for a in arguments if isinstance(a, np.ndarray)], keep
+
+    @property
+    def block(self) -> int:
+        """The address of the block of arguments."""
+        return ctypes.addressof(self._words)
+
+    def __call__(self) -> None:
+        """Run the kernel, on `config.threads` threads if its grain allows."""
+        function = _SIGNATURE(self.address)
+        parts = min(config.threads(), self.extent // self.grain) if self.grain else 1
+        if parts <= 1:
+            if self.extent:
+                function(self.block, 0, self.extent)
+            return
+        units = -(-self.extent // self.grain)
+        cuts = [min(units * i // parts * self.grain, self.extent) for i in range(parts + 1)]
+        blas.for_each(lambda i: function(self.block, cuts[i], cuts[i + 1]), range(parts))
+
+    def __iter__(self) -> Iterator[NativeCall]:
+        """The native calls that this is: itself."""
+        yield self
+
+    def __repr__(self) -> str:
+        return f"<NativeCall of {self.extent} at {self.address:#x}, grain {self.grain}>"
+
+
+class NativeSequence:
+    """Native calls that run one after another, as one.
+
+    Parameters
+    ----------
+    calls : sequence of NativeCall or NativeSequence
+    """
+
+    __slots__ = ("_calls",)
+
+    def __init__(self, calls: Sequence[NativeCall | NativeSequence]):
+        self._calls = tuple(call for group in calls for call in group)
+
+    def __call__(self) -> None:
+        """Run all."""
+        for call in self._calls:
+            call()
+
+    def __iter__(self) -> Iterator[NativeCall]:
+        """The native calls in order."""
+        return iter(self._calls)
+
+    def __repr__(self) -> str:
+        return f"<NativeSequence of {len(self._calls)}>"
+
+
+Bound = NativeCall | NativeSequence | Callable[[], Any]
+"""What a bind rule returns."""
+
+
+def _word(value: np.ndarray | int | float) -> int:
+    if isinstance(value, np.ndarray):
+        return value.ctypes.data
+    if isinstance(value, float):
+        return int(struct.unpack("<q", struct.pack("<d", value))[0])
+    return int(value)

@@ -1,0 +1,115 @@
+"""Machine code from IR: names, features, and the cache on disk."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from disttensor.kernels import disk_cache, machine
+
+ADD = """define i64 @f(i64 %x) {
+  %y = call i64 @g(i64 %x)
+  ret i64 %y
+}
+define internal i64 @g(i64 %x) {
+  %y = add i64 %x, NUMBER
+  ret i64 %y
+}
+"""
+
+
+def call(address: int, x: int) -> int:
+    return int(ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64)(address)(x))
+
+
+@pytest.fixture
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A machine that has loaded nothing, with an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    machine._machine.cache_clear()
+    yield tmp_path / "disttensor" / "code"
+    machine._machine.cache_clear()
+
+
+def test_modules_may_define_the_same_names() -> None:
+    one, two = (machine.load(ADD.replace("NUMBER", n)) for n in ("1", "2"))
+    assert (call(one["f"], 40), call(two["f"], 40)) == (41, 42)
+
+
+def test_only_external_functions_are_given() -> None:
+    assert set(machine.load(ADD.replace("NUMBER", "3"))) == {"f"}
+
+
+def test_a_module_may_define_constants_and_call_the_c_library() -> None:
+    text = """@table = private constant [3 x double] [double 1.0, double 4.0, double 9.0]
+declare double @cbrt(double)
+define double @f(i64 %i) {
+  %p = getelementptr double, ptr @table, i64 %i
+  %x = load double, ptr %p
+  %y = call double @cbrt(double %x)
+  ret double %y
+}"""
+    f = ctypes.CFUNCTYPE(ctypes.c_double, ctypes.c_int64)(machine.load(text)["f"])
+    assert [f(i) for i in range(3)] == pytest.approx(np.cbrt([1, 4, 9]).tolist(), rel=1e-15)
+
+
+def test_machine_code_is_kept_privately_and_found_again(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = ADD.replace("NUMBER", "4")
+    machine.load(text)
+    assert stat.S_IMODE(os.stat(fresh).st_mode) == 0o700
+    assert len(list(fresh.iterdir())) == 1
+    machine._machine.cache_clear()
+    monkeypatch.setattr(machine._Machine, "_compile", None)
+    assert call(machine.load(text)["f"], 1) == 5
+
+
+def test_a_mask_switches_features_off(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = ADD.replace("NUMBER", "5")
+    machine.load(text)
+    monkeypatch.setenv("DISTTENSOR_CPU_FEATURES", "-avx")
+    machine._machine.cache_clear()
+    assert not any(machine.has(feature) for feature in ("avx", "avx2", "fma", "avx512f", "avx512vl"))
+    assert machine.vector_bytes() == 16
+    machine.load(text)
+    assert len(list(fresh.iterdir())) == 2  # code for the one is never used for the other
+
+
+@pytest.mark.parametrize("mask", ["-avx512f", "-avx"])
+def test_loops_give_the_same_bits_with_fewer_features(mask: str) -> None:
+    script = (
+        "import hashlib, numpy as np; from disttensor.kernels.codegen import *\n"
+        "x = np.random.default_rng(0).normal(size=1001).astype('float32'); y = np.empty_like(x)\n"
+        "steps = (Step('square', (0,), 'float32'), Step('add', (1, 0), 'float32'), Step('sqrt', (2,), 'float32'))\n"
+        "bind(Loop((('float32', 'full'),), steps, (3,)), [x], [y], 1)()\n"
+        "print(hashlib.sha256(np.nan_to_num(y).tobytes()).hexdigest())"
+    )
+    results = set()
+    for features in ("", mask):
+        environment = {**os.environ, "DISTTENSOR_CPU_FEATURES": features}
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        )
+        results.add(done.stdout)
+    assert len(results) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    assert disk_cache.get_or_make("code", "x", lambda: b"made") == b"made"
+
+
+def test_the_cache_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(disk_cache, "_MAX_FILES", 8)
+    for number in range(30):
+        disk_cache.get_or_make("code", str(number), lambda: b"x")
+    assert len(list((tmp_path / "disttensor" / "code").iterdir())) <= 8

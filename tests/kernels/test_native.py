@@ -1,0 +1,141 @@
+"""Native calls: arguments, parts for threads, and the three ways to write a kernel."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+
+import numpy as np
+import pytest
+
+from disttensor import config
+from disttensor.kernels import machine, products
+from disttensor.kernels._jit import kernel, operand
+from disttensor.kernels.native import NativeCall, NativeSequence
+
+# out[start:stop] += value; counts[start // grain] = stop - start
+ADD = """define void @add(ptr %arguments, i64 %start, i64 %stop) {
+  %w1 = getelementptr i64, ptr %arguments, i64 1
+  %w2 = getelementptr i64, ptr %arguments, i64 2
+  %w3 = getelementptr i64, ptr %arguments, i64 3
+  %out = load ptr, ptr %arguments
+  %counts = load ptr, ptr %w1
+  %grain = load i64, ptr %w2
+  %value = load double, ptr %w3
+  %part = sdiv i64 %start, %grain
+  %size = sub i64 %stop, %start
+  %count = getelementptr i64, ptr %counts, i64 %part
+  store i64 %size, ptr %count
+  br label %each
+each:
+  %i = phi i64 [%start, %0], [%next, %each]
+  %p = getelementptr double, ptr %out, i64 %i
+  %x = load double, ptr %p
+  %y = fadd double %x, %value
+  store double %y, ptr %p
+  %next = add i64 %i, 1
+  %more = icmp slt i64 %next, %stop
+  br i1 %more, label %each, label %end
+end:
+  ret void
+}"""
+
+
+@kernel()
+def scale(out: np.ndarray, x: np.ndarray, factor: float, up: bool, start: int, stop: int) -> None:
+    for i in range(start, stop):
+        out[i] = x[i, 0] * factor if up else x[i, 0]
+
+
+@kernel()
+def total(out: np.ndarray, x: np.ndarray) -> None:
+    out[0] = x.sum()
+
+
+def add(extent: int, grain: int, value: float = 1.5) -> tuple[NativeCall, np.ndarray, np.ndarray]:
+    out, counts = np.zeros(max(extent, 1)), np.zeros(64, np.int64)
+    return NativeCall(machine.load(ADD)["add"], [out, counts, grain or 1, value], extent, grain), out, counts
+
+
+def test_words_are_addresses_integers_and_doubles() -> None:
+    call, out, counts = add(5, 0)
+    call()
+    call()
+    assert out.tolist() == [3.0] * 5
+    assert counts[0] == 5
+
+
+@pytest.mark.parametrize("extent", [0, 1, 9, 10, 11, 20, 29, 35, 100])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_parts_start_at_multiples_of_the_grain_and_cover_everything(
+    extent: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "_threads", threads)
+    call, out, counts = add(extent, 10)
+    call()
+    assert out[:extent].tolist() == [1.5] * extent
+    parts = counts[counts > 0]
+    assert parts.sum() == extent
+    assert len(parts) <= threads
+    starts = np.flatnonzero(counts) * 10
+    assert starts.tolist() == [0, *np.cumsum(parts)[:-1]][: len(starts)]
+    assert all(size >= 10 for size in parts[:-1])
+
+
+def test_arrays_live_as_long_as_the_call() -> None:
+    x = np.arange(4.0)
+    call = NativeCall(machine.load(ADD)["add"], [x, np.zeros(1, np.int64), 1, 1.0], 4)
+    address = x.ctypes.data
+    del x
+    gc.collect()
+    np.zeros(4)
+    call()
+    assert (ctypes.c_double * 4).from_address(address)[:] == [1, 2, 3, 4]
+
+
+def test_a_sequence_runs_in_order_and_is_flat() -> None:
+    (a, x, _), (b, y, _) = add(3, 0), add(3, 0, 2.0)
+    whole = NativeSequence([a, NativeSequence([b, a])])
+    whole()
+    assert list(whole) == [a, b, a]
+    assert (x.tolist(), y.tolist()) == ([3.0] * 3, [2.0] * 3)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32"])
+def test_a_numba_kernel_as_a_native_call(dtype: str) -> None:
+    x = np.arange(12).astype(dtype).reshape(4, 3)
+    out = np.zeros(4, dtype)
+    scale.native(out, operand(x), np.float32(2.5), True, extent=4)()
+    assert out.tolist() == (x[:, 0] * np.float32(2.5)).astype(dtype).tolist()
+    scale.native(out, x[:, 1:], 2.5, False, extent=4)()
+    assert out.tolist() == x[:, 1].tolist()
+
+
+def test_a_numba_kernel_without_parts() -> None:
+    out = np.zeros(1)
+    total.native(out, operand(np.arange(10.0)))()
+    assert out[0] == 45
+
+
+def test_a_kernel_refuses_arguments_that_it_cannot_pass() -> None:
+    with pytest.raises(TypeError, match="str"):
+        total.native(np.zeros(1), "text")
+
+
+def test_a_c_function_by_its_address() -> None:
+    gemm = products.address("float32")
+    if gemm is None:
+        pytest.skip("numpy's BLAS is not an OpenBLAS with 64-bit sizes")
+    text = """define void @square(ptr %arguments, i64 %start, i64 %stop) {
+      %w1 = getelementptr i64, ptr %arguments, i64 1
+      %w2 = getelementptr i64, ptr %arguments, i64 2
+      %function = load ptr, ptr %arguments
+      %out = load ptr, ptr %w1
+      %x = load ptr, ptr %w2
+      call void %function(i32 101, i32 111, i32 111, i64 3, i64 3, i64 3, float 1.0, ptr %x, i64 3, ptr %x, i64 3,
+                          float 0.0, ptr %out, i64 3)
+      ret void
+    }"""
+    x, out = np.arange(9, dtype=np.float32).reshape(3, 3), np.zeros((3, 3), np.float32)
+    NativeCall(machine.load(text)["square"], [gemm, out, x])()
+    assert np.array_equal(out, x @ x)

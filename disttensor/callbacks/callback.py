@@ -18,6 +18,9 @@ class Callback:
     files or prints asks `disttensor.distributed.is_main` first. Setting ``self.model.stop_training`` on any rank stops
     all of them after the same batch.
 
+    With ``compile(steps_per_execution=n)`` the hooks of batches are called once for n batches: those of the beginning
+    with the number of the first of them, those of the end with the number of the last.
+
     Attributes
     ----------
     model : Model

@@ -65,8 +65,10 @@ class CallbackList:
         if not name.startswith("on_"):
             raise AttributeError(name)
         hooks = [getattr(c, name) for c in self.callbacks if _defines(c, name)]
+        count = 2 if "batch" in name or "epoch" in name else 1
 
         def call(*args: Any) -> None:
+            args += ({},) * (count - len(args))  # hooks may be written without a default for logs
             for hook in hooks:
                 hook(*args)
 

@@ -33,7 +33,8 @@ class ModelCheckpoint(MonitorCallback):
     mode : {"auto", "min", "max"}, default "auto"
         Whether less or more is better; "auto" asks the metric.
     save_freq : "epoch" or int, default "epoch"
-        After each epoch, or after every so many training batches, counted across epochs.
+        After each epoch, or after every so many training batches, counted across epochs. (With
+        ``compile(steps_per_execution=n)`` after the execution in which so many batches are full.)
     initial_value_threshold : float, optional
         With `save_best_only`, the value to beat for the first file.
 
@@ -70,18 +71,22 @@ class ModelCheckpoint(MonitorCallback):
         self.save_best_only = save_best_only
         self.save_freq = save_freq
         self._epoch = 0
-        self._batches = 0
+        self._batches_since_save = 0
+        self._last_batch = -1
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Note the epoch."""
         self._epoch = epoch
+        self._last_batch = -1
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Save if it is time."""
         if self.save_freq == "epoch":
             return
-        self._batches += 1
-        if self._batches % self.save_freq == 0:
+        self._batches_since_save += batch - self._last_batch
+        self._last_batch = batch
+        if self._batches_since_save >= self.save_freq:
+            self._batches_since_save = 0
             self._save(logs, batch=batch + 1)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:

@@ -46,7 +46,7 @@ class ProgbarLogger(Callback):
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Move it on."""
-        self._step(logs)
+        self._step(batch, logs)
 
     def on_epoch_end(self, epoch: int, logs: Logs = None) -> None:
         """Show the epoch's metrics."""
@@ -60,7 +60,7 @@ class ProgbarLogger(Callback):
     def on_test_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Move it on."""
         if not self._fitting:
-            self._step(logs)
+            self._step(batch, logs)
 
     def on_test_end(self, logs: Logs = None) -> None:
         """Show the metrics."""
@@ -73,7 +73,7 @@ class ProgbarLogger(Callback):
 
     def on_predict_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Move it on."""
-        self._step(None)
+        self._step(batch, None)
 
     def on_predict_end(self, logs: Logs = None) -> None:
         """Show how long it took."""
@@ -86,8 +86,8 @@ class ProgbarLogger(Callback):
         draws = self._shows and self.params["verbose"] == 1 and can_draw()
         self._bar = _Bar(title, self.params.get("steps")) if draws else None
 
-    def _step(self, logs: Logs) -> None:
-        self._steps += 1
+    def _step(self, batch: int, logs: Logs) -> None:
+        self._steps = batch + 1
         self._last_step = time.monotonic()
         if self._bar is not None:
             self._bar.draw(self._steps, format_logs(logs))

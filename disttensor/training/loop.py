@@ -7,7 +7,8 @@ states are the same on all ranks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ class Loops:
     history: Any
     optimizer: Any = None
     stop_training = False
+    steps_per_execution = 1
     _step: Callable[[str], Callable[[Batch], Any]]
     _prepare: Callable[[str, Batch], None]
     reset_metrics: Callable[[], None]
@@ -109,13 +111,14 @@ class Loops:
             self.reset_metrics()
             watchers.on_epoch_begin(epoch)
             logs = {}
-            for number, batch in enumerate(adapter.epoch(epoch)):
+            for number, batch, execution in _executions(adapter.epoch(epoch), self.steps_per_execution):
                 if not prepared:
                     self._prepare("train", batch)
                     prepared = True
                 watchers.on_train_batch_begin(number)
-                logs = _numbers(step(batch))
-                watchers.on_train_batch_end(number, logs)
+                results = [step(b) for b in execution]
+                logs = _numbers(results[-1])
+                watchers.on_train_batch_end(number + len(results) - 1, logs)
                 if self._must_stop():
                     break
             else:
@@ -167,12 +170,13 @@ class Loops:
         logs: Logs = {}
         self.reset_metrics()
         watchers.on_test_begin()
-        for number, batch in enumerate(adapter.epoch(0)):
+        for number, batch, execution in _executions(adapter.epoch(0), self.steps_per_execution):
             if number == 0 and watchers is not callbacks:  # within fit, the ranks have equal weights already
                 self._prepare("test", batch)
             watchers.on_test_batch_begin(number)
-            logs = _numbers(step(batch))
-            watchers.on_test_batch_end(number, logs)
+            results = [step(b) for b in execution]
+            logs = _numbers(results[-1])
+            watchers.on_test_batch_end(number + len(results) - 1, logs)
         watchers.on_test_end(logs)
         if return_dict:
             return logs
@@ -196,14 +200,16 @@ class Loops:
         outputs: list[Any] = []
         totals: list[int] = []
         watchers.on_predict_begin()
-        for number, batch in enumerate(adapter.epoch(0)):
+        for number, batch, execution in _executions(adapter.epoch(0), self.steps_per_execution):
             if number == 0:
                 self._prepare("predict", batch)
             watchers.on_predict_batch_begin(number)
-            found = tree.map_structure(lambda t: t.array, step(batch))
-            outputs.append(found)
-            totals.append(batch.total)
-            watchers.on_predict_batch_end(number, {"outputs": found})
+            done = len(outputs)
+            for b in execution:
+                outputs.append(tree.map_structure(lambda t: t.array, step(b)))
+                totals.append(b.total)
+            joined = tree.map_structure(lambda *parts: np.concatenate(parts), *outputs[done:])
+            watchers.on_predict_batch_end(len(outputs) - 1, {"outputs": joined})
         watchers.on_predict_end()
         if not outputs:
             raise DataError("the data gave no batch; there is nothing to predict.")
@@ -262,6 +268,23 @@ class Loops:
     def _require_compiled(self, method: str) -> None:
         if not getattr(self, "compiled", False):
             raise ArgumentError(f"call compile() before {method}().")
+
+
+def _executions(batches: Iterable[Batch], steps: int) -> Iterator[tuple[int, Batch, Iterator[Batch]]]:
+    """Group batches by `steps`, the last group perhaps shorter.
+
+    Yields
+    ------
+    tuple
+        The number and the value of a group's first batch, and an iterator over all its batches, which must be used up.
+        Later ones are asked for one by one, so that whatever goes wrong there happens after the steps before.
+    """
+    source = iter(batches)
+    for number in itertools.count(0, steps):
+        first = next(source, None)
+        if first is None:
+            return
+        yield number, first, itertools.chain([first], itertools.islice(source, steps - 1))
 
 
 def _numbers(logs: Logs) -> Logs:

@@ -50,15 +50,29 @@ class Trainer(Loops):
             Only the latter take sample weights into account.
         run_eagerly : bool, default False
             Run operator by operator, with values to print and Python control flow; the results are the same.
-        steps_per_execution, jit_compile, auto_scale_loss
-            Accepted for compatibility and without effect: a step is always one run of a prepared plan.
+        steps_per_execution : int, default 1
+            How many batches `fit`, `evaluate` and `predict` run before they tell callbacks and look at
+            `stop_training`. A step is one run of a prepared plan in any case, so what is saved is the work of callbacks
+            and, with several processes, the question whether all go on. The batch hooks are called once for so many
+            batches: those that begin with the number of the first, those that end with the number of the last and the
+            metrics at that point. The last batches of an epoch may be fewer.
+        jit_compile, auto_scale_loss
+            Accepted for compatibility and without effect: steps are always compiled, unless they run eagerly.
+
+        Raises
+        ------
+        ArgumentError
+            If `steps_per_execution` is not a positive int; nothing is changed then.
         """
+        if type(steps_per_execution) is not int or steps_per_execution < 1:
+            raise ArgumentError(f"compile(): steps_per_execution must be a positive int, got {steps_per_execution!r}.")
         self.optimizer = optimizers.get(optimizer)
         self.loss = loss
         self.run_eagerly = bool(run_eagerly)
         self._compiled_loss = CompiledLoss(loss, loss_weights, self.output_names) if loss is not None else None
         self._compiled_metrics = CompiledMetrics(metrics, weighted_metrics, self.output_names)
         self._loss_tracker = Mean(name="loss")
+        self.steps_per_execution = steps_per_execution
         self.stop_training = False
         self.compiled = True
         self._steps: dict[str, Callable[..., Any]] = {}

@@ -52,6 +52,13 @@ def test_every_so_many_batches_across_epochs(tmp_path):
     assert names(tmp_path) == ["1-3.safetensors", "2-2.safetensors", "3-1.safetensors", "3-4.safetensors"]
 
 
+def test_every_so_many_batches_with_several_steps_an_execution(tmp_path):
+    model = make_model()
+    model.compile("sgd", "mse", steps_per_execution=2)
+    fit(ModelCheckpoint(tmp_path / "{epoch}-{batch}.safetensors", save_freq=3), model=model, batch_size=2)
+    assert names(tmp_path) == ["1-4.safetensors", "2-4.safetensors", "3-4.safetensors"]
+
+
 class Scores(keras.callbacks.Callback):
     def __init__(self, *values):
         super().__init__()

@@ -7,6 +7,7 @@ import pytest
 
 import disttensor as keras
 from disttensor import layers, losses, metrics, ops, optimizers, regularizers
+from disttensor.errors import ArgumentError
 from tests.training.fitting import LABELS, ROWS, X, Y, assert_same_weights, fitted, linear
 
 # --- losses of layers and weights
@@ -266,3 +267,58 @@ def test_batches_by_hand_are_what_fit_does():
     )
     logs = by_hand.train_on_batch(X, Y, sample_weight=np.ones(ROWS), return_dict=True)
     assert list(logs) == ["loss", "mae"]
+
+
+# --- several steps an execution
+
+
+@pytest.mark.parametrize("steps", [2, 3, 100])
+def test_several_steps_an_execution_are_the_same_steps(steps):
+    def run(**options):
+        keras.utils.set_random_seed(3)
+        return fitted(noisy(), y=LABELS, batch_size=3, epochs=2, shuffle=True, validation_split=0.2, optimizer="adam",
+                      compile_options={"loss": "sparse_categorical_crossentropy", **options})  # fmt: skip
+
+    (one, history), (several, same_history) = run(), run(steps_per_execution=steps)
+    assert_same_weights(one, several)
+    assert history == same_history
+    assert several.train_function.trace_count == one.train_function.trace_count
+
+
+def test_the_hooks_of_batches_are_called_once_an_execution():
+    called = []
+    spy = keras.callbacks.LambdaCallback(
+        on_train_batch_begin=lambda batch, logs: called.append(batch),
+        on_train_batch_end=lambda batch, logs: called.append((batch, sorted(logs))),
+    )
+    fitted(batch_size=3, callbacks=[spy], compile_options={"steps_per_execution": 3})
+    assert called == [0, (2, ["loss"]), 3, (5, ["loss"]), 6, (6, ["loss"])]
+
+
+def test_stopping_takes_effect_after_the_execution():
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            self.model.stop_training = True
+
+    model, _ = fitted(batch_size=2, epochs=5, callbacks=[Stop()], compile_options={"steps_per_execution": 4})
+    assert int(model.optimizer.iterations.numpy()) == 4
+
+
+def test_an_error_in_the_data_comes_after_the_steps_before_it():
+    def batches():
+        yield X[:4], Y[:4]
+        yield X[4:8], Y[4:8]
+        raise RuntimeError("the disk is gone")
+
+    model = linear()
+    with pytest.raises(RuntimeError, match="the disk is gone"):
+        fitted(model, x=batches(), y=None, batch_size=None, compile_options={"steps_per_execution": 3})
+    assert int(model.optimizer.iterations.numpy()) == 2
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, "auto", True])
+def test_steps_per_execution_must_be_a_positive_int(steps):
+    model = linear()
+    with pytest.raises(ArgumentError, match="steps_per_execution must be a positive int"):
+        model.compile("sgd", "mse", steps_per_execution=steps)
+    assert model.optimizer is None

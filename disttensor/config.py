@@ -1,11 +1,13 @@
 """Settings that hold for the whole process.
 
-`floatx`, `epsilon` and `image_data_format` are Keras's; `threads` is how many threads the kernels may use.
+`floatx`, `epsilon` and `image_data_format` are Keras's; `threads` is how many threads the kernels may use;
+`enable_determinism` makes training independent of the number of processes, to the last bit.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from disttensor import dtypes
 from disttensor.errors import ArgumentError
@@ -14,6 +16,8 @@ _floatx = "float32"
 _epsilon = 1e-7
 _image_data_format = "channels_last"
 _threads: int | None = None
+_shards: int | None = None
+_shards_per_rank: tuple[int, ...] | None = None
 
 
 def floatx() -> str:
@@ -77,13 +81,93 @@ def set_threads(count: int) -> None:
     _threads = int(count)
 
 
+def enable_determinism(shards: int = 8, per_rank: Sequence[int] | None = None) -> None:
+    """Make training give the same bits for any number of processes, from now on.
+
+    Each global batch is cut into so many virtual shards. Each is computed alone, and what they yield (gradients, metric
+    states, averages of batch statistics) is added up along one fixed binary tree, whichever process holds which shard.
+    ``BatchNormalization`` takes the statistics of a shard, unless it was made with ``synchronized=True``. Only traced
+    steps can do that: `fit`, `evaluate`, `predict`, and loops of one's own under ``function``.
+
+    Parameters
+    ----------
+    shards : int, default 8
+        The results depend on this number. It limits how many processes share the work; powers of two that are
+        multiples of the number of processes suit best.
+    per_rank : sequence of int, optional
+        How many of the shards each process holds, for example fewer on a slow host; changes no bit. Default: evenly.
+
+    Raises
+    ------
+    ArgumentError
+        If `shards` is not positive, or the numbers of `per_rank` are negative or do not add up to it.
+
+    Notes
+    -----
+    The environment variable ``DISTTENSOR_DETERMINISTIC=8`` does the same.
+
+    Examples
+    --------
+    >>> import disttensor as keras
+    >>> keras.config.enable_determinism(shards=4)
+    >>> keras.config.virtual_shards()
+    4
+    >>> keras.config.disable_determinism()
+    """
+    global _shards, _shards_per_rank
+    if isinstance(shards, bool) or shards != int(shards) or shards < 1:
+        raise ArgumentError(f"enable_determinism() needs a positive number of shards, got {shards!r}.")
+    if per_rank is not None and (min(per_rank, default=-1) < 0 or sum(per_rank) != shards):
+        raise ArgumentError(f"enable_determinism(): per_rank {list(per_rank)} must add up to the {shards} shards.")
+    _shards, _shards_per_rank = int(shards), None if per_rank is None else tuple(per_rank)
+
+
+def disable_determinism() -> None:
+    """Let each process compute its rows of the batch in one go, as is the default."""
+    global _shards, _shards_per_rank
+    _shards, _shards_per_rank = 0, None
+
+
+def virtual_shards() -> int:
+    """Into how many virtual shards a batch is cut; 0 unless `enable_determinism` was called."""
+    global _shards
+    if _shards is None:
+        _shards = _positive_from_environment("DISTTENSOR_DETERMINISTIC") or 0
+    return _shards
+
+
+def shards_of(rank: int, size: int) -> tuple[int, int]:
+    """The first and past-the-last virtual shard that a rank holds.
+
+    Raises
+    ------
+    ArgumentError
+        If `enable_determinism` was told how many shards each of another number of ranks holds.
+    """
+    shards = virtual_shards()
+    if _shards_per_rank is None:
+        return rank * shards // size, (rank + 1) * shards // size
+    if len(_shards_per_rank) != size:
+        raise ArgumentError(
+            f"enable_determinism() was told the shards of {len(_shards_per_rank)} ranks, {list(_shards_per_rank)}, but "
+            f"there are {size}."
+        )
+    return sum(_shards_per_rank[:rank]), sum(_shards_per_rank[: rank + 1])
+
+
+def _positive_from_environment(name: str) -> int | None:
+    text = os.environ.get(name, "").split(",")[0].strip()
+    if not text:
+        return None
+    if not text.isdigit() or int(text) < 1:
+        raise ArgumentError(f"environment variable {name}={os.environ[name]!r} must be a positive integer.")
+    return int(text)
+
+
 def _threads_from_environment() -> int:
     for name in ("DISTTENSOR_THREADS", "OMP_NUM_THREADS"):
-        text = os.environ.get(name, "").split(",")[0].strip()
-        if text:
-            if not text.isdigit() or int(text) < 1:
-                raise ArgumentError(f"environment variable {name}={os.environ[name]!r} must be a positive integer.")
-            return int(text)
+        if (count := _positive_from_environment(name)) is not None:
+            return count
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -57,6 +57,8 @@ class _State(threading.local):
     tracer: Tracer | None = None
     recorders: tuple[Recorder, ...] = ()
     shard: Shard | None = None
+    # How many virtual shards the function being traced is computed for; 0 outside deterministic mode.
+    virtual_shards: int = 0
 
 
 state = _State()
@@ -65,9 +67,9 @@ state = _State()
 @contextlib.contextmanager
 def suspended() -> Iterator[None]:
     """Run operations eagerly and unrecorded, even while a function is traced or a tape records."""
-    saved = state.tracer, state.recorders, state.shard
-    state.tracer, state.recorders, state.shard = None, (), None
+    saved = state.tracer, state.recorders, state.shard, state.virtual_shards
+    state.tracer, state.recorders, state.shard, state.virtual_shards = None, (), None, 0
     try:
         yield
     finally:
-        state.tracer, state.recorders, state.shard = saved
+        state.tracer, state.recorders, state.shard, state.virtual_shards = saved

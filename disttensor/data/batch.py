@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from disttensor import config
 from disttensor.errors import DataError
 
 
@@ -54,14 +55,20 @@ class DataAdapter(Protocol):
 
 
 def share(total: int, rank: int, size: int) -> tuple[int, int]:
-    """First and past-the-last row of a rank's slice when `total` rows are spread evenly over `size` ranks.
+    """First and past-the-last row of a rank's slice when `total` rows are spread over `size` ranks.
+
+    They are spread evenly; in deterministic mode (`config.enable_determinism`) evenly over virtual shards, which ranks
+    hold as a whole.
 
     Examples
     --------
     >>> [share(10, rank, 4) for rank in range(4)]
     [(0, 2), (2, 5), (5, 7), (7, 10)]
     """
-    return rank * total // size, (rank + 1) * total // size
+    parts = config.virtual_shards()
+    first, last = config.shards_of(rank, size) if parts else (rank, rank + 1)
+    parts = parts or size
+    return first * total // parts, last * total // parts
 
 
 def passes(first: int, last: int, length: int) -> Iterator[tuple[int, int, int]]:

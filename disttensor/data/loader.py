@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from disttensor import distributed, tree
+from disttensor import config, distributed, tree
 from disttensor.context import Shard
 from disttensor.data.adapter import make_adapter
 from disttensor.data.batch import Batch, pack_x_y_sample_weight
@@ -72,8 +72,9 @@ class DataLoader:
 
 
 def shard_of(batch: Batch) -> Shard | None:
-    """What share of the global batch this is; None with one process, where it is the whole."""
-    return Shard(batch.local, batch.total, batch.offset) if distributed.size() > 1 else None
+    """What share of the global batch this is; None where one process computes the whole in one go."""
+    is_divided = distributed.size() > 1 or config.virtual_shards() > 0
+    return Shard(batch.local, batch.total, batch.offset) if is_divided else None
 
 
 def as_tensors(batch: Batch) -> Any:

@@ -18,6 +18,7 @@ from disttensor.distributed.allreduce_pass import insert_allreduce
 from disttensor.distributed.collectives import sync_mean, sync_sum
 from disttensor.distributed.communicator import Communicator, Handle, SerialCommunicator
 from disttensor.distributed.environment import Launcher, launcher
+from disttensor.distributed.virtual_shards import DividedCall
 from disttensor.distributed.world import (
     barrier,
     broadcast_variables,
@@ -28,6 +29,9 @@ from disttensor.distributed.world import (
     size,
     use_communicator,
 )
+from disttensor.graph.function import bind_parts
+
+bind_parts(DividedCall)
 
 __all__ = [
     "Communicator",

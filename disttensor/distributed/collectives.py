@@ -14,8 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from disttensor.context import Shard, Spec
+from disttensor import config
+from disttensor.context import Shard, Spec, state
 from disttensor.distributed import world
+from disttensor.errors import TracingError
 from disttensor.ops.core import cast
 from disttensor.ops.registry import apply, operator, require_inexact
 from disttensor.tensor import Tensor, convert_to_tensor
@@ -50,10 +52,15 @@ def scale_into(out: np.ndarray, x: np.ndarray, weight: np.ndarray) -> None:
         np.multiply(x, x.dtype.type(weight), out=out)
 
 
+def parts() -> int:
+    """In how many parts a global batch is computed: by so many ranks, or as so many virtual shards."""
+    return state.virtual_shards or world.size()
+
+
 def weight_of(shard: Shard | None) -> Tensor:
     """The share of the global batch that this rank holds, a float64 scalar; equal shares for what is not sharded."""
     if shard is None:
-        return convert_to_tensor(1.0 / world.size(), "float64")
+        return convert_to_tensor(1.0 / parts(), "float64")
     return shard.local / cast(shard.total, "float64")
 
 
@@ -72,7 +79,12 @@ def sync_mean(x: Any) -> Tensor:
     """
     x = convert_to_tensor(x)
     require_inexact("sync_mean", x.spec)
-    if world.size() == 1:
+    if x.shard is not None and config.virtual_shards() and not state.virtual_shards:
+        raise TracingError(
+            "in deterministic mode a batch is computed shard by shard, which only a traced function can do: leave out "
+            "run_eagerly=True, or put the step into a function decorated with @disttensor.function."
+        )
+    if parts() == 1:
         return x
     return apply(weighted_sum_of_ranks, [x, weight_of(x.shard)], {})
 
@@ -86,6 +98,6 @@ def sync_sum(x: Any) -> Tensor:
         Σᵣ xᵣ; `x` itself with one process.
     """
     x = convert_to_tensor(x)
-    if world.size() == 1:
+    if parts() == 1:
         return x
     return apply(weighted_sum_of_ranks, [x, convert_to_tensor(1.0, "float64")], {})

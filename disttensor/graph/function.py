@@ -8,18 +8,18 @@ import inspect
 import operator
 import types
 import warnings
-from collections.abc import Callable, Hashable
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from disttensor import config, context, tree
-from disttensor.context import Shard
+from disttensor.context import Shard, Spec
 from disttensor.errors import ArgumentError, RetracingWarning
 from disttensor.graph.graph import Graph
 from disttensor.graph.passes import optimize
 from disttensor.graph.plan import Plan
-from disttensor.graph.tracing import InputSpec, Output, Traced, trace
+from disttensor.graph.tracing import InputSpec, Output, trace
 from disttensor.tensor import Tensor, Variable, convert_to_tensor
 
 CACHE_SIZE = 64
@@ -29,8 +29,21 @@ _WINDOW = 10
 _TOO_MANY = 7
 
 
-class _Call:
-    """The arguments of a call, taken apart into tensors and a key."""
+class Call:
+    """The arguments of a call, taken apart into tensors and a key.
+
+    Attributes
+    ----------
+    inputs : list of Tensor
+    shards : list of Shard
+        Those that inputs belong to.
+    ambient : int or None
+        Which of them is `disttensor.context.state.shard`.
+    parts : int
+        How many virtual shards a batch is to be computed in; 0 if as a whole.
+    key : hashable
+        Calls with equal keys can use the same plan.
+    """
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]):
         self.inputs: list[Tensor] = []
@@ -40,7 +53,11 @@ class _Call:
         self._arguments = args, kwargs
         encoded = self._encode(args), self._encode(kwargs)
         self.ambient = self._shard_number(context.state.shard)
-        self.key: Hashable = (encoded, tuple(s.local for s in self.shards), self.ambient, config.floatx())
+        # How many virtual shards each batch is cut into; 0 if it is computed in one go.
+        self.parts = config.virtual_shards() if self.shards else 0
+        totals = tuple(int(s.total) for s in self.shards) if self.parts else ()
+        held = tuple(s.local for s in self.shards)
+        self.key: Hashable = (encoded, held, self.parts, totals, self.ambient, config.floatx())
 
     def _encode(self, value: Any) -> Any:
         kind = type(value)
@@ -68,15 +85,28 @@ class _Call:
             self.shards.append(shard)
         return self.shards.index(shard)
 
-    def specification(self) -> Any:
-        """The arguments with an `InputSpec` in the place of each tensor."""
+    def shard_of(self, value: Tensor) -> int | None:
+        """The number of the shard that a tensor belongs to."""
+        return None if value.shard is None else self.shards.index(value.shard)
+
+    def specification(self, rows: Sequence[int] | None = None) -> Any:
+        """The arguments with an `InputSpec` in the place of each tensor.
+
+        Parameters
+        ----------
+        rows : sequence of int, optional
+            For each shard, how many rows its tensors shall have instead of those they have.
+        """
 
         def leaf(value: Any) -> Any:
             if isinstance(value, (np.ndarray, np.generic)):
                 value = convert_to_tensor(value)
-            if isinstance(value, Tensor):
-                return InputSpec(value.spec, self._shard_number(value.shard))
-            return value
+            if not isinstance(value, Tensor):
+                return value
+            number = self.shard_of(value)
+            if number is None or rows is None:
+                return InputSpec(value.spec, number)
+            return InputSpec(Spec((rows[number], *value.shape[1:]), value.dtype), number)
 
         return tree.map_structure(leaf, self._arguments)
 
@@ -84,36 +114,49 @@ class _Call:
 _CONSTANTS = frozenset({bool, int, float, complex, str, bytes, type(None)})
 
 
-class _Concrete:
-    """A plan for one signature."""
+class Concrete(Protocol):
+    """What runs the calls of one signature."""
 
-    def __init__(self, traced: Traced, kept: list[Any]):
-        self.trainable = traced.trainable
-        self.graph = optimize(traced.graph)
-        self.plan = Plan(self.graph)
-        self._kept = kept
-        self._assemble = _assembler(traced.structure)
+    graph: Graph
+    plan: Plan
 
     def is_valid(self) -> bool:
         """Whether the variables are as trainable as they were when this was traced."""
+
+    def run(self, call: Call) -> Any:
+        """The function's result for the arguments of this call."""
+
+
+class _Whole:
+    """A plan that computes all rows of a batch that are here in one go."""
+
+    def __init__(self, function: Callable[..., Any], call: Call):
+        traced = trace(function, call.specification(), [s.local for s in call.shards], call.ambient)
+        self.trainable = traced.trainable
+        self.graph = optimize(traced.graph)
+        self.plan = Plan(self.graph)
+        self._kept = call.kept
+        self._assemble = assembler(traced.structure)
+
+    def is_valid(self) -> bool:
         return all(variable.trainable == flag for variable, flag in self.trainable)
 
-    def run(self, call: _Call) -> Any:
+    def run(self, call: Call) -> Any:
         arrays = [t.array for t in call.inputs]
         for shard in call.shards:
             arrays += [np.asarray(shard.total, np.int64), np.asarray(shard.offset, np.int64)]
         return self._assemble([Tensor.wrap(array) for array in self.plan.run(arrays)])
 
 
-def _assembler(structure: Any) -> Callable[[list[Tensor]], Any]:
+def assembler(structure: Any) -> Callable[[list[Tensor]], Any]:
     """A function that puts outputs into the places that a structure marks with `Output`."""
     if isinstance(structure, Output):
         return operator.itemgetter(structure.number)
     if type(structure) is dict:
-        parts = {key: _assembler(value) for key, value in structure.items()}
+        parts = {key: assembler(value) for key, value in structure.items()}
         return lambda outputs: {key: part(outputs) for key, part in parts.items()}
     if type(structure) in (list, tuple):
-        kind, items = type(structure), [_assembler(value) for value in structure]
+        kind, items = type(structure), [assembler(value) for value in structure]
         return lambda outputs: kind([item(outputs) for item in items])
     leaves = tree.flatten(structure)
     if not any(isinstance(leaf, Output) for leaf in leaves):
@@ -123,6 +166,19 @@ def _assembler(structure: Any) -> Callable[[list[Tensor]], Any]:
         return tree.pack_sequence_as(structure, [outputs[x.number] if isinstance(x, Output) else x for x in leaves])
 
     return rebuild
+
+
+def _no_parts(function: Callable[..., Any], call: Call) -> Concrete:
+    raise NotImplementedError("virtual shards need disttensor.distributed to be imported.")
+
+
+_in_parts: Callable[[Callable[..., Any], Call], Concrete] = _no_parts
+
+
+def bind_parts(make: Callable[[Callable[..., Any], Call], Concrete]) -> None:
+    """Say what runs calls in deterministic mode, where a batch is computed in virtual shards (`Call.parts`)."""
+    global _in_parts
+    _in_parts = make
 
 
 class Function:
@@ -139,7 +195,7 @@ class Function:
             raise ArgumentError(f"function() needs a callable, got {type(python_function).__name__}.")
         self.python_function = python_function
         self.name = name or getattr(python_function, "__name__", type(python_function).__name__)
-        self._plans: collections.OrderedDict[Hashable, list[_Concrete]] = collections.OrderedDict()
+        self._plans: collections.OrderedDict[Hashable, list[Concrete]] = collections.OrderedDict()
         self._recent: collections.deque[bool] = collections.deque(maxlen=_WINDOW)
         self._warned = False
         functools.update_wrapper(self, python_function, updated=())
@@ -155,16 +211,16 @@ class Function:
         """
         if context.state.tracer is not None or context.state.recorders:
             return self.python_function(*args, **kwargs)
-        call = _Call(args, kwargs)
+        call = Call(args, kwargs)
         return self._concrete(call).run(call)
 
     def graph(self, *args: Any, **kwargs: Any) -> Graph:
         """The optimised graph for these arguments."""
-        return self._concrete(_Call(args, kwargs)).graph
+        return self._concrete(Call(args, kwargs)).graph
 
     def plan(self, *args: Any, **kwargs: Any) -> Plan:
         """The plan for these arguments."""
-        return self._concrete(_Call(args, kwargs)).plan
+        return self._concrete(Call(args, kwargs)).plan
 
     @property
     def plans(self) -> list[Plan]:
@@ -176,7 +232,7 @@ class Function:
         """How many plans are kept."""
         return sum(len(plans) for plans in self._plans.values())
 
-    def _concrete(self, call: _Call) -> _Concrete:
+    def _concrete(self, call: Call) -> Concrete:
         plans = self._plans.setdefault(call.key, [])
         self._plans.move_to_end(call.key)
         for concrete in plans:
@@ -184,8 +240,7 @@ class Function:
                 self._recent.append(False)
                 return concrete
         self._note_trace()
-        traced = trace(self.python_function, call.specification(), [s.local for s in call.shards], call.ambient)
-        concrete = _Concrete(traced, call.kept)
+        concrete = (_in_parts if call.parts else _Whole)(self.python_function, call)
         plans.append(concrete)
         while self.trace_count > CACHE_SIZE:
             oldest = next(iter(self._plans))

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from disttensor import constraints, dtypes, initializers, ops, regularizers
+from disttensor.context import state
 from disttensor.distributed.collectives import sync_mean
 from disttensor.errors import ArgumentError, ShapeError
 from disttensor.layers.arguments import PartialShape, known_size, title
@@ -37,9 +38,10 @@ class BatchNormalization(Layer):
     beta_regularizer, gamma_regularizer : str or Regularizer, optional
     beta_constraint, gamma_constraint : str or Constraint, optional
     synchronized : bool, optional
-        Whether the batch is the global one, so that results do not depend on the number of processes (None and True);
-        False: each process normalizes its own part of the batch, which saves two small all-reduces. The moving
-        averages are the same in all processes either way.
+        True: the batch is the global one, so that results do not depend on the number of processes. False: each
+        process normalizes its own part of the batch, which saves two small all-reduces. None is as True, but in
+        deterministic mode (`config.enable_determinism`) each virtual shard is normalized by itself, as its statistics
+        do not depend on the number of processes either. The moving averages are the same in all processes always.
     **kwargs
         See `Layer`.
 
@@ -94,7 +96,7 @@ class BatchNormalization(Layer):
         self.gamma_regularizer = regularizers.get(gamma_regularizer)
         self.beta_constraint = constraints.get(beta_constraint)
         self.gamma_constraint = constraints.get(gamma_constraint)
-        self.synchronized = synchronized is not False
+        self.synchronized = synchronized
         self.supports_masking = True
 
     def build(self, input_shape: PartialShape) -> None:
@@ -136,7 +138,7 @@ class BatchNormalization(Layer):
         channels = self.axis % len(x.shape)
         axes = tuple(a for a in range(len(x.shape)) if a != channels)
         broadcast = tuple(-1 if a == channels else 1 for a in range(len(x.shape)))
-        combine = sync_mean if self.synchronized else _unchanged
+        combine = sync_mean if self._is_synchronized() else _unchanged
         if mask is None:
 
             def mean_of(values: Tensor) -> Tensor:
@@ -152,9 +154,12 @@ class BatchNormalization(Layer):
         mean = mean_of(x)
         return mean, mean_of(ops.square(x - ops.reshape(mean, broadcast)))
 
+    def _is_synchronized(self) -> bool:
+        return not state.virtual_shards if self.synchronized is None else self.synchronized
+
     def _move_averages(self, mean: Tensor, variance: Tensor) -> None:
         for average, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            if not self.synchronized:
+            if not self._is_synchronized():
                 new = sync_mean(ops.stop_gradient(new))
             average.assign(ops.cast(average, new.dtype) * self.momentum + new * (1.0 - self.momentum))
 

@@ -11,9 +11,9 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from disttensor import distributed, dtypes, initializers, ops, tree
+from disttensor import dtypes, initializers, ops, tree
 from disttensor.context import Shard
-from disttensor.distributed.collectives import weighted_sum_of_ranks
+from disttensor.distributed.collectives import parts, weighted_sum_of_ranks
 from disttensor.naming import auto_name
 from disttensor.ops.registry import apply
 from disttensor.saving.registration import Configurable
@@ -141,7 +141,7 @@ def _over_ranks(update: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(update)
     def update_state(self: Metric, *args: Any, **kwargs: Any) -> Any:
-        shard = None if _update.running or distributed.size() == 1 else _shard_of((args, kwargs))
+        shard = None if _update.running or parts() == 1 else _shard_of((args, kwargs))
         if shard is None:
             return update(self, *args, **kwargs)
         before = [(v, v.value) for v in self.variables]

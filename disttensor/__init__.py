@@ -18,11 +18,13 @@ from disttensor import (
     data,
     datasets,
     distributed,
+    dtype_policies,
     graph,
     initializers,
     layers,
     losses,
     metrics,
+    mixed_precision,
     models,
     ops,
     optimizers,
@@ -33,6 +35,7 @@ from disttensor import (
     utils,
 )
 from disttensor.autodiff import GradientTape, custom_gradient
+from disttensor.dtype_policies import DTypePolicy, FloatDTypePolicy
 from disttensor.graph import Graph, Node, function
 from disttensor.initializers import Initializer
 from disttensor.layers import Input, Layer
@@ -55,6 +58,8 @@ del _name, _module
 distributed.initialize()
 
 __all__ = [
+    "DTypePolicy",
+    "FloatDTypePolicy",
     "Graph",
     "GradientTape",
     "Initializer",
@@ -82,6 +87,7 @@ __all__ = [
     "data",
     "datasets",
     "distributed",
+    "dtype_policies",
     "function",
     "graph",
     "initializers",
@@ -89,6 +95,7 @@ __all__ = [
     "layers",
     "losses",
     "metrics",
+    "mixed_precision",
     "models",
     "ops",
     "optimizers",

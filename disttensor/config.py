@@ -1,7 +1,7 @@
 """Settings that hold for the whole process.
 
-`floatx`, `epsilon` and `image_data_format` are Keras's; `threads` is how many threads the kernels may use;
-`enable_determinism` makes training independent of the number of processes, to the last bit.
+`floatx`, `epsilon`, `image_data_format` and `dtype_policy` are Keras's; `threads` is how many threads the kernels may
+use; `enable_determinism` makes training independent of the number of processes, to the last bit.
 """
 
 from __future__ import annotations
@@ -10,7 +10,25 @@ import os
 from collections.abc import Sequence
 
 from disttensor import dtypes
+from disttensor.dtype_policies import dtype_policy, set_dtype_policy
 from disttensor.errors import ArgumentError
+
+__all__ = [
+    "disable_determinism",
+    "dtype_policy",
+    "enable_determinism",
+    "epsilon",
+    "floatx",
+    "image_data_format",
+    "set_dtype_policy",
+    "set_epsilon",
+    "set_floatx",
+    "set_image_data_format",
+    "set_threads",
+    "shards_of",
+    "threads",
+    "virtual_shards",
+]
 
 _floatx = "float32"
 _epsilon = 1e-7

@@ -59,6 +59,8 @@ class _State(threading.local):
     shard: Shard | None = None
     # How many virtual shards the function being traced is computed for; 0 outside deterministic mode.
     virtual_shards: int = 0
+    # The dtype to which floating-point variables are cast when they are read; None leaves them as they are.
+    autocast: str | None = None
 
 
 state = _State()
@@ -67,9 +69,9 @@ state = _State()
 @contextlib.contextmanager
 def suspended() -> Iterator[None]:
     """Run operations eagerly and unrecorded, even while a function is traced or a tape records."""
-    saved = state.tracer, state.recorders, state.shard, state.virtual_shards
-    state.tracer, state.recorders, state.shard, state.virtual_shards = None, (), None, 0
+    saved = state.tracer, state.recorders, state.shard, state.virtual_shards, state.autocast
+    state.tracer, state.recorders, state.shard, state.virtual_shards, state.autocast = None, (), None, 0, None
     try:
         yield
     finally:
-        state.tracer, state.recorders, state.shard, state.virtual_shards = saved
+        state.tracer, state.recorders, state.shard, state.virtual_shards, state.autocast = saved

@@ -281,7 +281,7 @@ class Variable(Operable):
     trainable : bool, default True
         Whether gradient tapes watch it and optimizers change it.
     autocast : bool, default True
-        Kept for layers with mixed precision.
+        Whether a layer that computes in another dtype than its variables' (mixed precision) reads this one cast to it.
     aggregation : {"none", "mean", "sum", "only_first_replica"}, default "none"
         How values of several ranks are combined; metric state uses "sum".
     name : str, optional
@@ -335,7 +335,13 @@ class Variable(Operable):
 
     @property
     def value(self) -> Tensor:
-        """The present value, as a tensor that stays as it is."""
+        """The present value, as a tensor that stays as it is; cast if a layer with mixed precision reads it."""
+        tensor = self._read()
+        if state.autocast is None or not self.autocast or self.dtype == state.autocast:
+            return tensor
+        return operable.namespace.cast(tensor, state.autocast) if dtypes.is_floating(self.dtype) else tensor
+
+    def _read(self) -> Tensor:
         if state.tracer is not None:
             tensor = state.tracer.read(self)
         else:
@@ -393,11 +399,11 @@ class Variable(Operable):
 
     def assign_add(self, value: Any) -> Variable:
         """Add to the value."""
-        return self.assign(operable.namespace.add(self.value, convert_to_tensor(value, self.dtype)))
+        return self.assign(operable.namespace.add(self._read(), convert_to_tensor(value, self.dtype)))
 
     def assign_sub(self, value: Any) -> Variable:
         """Subtract from the value."""
-        return self.assign(operable.namespace.subtract(self.value, convert_to_tensor(value, self.dtype)))
+        return self.assign(operable.namespace.subtract(self._read(), convert_to_tensor(value, self.dtype)))
 
     def __len__(self) -> int:
         return len(self.value)

@@ -57,7 +57,8 @@ class Call:
         self.parts = config.virtual_shards() if self.shards else 0
         totals = tuple(int(s.total) for s in self.shards) if self.parts else ()
         held = tuple(s.local for s in self.shards)
-        self.key: Hashable = (encoded, held, self.parts, totals, self.ambient, config.floatx())
+        settings = config.floatx(), context.state.autocast
+        self.key: Hashable = (encoded, held, self.parts, totals, self.ambient, settings)
 
     def _encode(self, value: Any) -> Any:
         kind = type(value)

@@ -320,7 +320,7 @@ class MultiHeadAttention(Layer):
             kernel_initializer=fresh(self.kernel_initializer),
             bias_initializer=fresh(self.bias_initializer),
             name=name,
-            dtype=self.dtype,
+            dtype=self.dtype_policy,
             trainable=self.trainable,
             **self._of_projections,
             **options,

@@ -91,12 +91,12 @@ class GroupNormalization(Layer):
             )
         if self.scale:
             self.gamma = self.add_weight(
-                (channels,), self.gamma_initializer, name="gamma",
+                (channels,), self.gamma_initializer, name="gamma", autocast=False,
                 regularizer=self.gamma_regularizer, constraint=self.gamma_constraint,
             )  # fmt: skip
         if self.center:
             self.beta = self.add_weight(
-                (channels,), self.beta_initializer, name="beta",
+                (channels,), self.beta_initializer, name="beta", autocast=False,
                 regularizer=self.beta_regularizer, constraint=self.beta_constraint,
             )  # fmt: skip
 
@@ -148,7 +148,10 @@ class RMSNormalization(Layer):
     def build(self, input_shape: PartialShape) -> None:
         axes = self._axes(input_shape)
         self.scale = self.add_weight(
-            tuple(known_size(self, input_shape, axis, "features") for axis in axes), "ones", name="scale"
+            tuple(known_size(self, input_shape, axis, "features") for axis in axes),
+            "ones",
+            name="scale",
+            autocast=False,
         )
 
     def call(self, inputs: Tensor) -> Tensor:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from disttensor import dtypes, initializers, regularizers, tree
+from disttensor import dtype_policies, dtypes, regularizers, tree
 from disttensor.context import state, suspended
-from disttensor.errors import ArgumentError, ShapeError
+from disttensor.dtype_policies import DTypePolicy
+from disttensor.errors import ArgumentError
 from disttensor.layers.symbolic import FunctionalNode, infer_outputs
+from disttensor.layers.weights import WeightOwner
 from disttensor.metrics.metric import Metric
 from disttensor.naming import auto_name
-from disttensor.random import SeedGenerator
 from disttensor.saving.registration import Configurable
 from disttensor.tensor import KerasTensor, Tensor, Variable, convert_to_tensor
 
@@ -31,7 +32,7 @@ class _CallContext(threading.local):
 _call_context = _CallContext()
 
 
-class Layer(Configurable):
+class Layer(WeightOwner, Configurable):
     """A computation with state.
 
     Subclasses make their hyperparameters in ``__init__``, their weights in ``build(input_shape)`` and compute in
@@ -43,10 +44,11 @@ class Layer(Configurable):
         Adds a loss computed from the output, averaged over the batch.
     trainable : bool, default True
         Whether optimizers change the weights.
-    dtype : dtype, optional
-        Of weights and computation; default `config.floatx`.
+    dtype : dtype or DTypePolicy, optional
+        Of weights and computation; "mixed_float16" and "mixed_bfloat16" compute in that dtype, with weights in
+        float32. Default `config.dtype_policy`.
     autocast : bool, default True
-        Whether floating-point inputs are cast to that dtype.
+        Whether floating-point inputs, and weights that are read, are cast to the dtype of computation.
     name : str, optional
         Default: the class name in snake case, with a number.
 
@@ -78,7 +80,7 @@ class Layer(Configurable):
         if name is not None and not isinstance(name, str):
             raise ArgumentError(f"the name of a layer must be a str, got {name!r}.")
         self.name = name or auto_name(type(self).__name__)
-        self.dtype = dtypes.standardize_dtype(dtype)
+        self._dtype_policy = dtype_policies.get(dtype)
         self.autocast = autocast
         self.built = False
         self.supports_masking = False
@@ -124,6 +126,7 @@ class Layer(Configurable):
         if state.shard is None:
             # Random numbers that the layer draws for its rows are those of the same rows of the global batch.
             state.shard = next((t.shard for t in tree.flatten(args) if isinstance(t, Tensor)), None)
+        outer_autocast, state.autocast = state.autocast, self._autocast_dtype()
         _call_context.depth += 1
         try:
             outputs = self.call(*args, **kwargs)
@@ -133,7 +136,7 @@ class Layer(Configurable):
         finally:
             _call_context.depth -= 1
             _call_context.training = outer_training
-            state.shard = outer_shard
+            state.shard, state.autocast = outer_shard, outer_autocast
         self._propagate_mask(args, outputs)
         if self.activity_regularizer is not None:
             for tensor in tree.flatten(outputs):
@@ -143,11 +146,19 @@ class Layer(Configurable):
     def _convert(self, leaf: Any) -> Any:
         if isinstance(leaf, (np.ndarray, np.generic)):
             leaf = convert_to_tensor(leaf)
-        if isinstance(leaf, Tensor) and self.autocast and dtypes.is_floating(leaf.dtype) and leaf.dtype != self.dtype:
+        if not isinstance(leaf, Tensor) or not self.autocast or not dtypes.is_floating(leaf.dtype):
+            return leaf
+        if leaf.dtype != self.input_dtype and dtypes.is_floating(self.input_dtype):
             mask = leaf._keras_mask
-            leaf = convert_to_tensor(leaf, self.dtype)
+            leaf = convert_to_tensor(leaf, self.input_dtype)
             leaf._keras_mask = mask
         return leaf
+
+    def _autocast_dtype(self) -> str | None:
+        """What variables are cast to when `call` reads them."""
+        policy = self._dtype_policy
+        mixed = policy.compute_dtype != policy.variable_dtype
+        return policy.compute_dtype if mixed and self.autocast else None
 
     def _with_training_and_mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         parameters = _call_parameters(type(self))
@@ -213,161 +224,6 @@ class Layer(Configurable):
             if not variable.path.startswith(f"{prefix}/"):
                 variable.path = f"{prefix}/{variable.path}"
 
-    # --- weights
-
-    def add_weight(
-        self,
-        shape: Any = None,
-        initializer: Any = None,
-        dtype: Any = None,
-        trainable: bool = True,
-        autocast: bool = True,
-        regularizer: Any = None,
-        constraint: Callable[[Any], Any] | None = None,
-        aggregation: str = "none",
-        name: str | None = None,
-    ) -> Variable:
-        """Make a weight of this layer.
-
-        Parameters
-        ----------
-        shape : tuple of int, default ()
-        initializer : Initializer, str or callable, optional
-            Default: "glorot_uniform" for floating-point weights, "zeros" for others.
-        dtype : dtype, optional
-            Default: the layer's.
-        trainable : bool, default True
-        regularizer : Regularizer or str, optional
-            Adds a loss computed from the weight.
-        constraint : callable, optional
-            Applied to the weight after each update.
-        name : str, optional
-        """
-        shape = tuple(shape or ())
-        if any(not isinstance(n, (int, np.integer)) or n < 0 for n in shape):
-            raise ShapeError(
-                f"weight {name!r} of layer {self.name!r} cannot have shape {shape}: some dimension of the input that "
-                "it depends on is unknown. Give Input or the first layer a full shape."
-            )
-        dtype = dtypes.standardize_dtype(dtype or self.dtype)
-        if initializer is None:
-            initializer = "glorot_uniform" if dtypes.is_floating(dtype) else "zeros"
-        variable = Variable(
-            initializers.get(initializer), shape, dtype, trainable=trainable and self._trainable, autocast=autocast,
-            aggregation=aggregation, name=name or "variable",
-        )  # fmt: skip
-        variable.path = f"{self.name}/{variable.name}"
-        variable.regularizer = regularizers.get(regularizer)
-        variable.constraint = constraint
-        if not trainable:
-            self.__dict__.setdefault("_always_frozen", set()).add(id(variable))
-        # Kept under a name of its own too, so that a weight counts even if the caller does not store it.
-        self.__dict__.setdefault("_added_weights", []).append(variable)
-        return variable
-
-    def _parts(self) -> Iterator[Any]:
-        """Every variable, layer, metric and seed generator in an attribute, also within lists and dicts, once."""
-        seen: set[int] = set()
-        for name, value in list(self.__dict__.items()):
-            if name in _NOT_PARTS:
-                continue
-            for part in _flatten_parts(value):
-                if id(part) not in seen:
-                    seen.add(id(part))
-                    yield part
-
-    def _own_variables(self) -> list[Variable]:
-        return [p for p in self._parts() if isinstance(p, Variable)]
-
-    def _sublayers(self) -> list[Layer]:
-        return [p for p in self._parts() if isinstance(p, Layer)]
-
-    def _walk(self) -> Iterator[Layer]:
-        """This layer and all within it, each once."""
-        seen: set[int] = set()
-        stack: list[Layer] = [self]
-        while stack:
-            layer = stack.pop()
-            if id(layer) not in seen:
-                seen.add(id(layer))
-                yield layer
-                stack.extend(reversed(layer._sublayers()))
-
-    def _collect(self, own: Callable[[Layer], list[Variable]]) -> list[Variable]:
-        return list({id(v): v for layer in self._walk() for v in own(layer)}.values())
-
-    @property
-    def variables(self) -> list[Variable]:
-        """All variables: weights, and the states of random generators."""
-        return self._collect(lambda layer: _trainable_first(layer._own_variables()) + layer._seed_states())
-
-    def _seed_states(self) -> list[Variable]:
-        return [p.state for p in self._parts() if isinstance(p, SeedGenerator)]
-
-    @property
-    def weights(self) -> list[Variable]:
-        """All weights, in each layer the trainable ones first."""
-        return self._collect(lambda layer: _trainable_first(layer._own_variables()))
-
-    @property
-    def trainable_variables(self) -> list[Variable]:
-        """The variables that optimizers change."""
-        return [v for v in self.variables if v.trainable]
-
-    @property
-    def non_trainable_variables(self) -> list[Variable]:
-        """The variables that optimizers leave alone."""
-        return [v for v in self.variables if not v.trainable]
-
-    @property
-    def trainable_weights(self) -> list[Variable]:
-        """The weights that optimizers change."""
-        return [v for v in self.weights if v.trainable]
-
-    @property
-    def non_trainable_weights(self) -> list[Variable]:
-        """The weights that optimizers leave alone."""
-        return [v for v in self.weights if not v.trainable]
-
-    @property
-    def trainable(self) -> bool:
-        """Whether optimizers change the weights; setting it holds for the layers within, too."""
-        return self._trainable
-
-    @trainable.setter
-    def trainable(self, value: bool) -> None:
-        for layer in self._walk():
-            frozen = layer.__dict__.setdefault("_always_frozen", set())
-            if layer._trainable:
-                frozen.update(id(v) for v in layer._own_variables() if not v.trainable)
-            layer._trainable = bool(value)
-            for variable in layer._own_variables():
-                variable.trainable = bool(value) and id(variable) not in frozen
-
-    def get_weights(self) -> list[np.ndarray]:
-        """The values of `weights`, as arrays."""
-        return [v.numpy() for v in self.weights]
-
-    def set_weights(self, weights: list[Any]) -> None:
-        """Set `weights` from arrays of the same shapes in the same order; nothing changes if one does not fit."""
-        variables = self.weights
-        arrays = [np.asarray(w) for w in weights]
-        if len(arrays) != len(variables):
-            raise ArgumentError(f"layer {self.name!r} has {len(variables)} weights, set_weights() got {len(arrays)}.")
-        for variable, array in zip(variables, arrays, strict=True):
-            if array.shape != variable.shape:
-                raise ShapeError(
-                    f"weight {variable.path!r} has shape {variable.shape}, set_weights() got {array.shape}."
-                )
-        for variable, array in zip(variables, arrays, strict=True):
-            variable.assign(array)
-
-    def count_params(self) -> int:
-        """How many numbers the weights hold."""
-        if not self.built:
-            raise ArgumentError(f"layer {self.name!r} has no weights yet; call it or build it first.")
-        return sum(v.size for v in self.weights)
-
     # --- losses, metrics
 
     def add_loss(self, loss: Any) -> None:
@@ -391,6 +247,43 @@ class Layer(Configurable):
         found = [p for layer in self._walk() for p in layer._parts() if isinstance(p, Metric)]
         return list({id(m): m for m in found}.values())
 
+    # --- dtypes
+
+    @property
+    def dtype_policy(self) -> DTypePolicy:
+        """In which dtype the layer keeps its variables, and in which it computes; may be set before it is built."""
+        return self._dtype_policy
+
+    @dtype_policy.setter
+    def dtype_policy(self, value: Any) -> None:
+        policy = dtype_policies.get(value)
+        if self.built and policy.variable_dtype != self.variable_dtype and self._own_variables():
+            raise ArgumentError(
+                f"layer {self.name!r} has variables of dtype {self.variable_dtype} already; a policy with variables of "
+                f"dtype {policy.variable_dtype} must be set before it is built."
+            )
+        self._dtype_policy = policy
+
+    @property
+    def dtype(self) -> str:
+        """The same as `variable_dtype`."""
+        return self._dtype_policy.variable_dtype
+
+    @property
+    def variable_dtype(self) -> str:
+        """The dtype of the weights."""
+        return self._dtype_policy.variable_dtype
+
+    @property
+    def compute_dtype(self) -> str:
+        """The dtype of the computation and, as a rule, of the outputs."""
+        return self._dtype_policy.compute_dtype
+
+    @property
+    def input_dtype(self) -> str:
+        """The dtype to which floating-point inputs are cast."""
+        return self.compute_dtype
+
     # --- shapes and configuration
 
     def compute_output_spec(self, *args: Any, **kwargs: Any) -> Any:
@@ -400,14 +293,14 @@ class Layer(Configurable):
 
     def compute_output_shape(self, input_shape: Any) -> Any:
         """The shape of the outputs for inputs of this shape; None stands for unknown dimensions."""
-        symbols = tree.map_shapes(lambda shape: KerasTensor(shape, self.dtype), input_shape)
+        symbols = tree.map_shapes(lambda shape: KerasTensor(shape, self.compute_dtype), input_shape)
         outputs = self.compute_output_spec(symbols)
         return tree.map_structure(lambda t: t.shape, outputs)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, with the name."""
         config = super().get_config()
-        return {**config, "name": self.name, "trainable": self._trainable, "dtype": self.dtype}
+        return {**config, "name": self.name, "trainable": self._trainable, "dtype": self._dtype_policy.name}
 
     @property
     def input(self) -> Any:
@@ -447,24 +340,6 @@ def _once_built(build: Callable[..., None]) -> Callable[..., None]:
         self._finish_build()
 
     return wrapper
-
-
-_NOT_PARTS = frozenset({"_init_arguments", "_losses", "_inbound_nodes", "_always_frozen", "_loss_tracker"})
-
-
-def _flatten_parts(value: Any) -> Iterator[Any]:
-    if isinstance(value, (Variable, Layer, Metric, SeedGenerator)):
-        yield value
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _flatten_parts(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _flatten_parts(item)
-
-
-def _trainable_first(variables: list[Variable]) -> list[Variable]:
-    return [v for v in variables if v.trainable] + [v for v in variables if not v.trainable]
 
 
 def _call_parameters(cls: type[Layer]) -> dict[str, Any]:

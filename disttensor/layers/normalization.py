@@ -106,19 +106,19 @@ class BatchNormalization(Layer):
         shape = (known_size(self, input_shape, axis, "channels"),)
         if self.scale:
             self.gamma = self.add_weight(
-                shape, self.gamma_initializer, name="gamma",
+                shape, self.gamma_initializer, name="gamma", autocast=False,
                 regularizer=self.gamma_regularizer, constraint=self.gamma_constraint,
             )  # fmt: skip
         if self.center:
             self.beta = self.add_weight(
-                shape, self.beta_initializer, name="beta",
+                shape, self.beta_initializer, name="beta", autocast=False,
                 regularizer=self.beta_regularizer, constraint=self.beta_constraint,
             )  # fmt: skip
         self.moving_mean = self.add_weight(
-            shape, self.moving_mean_initializer, trainable=False, name="moving_mean"
+            shape, self.moving_mean_initializer, trainable=False, name="moving_mean", autocast=False
         )  # fmt: skip
         self.moving_variance = self.add_weight(
-            shape, self.moving_variance_initializer, trainable=False, name="moving_variance"
+            shape, self.moving_variance_initializer, trainable=False, name="moving_variance", autocast=False
         )
 
     def call(self, inputs: Tensor, training: bool = False, mask: Tensor | None = None) -> Tensor:
@@ -230,12 +230,12 @@ class LayerNormalization(Layer):
         shape = tuple(known_size(self, input_shape, axis, "features") for axis in axes)
         if self.scale:
             self.gamma = self.add_weight(
-                shape, self.gamma_initializer, name="gamma",
+                shape, self.gamma_initializer, name="gamma", autocast=False,
                 regularizer=self.gamma_regularizer, constraint=self.gamma_constraint,
             )  # fmt: skip
         if self.center:
             self.beta = self.add_weight(
-                shape, self.beta_initializer, name="beta",
+                shape, self.beta_initializer, name="beta", autocast=False,
                 regularizer=self.beta_regularizer, constraint=self.beta_constraint,
             )  # fmt: skip
 

@@ -112,7 +112,7 @@ class RecurrentCell(Layer):
 
     def get_initial_state(self, batch_size: int) -> list[Tensor]:
         """Zeros for each state."""
-        return [ops.zeros((batch_size, size), self.dtype) for size in tree.flatten(self.state_size)]
+        return [ops.zeros((batch_size, size), self.compute_dtype) for size in tree.flatten(self.state_size)]
 
     def has_kernel(self, training: bool) -> bool:
         """Whether `call_sequence` exists for these activations and this dropout."""

@@ -40,4 +40,5 @@ class Rescaling(Layer):
         self._init_arguments |= {"scale": np.asarray(scale).tolist(), "offset": np.asarray(offset).tolist()}
 
     def call(self, inputs: Tensor) -> Tensor:
-        return ops.cast(inputs, self.dtype) * ops.cast(self.scale, self.dtype) + ops.cast(self.offset, self.dtype)
+        dtype = self.compute_dtype
+        return ops.cast(inputs, dtype) * ops.cast(self.scale, dtype) + ops.cast(self.offset, dtype)

@@ -78,7 +78,7 @@ class RNN(Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        self.cell: Any = StackedRNNCells(cell, dtype=self.dtype) if isinstance(cell, (list, tuple)) else cell
+        self.cell: Any = StackedRNNCells(cell, dtype=self.dtype_policy) if isinstance(cell, (list, tuple)) else cell
         require_cell(title(self), self.cell)
         self.return_sequences = return_sequences
         self.return_state = return_state
@@ -109,7 +109,7 @@ class RNN(Layer):
 
     def get_initial_state(self, batch_size: int) -> list[Any]:
         """The states with which a sequence begins unless others are given."""
-        return initial_state(self.cell, batch_size, self.dtype)
+        return initial_state(self.cell, batch_size, self.compute_dtype)
 
     @property
     def states(self) -> list[Any] | None:
@@ -135,7 +135,7 @@ class RNN(Layer):
             sequences = ops.flip(sequences, 1)
             mask = None if mask is None else ops.flip(mask, 1)
         outputs, states = tree.map_structure(
-            lambda x: ops.cast(x, self.dtype), self._run(sequences, states, mask, training)
+            lambda x: ops.cast(x, self.compute_dtype), self._run(sequences, states, mask, training)
         )
         if self.zero_output_for_mask and mask is not None:
             outputs = ops.where(_like(mask, outputs), outputs, ops.zeros_like(outputs))
@@ -167,14 +167,14 @@ class RNN(Layer):
         expected = len(sizes) if isinstance(sizes, (list, tuple)) else 1
         if len(states) != expected:
             raise ArgumentError(f"{title(self)}: initial_state must be {expected} state(s), got {len(states)}.")
-        return tree.map_structure(lambda state: ops.cast(state, self.dtype), states)
+        return tree.map_structure(lambda state: ops.cast(state, self.compute_dtype), states)
 
     def _run(
         self, sequences: Tensor, states: list[Any], mask: Tensor | None, training: bool
     ) -> tuple[Tensor, list[Any]]:
         """The outputs of all steps, and the last states."""
         cell = self.cell
-        known = isinstance(cell, RecurrentCell) and cell.dtype == self.dtype
+        known = isinstance(cell, RecurrentCell) and cell.dtype_policy == self.dtype_policy
         if known and cell.has_kernel(training) and not self.unroll:
             mask = ops.ones(sequences.shape[:2], "bool") if mask is None else mask
             return cell.call_sequence(sequences, states, mask, training)

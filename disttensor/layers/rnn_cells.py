@@ -266,7 +266,7 @@ class GRUCell(RecurrentCell):
         if not self.reset_after:
             h, _ = gru_before_sequence(z, self.recurrent_kernel, states[0], mask)
         else:
-            of_state = ops.zeros((3 * self.units,), self.dtype) if of_state is None else of_state
+            of_state = ops.zeros((3 * self.units,), self.compute_dtype) if of_state is None else of_state
             h, _ = gru_sequence(z, self.recurrent_kernel, of_state, states[0], mask)
         return h, [h[:, -1]]
 
@@ -307,7 +307,7 @@ class StackedRNNCells(Layer):
 
     def get_initial_state(self, batch_size: int) -> list[Any]:
         """The initial states of each cell."""
-        return [initial_state(cell, batch_size, self.dtype) for cell in self.cells]
+        return [initial_state(cell, batch_size, self.compute_dtype) for cell in self.cells]
 
     def build(self, input_shape: PartialShape) -> None:
         for cell in self.cells:

@@ -204,7 +204,7 @@ class Bidirectional(Layer):
         if self.return_state:
             last = (*y[1:], *back[1:])
             y, back = y[0], back[0]
-        y, back = ops.cast(y, self.dtype), ops.cast(back, self.dtype)
+        y, back = ops.cast(y, self.compute_dtype), ops.cast(back, self.compute_dtype)
         back = ops.flip(back, 1) if self.return_sequences else back
         outputs = (y, back) if self.merge_mode is None else (_MERGE[self.merge_mode](y, back),)
         for output in outputs:

@@ -103,8 +103,8 @@ class Metric(Configurable):
         name : str, optional
         """
         variable = Variable(
-            initializers.get(initializer), tuple(shape), dtype or self.dtype, trainable=False, aggregation=aggregation,
-            name=name,
+            initializers.get(initializer), tuple(shape), dtype or self.dtype, trainable=False, autocast=False,
+            aggregation=aggregation, name=name,
         )  # fmt: skip
         variable.path = f"{self.name}/{variable.name}"
         self._variables.append(variable)

@@ -68,7 +68,7 @@ class Model(Trainer, Layer):
         input_shape : tuple, or list or dict of tuples
         """
         if self._layer_graph is None and type(self).call is not Model.call:
-            symbols = tree.map_shapes(lambda shape: KerasTensor(shape, self.dtype), input_shape)
+            symbols = tree.map_shapes(lambda shape: KerasTensor(shape, self.compute_dtype), input_shape)
             infer_outputs(self.call, (symbols,), {})
 
     @property

@@ -312,6 +312,8 @@ def promote(values: Sequence[Any], *, floating: bool = False) -> list[Tensor]:
     """Convert operands to tensors of their common dtype."""
     known = (Tensor, Variable, bool, int, float, complex)
     values = [v if isinstance(v, known) else convert_to_tensor(v) for v in values]
+    if state.autocast is not None:
+        values = [v.value if isinstance(v, Variable) else v for v in values]
     dtype = common_dtype(values, floating=floating)
     return [convert_to_tensor(v, dtype) for v in values]
 

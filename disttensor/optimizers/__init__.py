@@ -11,6 +11,7 @@ from disttensor.errors import ArgumentError
 from disttensor.optimizers import schedules
 from disttensor.optimizers.adam import Adam, Adamax, AdamW, Nadam
 from disttensor.optimizers.adaptive import Adadelta, Adagrad, RMSprop
+from disttensor.optimizers.loss_scale_optimizer import LossScaleOptimizer
 from disttensor.optimizers.optimizer import Optimizer
 from disttensor.optimizers.sgd import SGD
 from disttensor.saving.registration import (
@@ -27,6 +28,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "LossScaleOptimizer",
     "Nadam",
     "Optimizer",
     "RMSprop",

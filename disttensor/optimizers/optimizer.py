@@ -115,7 +115,7 @@ class Optimizer(Configurable):
                 raise ArgumentError(f"{self.name}: {name} must be a positive int, got {steps!r}.")
 
     def _counter(self, value: Any, dtype: str, name: str) -> Variable:
-        variable = Variable(value, dtype=dtype, trainable=False, name=name)
+        variable = Variable(value, dtype=dtype, trainable=False, autocast=False, name=name)
         variable.path = f"{self.name}/{name}"
         return variable
 
@@ -155,8 +155,9 @@ class Optimizer(Configurable):
         name : str, optional
         """
         variable = Variable(
-            initializers.get(initializer), tuple(shape), dtype, trainable=False, aggregation=aggregation, name=name
-        )
+            initializers.get(initializer), tuple(shape), dtype, trainable=False, autocast=False,
+            aggregation=aggregation, name=name,
+        )  # fmt: skip
         variable.path = f"{self.name}/{variable.name}"
         self._slots.append(variable)
         return variable
@@ -170,7 +171,7 @@ class Optimizer(Configurable):
         return slot
 
     def _like(self, variable: Variable, name: str | None, initializer: Any) -> Variable:
-        slot = Variable(initializers.get(initializer), variable.shape, variable.dtype, trainable=False)
+        slot = Variable(initializers.get(initializer), variable.shape, variable.dtype, trainable=False, autocast=False)
         slot.name = f"{variable.path.replace('/', '_')}_{name or 'slot'}"
         slot.path = f"{self.name}/{slot.name}"
         return slot
@@ -195,6 +196,11 @@ class Optimizer(Configurable):
         """The state: number of steps, learning rate, averages, sums of gradients, slots."""
         rate = [self._learning_rate] if isinstance(self._learning_rate, Variable) else []
         return [self._iterations, *rate, *self._averages, *self._gradient_sums, *self._slots]
+
+    @property
+    def trainable_variables(self) -> list[Variable]:
+        """The variables that the optimizer was built for."""
+        return list(self._trainable_variables)
 
     @property
     def iterations(self) -> Any:
@@ -265,6 +271,18 @@ class Optimizer(Configurable):
         UserWarning
             If gradients are missing; it names the variables.
         """
+        self.apply_mean(*self.mean_gradients(grads, trainable_variables))
+
+    def mean_gradients(
+        self, grads: Sequence[Any], trainable_variables: Sequence[Variable] | None = None
+    ) -> tuple[list[Tensor], list[Variable]]:
+        """The first half of `apply`: check, build, and take the means over all ranks.
+
+        Returns
+        -------
+        tuple of list
+            The mean gradients, and the variables that they belong to, without those that have no gradient.
+        """
         grads = list(grads)
         if trainable_variables is None and not self.built:
             raise ArgumentError(f"{self.name}: call build(variables) first, or pass trainable_variables to apply().")
@@ -273,7 +291,10 @@ class Optimizer(Configurable):
             self.build(variables)
         self._check(grads, variables)
         pairs = [(sync_mean(g), v) for g, v in zip(grads, variables, strict=True) if g is not None]
-        gradients, variables = [g for g, _ in pairs], [v for _, v in pairs]
+        return [g for g, _ in pairs], [v for _, v in pairs]
+
+    def apply_mean(self, gradients: list[Tensor], variables: list[Variable]) -> None:
+        """The second half of `apply`: change the variables by what `mean_gradients` returned."""
         if self.loss_scale_factor is not None:
             gradients = [g / self.loss_scale_factor for g in gradients]
         if self.gradient_accumulation_steps:
@@ -310,7 +331,7 @@ class Optimizer(Configurable):
         if missing:
             warnings.warn(
                 f"{self.name}: these variables have no gradient and stay as they are: {', '.join(missing)}.",
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def _update(self, gradients: list[Tensor], variables: list[Variable]) -> None:

@@ -13,6 +13,7 @@ from disttensor import context, distributed, ops, optimizers, tree
 from disttensor.autodiff import GradientTape
 from disttensor.data import Batch, unpack_x_y_sample_weight
 from disttensor.data.loader import as_tensors, shard_of
+from disttensor.dtype_policies import DTypePolicy
 from disttensor.errors import ArgumentError
 from disttensor.graph import function
 from disttensor.metrics import Mean, Metric
@@ -25,6 +26,7 @@ class Trainer(Loops):
     """The training methods of `Model`. A step is `train_step` or `test_step`; override them or `compute_loss`."""
 
     output_names: list[str] | None = None
+    dtype_policy: DTypePolicy
 
     def compile(
         self,
@@ -56,8 +58,10 @@ class Trainer(Loops):
             and, with several processes, the question whether all go on. The batch hooks are called once for so many
             batches: those that begin with the number of the first, those that end with the number of the last and the
             metrics at that point. The last batches of an epoch may be fewer.
-        jit_compile, auto_scale_loss
+        jit_compile
             Accepted for compatibility and without effect: steps are always compiled, unless they run eagerly.
+        auto_scale_loss : bool, default True
+            Whether the optimizer of a model with the policy "mixed_float16" is wrapped in a `LossScaleOptimizer`.
 
         Raises
         ------
@@ -67,6 +71,9 @@ class Trainer(Loops):
         if type(steps_per_execution) is not int or steps_per_execution < 1:
             raise ArgumentError(f"compile(): steps_per_execution must be a positive int, got {steps_per_execution!r}.")
         self.optimizer = optimizers.get(optimizer)
+        scales = isinstance(self.optimizer, optimizers.LossScaleOptimizer) or self.optimizer is None
+        if auto_scale_loss and self.dtype_policy.name == "mixed_float16" and not scales:
+            self.optimizer = optimizers.LossScaleOptimizer(self.optimizer, name="loss_scale_optimizer")
         self.loss = loss
         self.run_eagerly = bool(run_eagerly)
         self._compiled_loss = CompiledLoss(loss, loss_weights, self.output_names) if loss is not None else None

@@ -1,0 +1,196 @@
+"""`WeightOwner`: what a layer's weights are, and which layers it consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from disttensor import dtypes, initializers, regularizers
+from disttensor.errors import ArgumentError, ShapeError
+from disttensor.metrics.metric import Metric
+from disttensor.random import SeedGenerator
+from disttensor.tensor import Variable
+
+
+class WeightOwner:
+    """The part of `Layer` that finds variables and layers in attributes, freezes them, reads and sets their values."""
+
+    name: str
+    variable_dtype: Any
+    built: bool
+    _trainable: bool
+
+    def add_weight(
+        self,
+        shape: Any = None,
+        initializer: Any = None,
+        dtype: Any = None,
+        trainable: bool = True,
+        autocast: bool = True,
+        regularizer: Any = None,
+        constraint: Callable[[Any], Any] | None = None,
+        aggregation: str = "none",
+        name: str | None = None,
+    ) -> Variable:
+        """Make a weight of this layer.
+
+        Parameters
+        ----------
+        shape : tuple of int, default ()
+        initializer : Initializer, str or callable, optional
+            Default: "glorot_uniform" for floating-point weights, "zeros" for others.
+        dtype : dtype, optional
+            Default: the layer's.
+        trainable : bool, default True
+        autocast : bool, default True
+            Whether a layer with mixed precision reads it cast to the dtype of computation.
+        regularizer : Regularizer or str, optional
+            Adds a loss computed from the weight.
+        constraint : callable, optional
+            Applied to the weight after each update.
+        name : str, optional
+        """
+        shape = tuple(shape or ())
+        if any(not isinstance(n, (int, np.integer)) or n < 0 for n in shape):
+            raise ShapeError(
+                f"weight {name!r} of layer {self.name!r} cannot have shape {shape}: some dimension of the input that "
+                "it depends on is unknown. Give Input or the first layer a full shape."
+            )
+        dtype = dtypes.standardize_dtype(dtype or self.variable_dtype)
+        if initializer is None:
+            initializer = "glorot_uniform" if dtypes.is_floating(dtype) else "zeros"
+        variable = Variable(
+            initializers.get(initializer), shape, dtype, trainable=trainable and self._trainable, autocast=autocast,
+            aggregation=aggregation, name=name or "variable",
+        )  # fmt: skip
+        variable.path = f"{self.name}/{variable.name}"
+        variable.regularizer = regularizers.get(regularizer)
+        variable.constraint = constraint
+        if not trainable:
+            self.__dict__.setdefault("_always_frozen", set()).add(id(variable))
+        # Kept under a name of its own too, so that a weight counts even if the caller does not store it.
+        self.__dict__.setdefault("_added_weights", []).append(variable)
+        return variable
+
+    def _parts(self) -> Iterator[Any]:
+        """Every variable, layer, metric and seed generator in an attribute, also within lists and dicts, once."""
+        seen: set[int] = set()
+        for name, value in list(self.__dict__.items()):
+            if name in _NOT_PARTS:
+                continue
+            for part in _flatten_parts(value):
+                if id(part) not in seen:
+                    seen.add(id(part))
+                    yield part
+
+    def _own_variables(self) -> list[Variable]:
+        return [p for p in self._parts() if isinstance(p, Variable)]
+
+    def _sublayers(self) -> list[Any]:
+        return [p for p in self._parts() if isinstance(p, WeightOwner)]
+
+    def _walk(self) -> Iterator[Any]:
+        """This layer and all within it, each once."""
+        seen: set[int] = set()
+        stack: list[Any] = [self]
+        while stack:
+            layer = stack.pop()
+            if id(layer) not in seen:
+                seen.add(id(layer))
+                yield layer
+                stack.extend(reversed(layer._sublayers()))
+
+    def _collect(self, own: Callable[[Any], list[Variable]]) -> list[Variable]:
+        return list({id(v): v for layer in self._walk() for v in own(layer)}.values())
+
+    @property
+    def variables(self) -> list[Variable]:
+        """All variables: weights, and the states of random generators."""
+        return self._collect(lambda layer: _trainable_first(layer._own_variables()) + layer._seed_states())
+
+    def _seed_states(self) -> list[Variable]:
+        return [p.state for p in self._parts() if isinstance(p, SeedGenerator)]
+
+    @property
+    def weights(self) -> list[Variable]:
+        """All weights, in each layer the trainable ones first."""
+        return self._collect(lambda layer: _trainable_first(layer._own_variables()))
+
+    @property
+    def trainable_variables(self) -> list[Variable]:
+        """The variables that optimizers change."""
+        return [v for v in self.variables if v.trainable]
+
+    @property
+    def non_trainable_variables(self) -> list[Variable]:
+        """The variables that optimizers leave alone."""
+        return [v for v in self.variables if not v.trainable]
+
+    @property
+    def trainable_weights(self) -> list[Variable]:
+        """The weights that optimizers change."""
+        return [v for v in self.weights if v.trainable]
+
+    @property
+    def non_trainable_weights(self) -> list[Variable]:
+        """The weights that optimizers leave alone."""
+        return [v for v in self.weights if not v.trainable]
+
+    @property
+    def trainable(self) -> bool:
+        """Whether optimizers change the weights; setting it holds for the layers within, too."""
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        for layer in self._walk():
+            frozen = layer.__dict__.setdefault("_always_frozen", set())
+            if layer._trainable:
+                frozen.update(id(v) for v in layer._own_variables() if not v.trainable)
+            layer._trainable = bool(value)
+            for variable in layer._own_variables():
+                variable.trainable = bool(value) and id(variable) not in frozen
+
+    def get_weights(self) -> list[np.ndarray]:
+        """The values of `weights`, as arrays."""
+        return [v.numpy() for v in self.weights]
+
+    def set_weights(self, weights: list[Any]) -> None:
+        """Set `weights` from arrays of the same shapes in the same order; nothing changes if one does not fit."""
+        variables = self.weights
+        arrays = [np.asarray(w) for w in weights]
+        if len(arrays) != len(variables):
+            raise ArgumentError(f"layer {self.name!r} has {len(variables)} weights, set_weights() got {len(arrays)}.")
+        for variable, array in zip(variables, arrays, strict=True):
+            if array.shape != variable.shape:
+                raise ShapeError(
+                    f"weight {variable.path!r} has shape {variable.shape}, set_weights() got {array.shape}."
+                )
+        for variable, array in zip(variables, arrays, strict=True):
+            variable.assign(array)
+
+    def count_params(self) -> int:
+        """How many numbers the weights hold."""
+        if not self.built:
+            raise ArgumentError(f"layer {self.name!r} has no weights yet; call it or build it first.")
+        return sum(v.size for v in self.weights)
+
+
+_NOT_PARTS = frozenset({"_init_arguments", "_losses", "_inbound_nodes", "_always_frozen", "_loss_tracker"})
+
+
+def _flatten_parts(value: Any) -> Iterator[Any]:
+    if isinstance(value, (Variable, WeightOwner, Metric, SeedGenerator)):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _flatten_parts(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _flatten_parts(item)
+
+
+def _trainable_first(variables: list[Variable]) -> list[Variable]:
+    return [v for v in variables if v.trainable] + [v for v in variables if not v.trainable]

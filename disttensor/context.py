@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class Tracer(Protocol):
     ) -> list[Tensor]: ...
     def read(self, variable: Variable) -> Tensor: ...
     def write(self, variable: Variable, value: Tensor) -> None: ...
+    def assume(self, question: Callable[[], Any], answer: Any) -> None: ...
 
 
 class Recorder(Protocol):

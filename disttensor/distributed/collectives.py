@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from disttensor import config
+from disttensor import config, dtypes
 from disttensor.context import Shard, Spec, state
 from disttensor.distributed import world
 from disttensor.errors import TracingError
+from disttensor.ops.arithmetic import equal
 from disttensor.ops.core import cast
+from disttensor.ops.piecewise import where
 from disttensor.ops.registry import apply, operator, require_inexact
 from disttensor.tensor import Tensor, convert_to_tensor
 
@@ -87,6 +89,22 @@ def sync_mean(x: Any) -> Tensor:
     if parts() == 1:
         return x
     return apply(weighted_sum_of_ranks, [x, weight_of(x.shard)], {})
+
+
+def part_of_mean(x: Any) -> Tensor:
+    """What this rank adds to a mean over the global batch: `sync_mean(x)` is ``sync_sum(part_of_mean(x))``.
+
+    Returns
+    -------
+    Tensor
+        (rowsᵣ / rows)·x for this rank r, zeros if it has no rows, whatever `x` holds; `x` itself with one process.
+    """
+    x = convert_to_tensor(x)
+    if parts() == 1:
+        return x
+    wide = dtypes.result_type(x.dtype, "float32")
+    weight = cast(weight_of(x.shard), wide)
+    return cast(where(equal(weight, 0), 0, cast(x, wide) * weight), x.dtype)
 
 
 def sync_sum(x: Any) -> Tensor:

@@ -59,7 +59,7 @@ class _Cut:
     def __init__(self, traced: Traced, sharded: Sequence[bool]):
         self.graph = traced.graph
         self.structure = traced.structure
-        self.trainable = traced.trainable
+        self.is_valid = traced.is_valid
         self.round_of: dict[int, int] = {}
         self.is_local: dict[int, bool] = {id(n): s for n, s in zip(self.graph.inputs, sharded, strict=True)}
         meetings: list[dict[str, list[Node]]] = []
@@ -169,7 +169,7 @@ class DividedCall:
                 "deterministic mode: what the function sums over the batch depends on how many rows a shard has "
                 f"({sorted(cuts)}), so that shards cannot meet. Choose a batch size that is a multiple of {call.parts}."
             )
-        self.trainable = reference.trainable
+        self.is_valid = reference.is_valid
         self._outputs = [v.spec for v in reference.graph.outputs]
         self._row_outputs = [reference.rows_of_round(number) for number in range(reference.count)]
         self._buffers = [[_pack_spec(group) for group in groups] for groups in reference.rounds]
@@ -177,10 +177,6 @@ class DividedCall:
         self._end = reference.end()
         self.graph, self.plan = self._end.plan.graph, self._end.plan
         self._assemble = assembler(reference.structure)
-
-    def is_valid(self) -> bool:
-        """Whether the variables are as trainable as they were when this was traced."""
-        return all(variable.trainable == flag for variable, flag in self.trainable)
 
     def run(self, call: Call) -> Any:
         """The function's result; outputs with rows have those of this rank."""

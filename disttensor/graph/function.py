@@ -122,7 +122,7 @@ class Concrete(Protocol):
     plan: Plan
 
     def is_valid(self) -> bool:
-        """Whether the variables are as trainable as they were when this was traced."""
+        """Whether what the trace depends on (such as which variables are trainable) is as it was then."""
 
     def run(self, call: Call) -> Any:
         """The function's result for the arguments of this call."""
@@ -133,14 +133,11 @@ class _Whole:
 
     def __init__(self, function: Callable[..., Any], call: Call):
         traced = trace(function, call.specification(), [s.local for s in call.shards], call.ambient)
-        self.trainable = traced.trainable
+        self.is_valid = traced.is_valid
         self.graph = optimize(traced.graph)
         self.plan = Plan(self.graph)
         self._kept = call.kept
         self._assemble = assembler(traced.structure)
-
-    def is_valid(self) -> bool:
-        return all(variable.trainable == flag for variable, flag in self.trainable)
 
     def run(self, call: Call) -> Any:
         arrays = [t.array for t in call.inputs]

@@ -33,6 +33,7 @@ class GraphTracer:
         self.inputs: list[Node] = []
         self.updates: dict[Variable, Value] = {}
         self.trainable: dict[int, tuple[Variable, bool]] = {}
+        self.assumptions: list[tuple[Callable[[], Any], Any]] = []
         self._current: dict[int, Tensor] = {}
         self._constants: dict[int, tuple[Tensor, Value]] = {}
 
@@ -65,6 +66,10 @@ class GraphTracer:
         self._current[id(variable)] = symbolic
         self.updates[variable] = self.value_of(symbolic)
 
+    def assume(self, question: Callable[[], Any], answer: Any) -> None:
+        """The traced function does what it does because of this answer; where it changes, another trace is needed."""
+        self.assumptions.append((question, answer))
+
     def value_of(self, tensor: Tensor) -> Value:
         """The graph value of a tensor: its own, or a constant for an eager tensor."""
         if tensor.is_symbolic:
@@ -89,11 +94,19 @@ class Traced(NamedTuple):
 
     `structure` is what the function returned, with an `Output` in the place of each tensor. `trainable` holds every
     variable that was touched, and whether it was trainable then: what the function computes may depend on it.
+    `assumptions` holds what else it was told to depend on: questions, and their answers then.
     """
 
     graph: Graph
     structure: Any
     trainable: list[tuple[Variable, bool]]
+    assumptions: list[tuple[Callable[[], Any], Any]]
+
+    def is_valid(self) -> bool:
+        """Whether a trace made now would be the same."""
+        return all(variable.trainable == flag for variable, flag in self.trainable) and all(
+            question() == answer for question, answer in self.assumptions
+        )
 
 
 @dataclass(frozen=True)
@@ -156,4 +169,4 @@ def trace(
 
     structure = tree.pack_sequence_as(result, [output(leaf) for leaf in tree.flatten(result)])
     graph = Graph(tracer.inputs, outputs, tracer.updates)
-    return Traced(graph, structure, list(tracer.trainable.values()))
+    return Traced(graph, structure, list(tracer.trainable.values()), tracer.assumptions)

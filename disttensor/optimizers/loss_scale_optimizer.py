@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from disttensor import ops
+from disttensor.distributed.collectives import sync_sum
 from disttensor.errors import ArgumentError
 from disttensor.optimizers.optimizer import Optimizer
 from disttensor.saving.registration import serialize_keras_object
@@ -61,6 +62,8 @@ class LossScaleOptimizer(Optimizer):
             )
         super().__init__(learning_rate=0.0, name=name)
         self.inner_optimizer = inner_optimizer
+        if inner_optimizer.is_update_step is not None:
+            inner_optimizer.is_update_step.may_skip = True
         self.initial_scale = float(initial_scale)
         self.dynamic_growth_steps = dynamic_growth_steps
         self.step_counter = self._counter(0, "int32", "step_counter")
@@ -104,6 +107,8 @@ class LossScaleOptimizer(Optimizer):
         self.built = True
         scale = self.dynamic_scale.value
         finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in gradients]))
+        if inner.accumulates_locally:
+            finite = ops.equal(sync_sum(ops.where(finite, 0.0, 1.0)), 0.0)
         before = [(v, v.value) for v in (*inner.variables, *inner.trainable_variables)]
         inner.apply_mean([g / ops.cast(scale, g.dtype) for g in gradients], variables)
         for variable, value in before:

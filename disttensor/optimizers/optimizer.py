@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from disttensor import config, distributed, initializers, ops
-from disttensor.distributed.collectives import sync_mean
+from disttensor.context import state
+from disttensor.distributed.collectives import part_of_mean, sync_mean, sync_sum
 from disttensor.errors import ArgumentError, ShapeError
+from disttensor.optimizers.accumulation import EveryNth
 from disttensor.optimizers.schedules import LearningRateSchedule
 from disttensor.saving.registration import Configurable
 from disttensor.tensor import Tensor, Variable, convert_to_tensor
@@ -45,7 +47,9 @@ class Optimizer(Configurable):
     loss_scale_factor : float, optional
         `scale_loss` multiplies by it, and gradients are divided by it, so that small ones do not vanish in float16.
     gradient_accumulation_steps : int, optional
-        Weights change only every so many steps, by the mean of the gradients since.
+        Weights change only every so many steps, by the mean of the gradients since. Steps in between add gradients up
+        where they are, and send nothing; a traced step has two plans, one of each kind. (In deterministic mode
+        gradients are summed over the virtual shards in every step.)
     name : str, optional
         Default: the class name in lower case.
 
@@ -93,6 +97,8 @@ class Optimizer(Configurable):
         self._excluded: set[int] = set()
         self._excluded_names: str | None = None
         self._iterations = self._counter(0, "int64", "iteration")
+        n = gradient_accumulation_steps
+        self.is_update_step = EveryNth(n, self._iterations, self.name) if n else None
         self._learning_rate: Variable | LearningRateSchedule
         if isinstance(learning_rate, LearningRateSchedule):
             self._learning_rate = learning_rate
@@ -281,7 +287,8 @@ class Optimizer(Configurable):
         Returns
         -------
         tuple of list
-            The mean gradients, and the variables that they belong to, without those that have no gradient.
+            The mean gradients, and the variables that they belong to, without those that have no gradient. If
+            `accumulates_locally`, what this rank adds to the means.
         """
         grads = list(grads)
         if trainable_variables is None and not self.built:
@@ -290,15 +297,16 @@ class Optimizer(Configurable):
         if not self.built:
             self.build(variables)
         self._check(grads, variables)
-        pairs = [(sync_mean(g), v) for g, v in zip(grads, variables, strict=True) if g is not None]
+        mean = part_of_mean if self.accumulates_locally else sync_mean
+        pairs = [(mean(g), v) for g, v in zip(grads, variables, strict=True) if g is not None]
         return [g for g, _ in pairs], [v for _, v in pairs]
 
     def apply_mean(self, gradients: list[Tensor], variables: list[Variable]) -> None:
         """The second half of `apply`: change the variables by what `mean_gradients` returned."""
         if self.loss_scale_factor is not None:
             gradients = [g / self.loss_scale_factor for g in gradients]
-        if self.gradient_accumulation_steps:
-            self._update_every_nth(gradients, variables, self.gradient_accumulation_steps)
+        if self.is_update_step is not None:
+            self._accumulate(gradients, variables, self.is_update_step)
         else:
             self._update(gradients, variables)
         if self.use_ema:
@@ -348,21 +356,24 @@ class Optimizer(Configurable):
         for gradient, variable in zip(gradients, variables, strict=True):
             self.update_step(ops.cast(gradient, variable.dtype), variable, ops.cast(rate, variable.dtype))
 
-    def _update_every_nth(self, gradients: list[Tensor], variables: list[Variable], n: int) -> None:
-        """Add the gradients up; in every n-th step update by their mean.
+    @property
+    def accumulates_locally(self) -> bool:
+        """Whether gradients are added up on each rank, and over ranks in the step of the update only."""
+        return self.gradient_accumulation_steps is not None and not state.virtual_shards
 
-        The update is computed in each step and taken in every n-th, so that all steps are the same plan.
-        """
-        now = ops.equal((self._iterations.value + 1) % n, 0)
+    def _accumulate(self, gradients: list[Tensor], variables: list[Variable], is_update_step: EveryNth) -> None:
+        """Add the gradients up; in every n-th step update by their mean."""
         sums = [self._gradient_sums[self._get_variable_index(v)] for v in variables]
-        for gradient_sum, gradient in zip(sums, gradients, strict=True):
-            gradient_sum.assign_add(gradient)
-        before = [(v, v.value) for v in (*variables, *self._slots)]
-        self._update([s.value / n for s in sums], variables)
-        for variable, value in before:
-            variable.assign(ops.where(now, variable.value, value))
+        totals = [s.value + g for s, g in zip(sums, gradients, strict=True)]
+        if not is_update_step():
+            for gradient_sum, total in zip(sums, totals, strict=True):
+                gradient_sum.assign(total)
+            return
+        if self.accumulates_locally:
+            totals = [sync_sum(t) for t in totals]
+        self._update([t / is_update_step.n for t in totals], variables)
         for gradient_sum in sums:
-            gradient_sum.assign(ops.where(now, 0.0, gradient_sum.value))
+            gradient_sum.assign(ops.zeros(gradient_sum.shape, gradient_sum.dtype))
 
     def _clip(self, gradients: list[Tensor]) -> list[Tensor]:
         if self.clipnorm is not None:

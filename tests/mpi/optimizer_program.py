@@ -58,7 +58,60 @@ def check_overflow_on_one_rank() -> None:
             same_on_all_ranks(scaled.get_weights())
 
 
-for check in (check_overflow_on_one_rank,):
+def check_accumulation() -> None:
+    """Gradients of n batches, added up, are those of one large batch; the steps in between send nothing large."""
+
+    def train(steps: int, policy: str = "float32", eagerly: bool = False) -> keras.Model:
+        trained = model(policy)
+        optimizer: optimizers.Optimizer = optimizers.Adam(
+            0.01, gradient_accumulation_steps=steps if steps > 1 else None
+        )
+        if policy == "mixed_float16":  # with a scale that no step overflows with
+            optimizer = optimizers.LossScaleOptimizer(optimizer, initial_scale=8.0)
+        trained.compile(optimizer, "mse", run_eagerly=eagerly)
+        trained.fit(X[:18], Y[:18], batch_size=18 // steps, epochs=5, shuffle=False, verbose=0)
+        return trained
+
+    for policy, tolerance in (("float32", 1e-5), ("mixed_float16", 1e-2)):
+        large = alone(lambda policy=policy: train(1, policy))
+        for steps in (2, 3):
+            for eagerly in (False, True):
+                trained = train(steps, policy, eagerly)
+                for got, want in zip(trained.get_weights(), large.get_weights(), strict=True):
+                    np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
+                same_on_all_ranks(trained.get_weights())
+    trained = train(3)
+    assert trained.train_function.trace_count == 2
+    sent = sorted(sum(bytes_sent(node) for node in plan.graph.nodes) for plan in trained.train_function.plans)
+    weights = 4 * trained.count_params()
+    assert sent[0] < 64, sent
+    assert comm.size == 1 or sent[1] >= weights, (sent, weights)
+
+
+def bytes_sent(node: keras.Node) -> int:
+    if node.op is None or not node.op.communicates:
+        return 0
+    return sum(int(np.prod(s.shape)) * np.dtype(s.dtype).itemsize for s in node.specs)
+
+
+def check_accumulation_of_uneven_batches() -> None:
+    """Where a rank has no row of a batch, what it computed from nothing (NaN) does not count."""
+
+    def train() -> list[np.ndarray]:
+        trained = model()
+        trained.compile(optimizers.SGD(0.1, gradient_accumulation_steps=2), "mse")
+        trained.fit(X[:4], Y[:4], batch_size=3, epochs=4, shuffle=False, verbose=0)
+        return trained.get_weights()
+
+    for got, want in zip(train(), alone(train), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
+for check in (
+    check_accumulation,
+    check_accumulation_of_uneven_batches,
+    check_overflow_on_one_rank,
+):
     check()
 if comm.rank == 0:
     print("every check passed")

@@ -10,7 +10,7 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_steps_on_several_ranks(mpirun: Any, ranks: int) -> None:
     code, output = mpirun(ranks, HERE / "optimizer_program.py", timeout=110)
     assert code == 0, output

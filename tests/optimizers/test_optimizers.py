@@ -96,7 +96,7 @@ def test_five_steps(keras: ModuleType, rng: np.random.Generator, name: str, argu
 @CASES
 def test_traced_gives_the_same_bits(rng: np.random.Generator, name: str, arguments: dict[str, Any]) -> None:
     values = start(rng)
-    steps = [start(rng) for _ in range(3)]
+    steps = [start(rng) for _ in range(5)]
     results = []
     for wrap in (lambda f: f, function):
         optimizer, variables = getattr(optimizers, name)(**arguments), variables_of(values)
@@ -248,3 +248,66 @@ def test_half_precision_variables_keep_their_dtype() -> None:
     optimizers.Adam(0.1).apply([ops.cast(ops.ones((3,)), "float16")], [variable])
     assert variable.dtype == "float16"
     np.testing.assert_allclose(variable.numpy(), 0.9, rtol=2e-3)
+
+
+# --- accumulating gradients
+
+
+def accumulated(n: int, steps: list[np.ndarray], wrap: Any, **options: Any) -> tuple[np.ndarray, Any]:
+    weight = Variable(np.zeros(3, "float32"))
+    optimizer = optimizers.SGD(0.5, momentum=0.9, gradient_accumulation_steps=n, **options)
+    optimizer.build([weight])
+    step = wrap(lambda g: optimizer.apply([g], [weight]))
+    for gradient in steps:
+        step(convert_to_tensor(gradient))
+    return weight.numpy(), step
+
+
+@pytest.mark.parametrize("wrap", [lambda f: f, function], ids=["eager", "traced"])
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_n_steps_are_one_of_their_mean(rng: np.random.Generator, n: int, wrap: Any) -> None:
+    steps = rng.normal(size=(7, 3)).astype("float32")
+    found, _ = accumulated(n, list(steps), wrap)
+    means = steps[: 7 // n * n].reshape(-1, n, 3).mean(axis=1)
+    expected, _ = accumulated(1, list(means), wrap)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_a_traced_step_has_two_plans_and_the_one_in_between_no_update(rng: np.random.Generator) -> None:
+    steps = rng.normal(size=(9, 3)).astype("float32")
+    _, step = accumulated(3, list(steps), function)
+    assert step.trace_count == 2
+    updates = sorted(({v.name.split("_")[-1] for v in plan.graph.updates} for plan in step.plans), key=len)
+    assert updates[0] == {"accumulator", "iteration"}
+    assert len(updates[1]) == 4
+
+
+def test_several_steps_in_one_trace(rng: np.random.Generator) -> None:
+    weight = Variable(np.zeros(3, "float32"))
+    optimizer = optimizers.SGD(1.0, gradient_accumulation_steps=3)
+    optimizer.build([weight])
+
+    @function
+    def two_steps(a: Any, b: Any) -> None:
+        optimizer.apply([a], [weight])
+        optimizer.apply([b], [weight])
+
+    steps = rng.normal(size=(12, 3)).astype("float32")
+    for a, b in steps.reshape(6, 2, 3):
+        two_steps(convert_to_tensor(a), convert_to_tensor(b))
+    np.testing.assert_allclose(weight.numpy(), -steps.reshape(4, 3, 3).mean(axis=1).sum(axis=0), rtol=1e-5)
+    assert two_steps.trace_count == 3
+
+
+def test_an_overflow_in_between_leaves_one_step_out(rng: np.random.Generator) -> None:
+    good = rng.normal(size=(4, 3)).astype("float32")
+    for wrap in (lambda f: f, function):
+        weight = Variable(np.zeros(3, "float32"))
+        inner = optimizers.SGD(0.5, gradient_accumulation_steps=2)
+        optimizer = optimizers.LossScaleOptimizer(inner, initial_scale=4.0)
+        optimizer.build([weight])
+        step = wrap(lambda g, o=optimizer, w=weight: o.apply([g], [w]))
+        for gradient in (4 * good[0], np.full(3, np.inf, "float32"), 4 * good[1], 2 * good[2], 2 * good[3]):
+            step(convert_to_tensor(gradient.astype("float32")))
+        np.testing.assert_allclose(weight.numpy(), -0.25 * (good[0] + 2 * good[1] + good[2] + good[3]), rtol=1e-5)
+        assert int(inner.iterations) == 2

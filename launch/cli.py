@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from launch.errors import LaunchError
-from launch.plan import LAUNCHERS, Request, make_plan, usable_cores
+from launch.plan import BINDINGS, MPIS, Request, make_plan, usable_cores
+from launch.supervisor import Policy, supervise
 
 _DESCRIPTION = """\
 Run a Python program on several processes that train one model together.
@@ -22,6 +23,7 @@ examples:
   disttensor-run -n 4 -m mypackage.train         a module instead of a file
   disttensor-run --hosts a:8,b:8 train.py        8 processes on each of two hosts
   disttensor-run -n 4 --threads 2 train.py       2 threads in each process
+  disttensor-run -n 4 --max-restarts 3 --log-dir logs train.py
   disttensor-run -n 4 --dry-run train.py         only show what would be run
 
 In a Slurm job (sbatch, salloc) leave -n out: there is one process for each task
@@ -30,12 +32,19 @@ of the job. See slurm/train.sbatch for a script to copy.
 On several hosts the program, its data and this Python environment must be found
 under the same path everywhere, and ssh must work without a password.
 
-The exit code is 0 if all processes end well, otherwise what mpirun or srun makes
-of the code of the one that failed."""
+When one process fails, all others are ended, and the one at fault is named with its
+last lines. With --max-restarts the same command is run again, on the hosts that still
+answer; a program that calls fit(..., resume="auto") goes on from its last checkpoint.
+Ctrl-C tells the processes to finish (they save a checkpoint first, if they keep
+any); a second one ends them at once. SIGTERM and SIGUSR1 are passed on.
+
+The exit code is that of the process that failed first: 0 if all end well, 128 + n if
+signal n killed it, 75 if it was asked to stop early and can be resumed, 124 after
+--timeout."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Start the program; does not return if all is well, because this process becomes mpirun.
+    """Run the program on all its processes, and start it again as often as was allowed.
 
     Parameters
     ----------
@@ -44,28 +53,20 @@ def main(arguments: list[str] | None = None) -> int:
     Returns
     -------
     int
-        0 after ``--dry-run``, 2 if the program cannot be started.
+        The exit code of the program; 0 after ``--dry-run``, 2 if the program cannot be started, 124 after
+        ``--timeout``, 128 + n if signal n ended a rank.
     """
     options = _parser().parse_args(arguments)
     try:
-        plan = make_plan(_request(options), os.environ, usable_cores(), os.geteuid() == 0)
+        request = _request(options)
         if options.dry_run:
-            print(plan)
+            print(make_plan(request, os.environ, usable_cores(), os.geteuid() == 0))
             return 0
-        return _become(plan.command, {**os.environ, **plan.variables})
+        policy = Policy(options.max_restarts, options.min_ranks, options.timeout, options.log_dir, options.requeue)
+        return supervise(request, policy, os.environ, usable_cores(), os.geteuid() == 0)
     except LaunchError as error:
         print(f"disttensor-run: {error}", file=sys.stderr)
         return 2
-
-
-def _become(command: tuple[str, ...], environ: dict[str, str]) -> int:
-    """Replace this process, so that signals reach the new program and its exit code is ours."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    try:
-        os.execvpe(command[0], command, environ)
-    except OSError as error:
-        raise LaunchError(f"cannot start {command[0]}: {error.strerror}.") from None
 
 
 def _request(options: argparse.Namespace) -> Request:
@@ -77,7 +78,8 @@ def _request(options: argparse.Namespace) -> Request:
         hosts=options.hosts,
         hostfile=options.hostfile,
         threads=options.threads,
-        launcher=options.launcher,
+        mpi=options.mpi,
+        bind=options.bind,
     )
 
 
@@ -98,10 +100,37 @@ def _parser() -> argparse.ArgumentParser:
         "--threads", type=int, metavar="T", help="threads in each process (default: the cores, shared evenly)"
     )
     parser.add_argument(
-        "--launcher",
-        choices=LAUNCHERS,
+        "--mpi",
+        choices=MPIS,
         default="auto",
         help="what starts the processes (default: srun in a Slurm job, else the mpirun beside this Python)",
+    )
+    parser.add_argument(
+        "--bind",
+        choices=BINDINGS,
+        default="none",
+        help="cores: each process keeps to as many cores of its own as it has threads (default: none)",
+    )
+    parser.add_argument(
+        "--max-restarts", type=int, default=0, metavar="R", help="start again after a failure, R times at most (0)"
+    )
+    parser.add_argument(
+        "--min-ranks",
+        type=int,
+        default=1,
+        metavar="M",
+        help="when hosts are lost, go on with fewer processes, but not fewer than M (1)",
+    )
+    parser.add_argument(
+        "--timeout", type=float, metavar="S", help="tell the processes to finish after S seconds, then end them"
+    )
+    parser.add_argument(
+        "--log-dir", type=Path, metavar="DIR", help="a log file for each process; lines on the terminal get its number"
+    )
+    parser.add_argument(
+        "--requeue",
+        action="store_true",
+        help="in a Slurm job that got SIGUSR1 and saved a checkpoint: put it back into the queue",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the command as a line for the shell, and end")
     parser.add_argument("program", help=argparse.SUPPRESS)

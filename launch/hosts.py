@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import re
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +68,31 @@ def spread(hosts: list[Host], n: int | None) -> tuple[int, list[Host]]:
     if n is not None and n > room:
         raise LaunchError(f"-n {n} is more than the {room} processes that the hosts take; raise the hosts' numbers.")
     return (n or room), hosts
+
+
+def answering(names: Sequence[str], environ: Mapping[str, str], seconds: float = 10.0) -> list[str]:
+    """Those hosts that ssh reaches without asking anything, all tried at once; this machine always answers."""
+    own = {"localhost", "127.0.0.1", socket.gethostname(), socket.gethostname().split(".")[0]}
+    options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={max(int(seconds) // 2, 1)}"]
+    tries = {
+        name: subprocess.Popen(
+            ["ssh", *options, name, "true"],
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for name in dict.fromkeys(names)
+        if name not in own
+    }
+    limit = time.monotonic() + seconds
+    for process in tries.values():
+        try:
+            process.wait(max(limit - time.monotonic(), 0.01))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    return [name for name in names if name not in tries or tries[name].returncode == 0]
 
 
 def _parse(text: str, where: str) -> Host:

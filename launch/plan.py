@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from launch.errors import LaunchError
@@ -12,7 +12,9 @@ from launch.hosts import Host, parse_hosts, read_hostfile, spread
 from launch.mpi import NAMES, MPIRun, find_mpirun
 from launch.slurm import Allocation, allocation, srun_protocol
 
-LAUNCHERS = ("auto", "openmpi", "mpich", "intelmpi", "srun", "none")
+MPIS = ("auto", "openmpi", "mpich", "intelmpi", "srun", "none")
+BINDINGS = ("none", "cores")
+_PREFIXES = ("DISTTENSOR_", "NUMBA_")
 _THREADS = ("DISTTENSOR_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 # Open MPI looks for fast networks when it starts, for a second or more. Ranks on one host need none of them.
 _ONE_HOST = {
@@ -34,19 +36,50 @@ class Request(NamedTuple):
     hosts: str | None = None
     hostfile: str | None = None
     threads: int | None = None
-    launcher: str = "auto"
+    mpi: str = "auto"
+    bind: str = "none"
 
 
 class Plan(NamedTuple):
-    """A command, and the variables that are added to the environment for it."""
+    """How to start a program.
+
+    Attributes
+    ----------
+    command : tuple of str
+        mpirun or srun with its options; empty where one process needs neither.
+    program : tuple of str
+        What each rank runs.
+    variables : dict
+        What is added to the environment.
+    exported : tuple of str
+        Variables that Open MPI's mpirun is told to hand to other hosts.
+    n : int
+    hosts : sequence of Host
+        Where the ranks run, as far as the user said so.
+    one_host : bool
+        Whether all ranks are on this machine.
+    bound : int
+        How many cores of its own each rank keeps to; 0 for all.
+    """
 
     command: tuple[str, ...]
+    program: tuple[str, ...]
     variables: dict[str, str]
+    exported: tuple[str, ...] = ()
+    n: int = 1
+    hosts: Sequence[Host] = ()
+    one_host: bool = True
+    bound: int = 0
+
+    @property
+    def full_command(self) -> tuple[str, ...]:
+        """mpirun or srun, ready for a program to follow."""
+        return (*self.command, *(word for name in self.exported for word in ("-x", name)))
 
     def __str__(self) -> str:
-        """A line for the shell that does the same."""
+        """A line for the shell that does the same, without supervision."""
         assignments = [f"{name}={shlex.quote(value)}" for name, value in self.variables.items()]
-        return " ".join([*assignments, shlex.join(self.command)])
+        return " ".join([*assignments, shlex.join([*self.full_command, *self.program])])
 
 
 class _Layout(NamedTuple):
@@ -89,26 +122,40 @@ def make_plan(request: Request, environ: Mapping[str, str], cores: int, is_root:
     """
     _require_outside(environ)
     layout = _layout(request, environ, cores)
-    if request.launcher == "none" and (layout.n > 1 or layout.hosts):
-        raise LaunchError(f"--launcher none starts one process, not {layout.n}; leave --launcher out, or say -n 1.")
-    if request.launcher == "none" or (layout.n == 1 and request.launcher == "auto" and not layout.hosts):
-        return Plan(request.program, _all_threads(request.threads) if request.threads else {})
+    if request.mpi == "none" and (layout.n > 1 or layout.hosts):
+        raise LaunchError(f"--mpi none starts one process, not {layout.n}; leave --mpi out, or say -n 1.")
+    if request.mpi == "none" or (layout.n == 1 and request.mpi == "auto" and not layout.hosts):
+        variables = _all_threads(request.threads) if request.threads else {}
+        return Plan((), request.program, variables, bound=_bound(request, layout, variables, environ))
     mpirun = find_mpirun(request.program[0], environ.get("PATH"))
     variables = _variables(request, layout, mpirun, environ)
-    if request.launcher == "srun" or (request.launcher == "auto" and layout.job is not None):
-        options = _srun_options(layout, mpirun, environ, insist=request.launcher == "srun")
+    plan = Plan(
+        (),
+        request.program,
+        variables,
+        n=layout.n,
+        hosts=layout.hosts,
+        one_host=layout.one_host,
+        bound=_bound(request, layout, variables, environ),
+    )
+    if request.mpi == "srun" or (request.mpi == "auto" and layout.job is not None):
+        options = _srun_options(layout, mpirun, environ, insist=request.mpi == "srun")
         if options is not None:
-            return Plan((*options, *request.program), variables)
-    if request.launcher not in ("auto", mpirun.flavour):
+            if request.bind == "cores":
+                options.append("--cpu-bind=cores")  # Slurm knows which cores are whose
+            return plan._replace(command=tuple(options), bound=0)
+    if request.mpi not in ("auto", mpirun.flavour):
         raise LaunchError(
-            f"--launcher {request.launcher}, but {mpirun.path} is {NAMES[mpirun.flavour]}. Install "
-            f"{NAMES[request.launcher]} into this environment, or leave --launcher out."
+            f"--mpi {request.mpi}, but {mpirun.path} is {NAMES[mpirun.flavour]}. Install "
+            f"{NAMES[request.mpi]} into this environment, or leave --mpi out."
         )
     if mpirun.flavour == "openmpi":
-        options = _openmpi_options(layout, list(variables), is_root)
+        options = _openmpi_options(layout, is_root)
+        if not layout.one_host:
+            plan = plan._replace(exported=_exported(variables, environ))
     else:
         options = _hydra_options(layout)
-    return Plan((mpirun.path, *options, *request.program), variables)
+    return plan._replace(command=(mpirun.path, *options))
 
 
 def _require_outside(environ: Mapping[str, str]) -> None:
@@ -156,6 +203,18 @@ def _variables(request: Request, layout: _Layout, mpirun: MPIRun, environ: Mappi
     return missing | (_all_threads(request.threads) if request.threads else {})
 
 
+def _exported(variables: Mapping[str, str], environ: Mapping[str, str]) -> tuple[str, ...]:
+    """What Open MPI must be told to hand to other hosts; the other launchers hand over everything."""
+    chosen = (name for name in environ if name.startswith(_PREFIXES) or name == "PYTHONPATH")
+    return tuple(dict.fromkeys([*variables, *sorted(chosen)]))
+
+
+def _bound(request: Request, layout: _Layout, variables: Mapping[str, str], environ: Mapping[str, str]) -> int:
+    if request.bind == "none":
+        return 0
+    return int(next((have[n] for n in _THREADS for have in (variables, environ) if have.get(n)), layout.threads))
+
+
 def _all_threads(threads: int) -> dict[str, str]:
     return dict.fromkeys(_THREADS, str(threads))
 
@@ -163,12 +222,12 @@ def _all_threads(threads: int) -> dict[str, str]:
 def _srun_options(layout: _Layout, mpirun: MPIRun, environ: Mapping[str, str], insist: bool) -> list[str] | None:
     """The command line of srun; None if it cannot start this MPI library and the user did not insist."""
     if layout.job is None:
-        raise LaunchError("--launcher srun needs a Slurm job: call disttensor-run in an sbatch script or under salloc.")
+        raise LaunchError("--mpi srun needs a Slurm job: call disttensor-run in an sbatch script or under salloc.")
     protocol = srun_protocol(mpirun.flavour, environ)
     if protocol is None:
         if insist:
             raise LaunchError(
-                f"this Slurm's srun cannot start {NAMES[mpirun.flavour]}. Leave --launcher out, and mpirun is used."
+                f"this Slurm's srun cannot start {NAMES[mpirun.flavour]}. Leave --mpi out, and mpirun is used."
             )
         return None
     options = ["srun", f"--mpi={protocol}", f"--ntasks={layout.n}", "--kill-on-bad-exit=1"]
@@ -177,7 +236,7 @@ def _srun_options(layout: _Layout, mpirun: MPIRun, environ: Mapping[str, str], i
     return options
 
 
-def _openmpi_options(layout: _Layout, variables: list[str], is_root: bool) -> list[str]:
+def _openmpi_options(layout: _Layout, is_root: bool) -> list[str]:
     # Without "slot" Open MPI fills the first host alone; one host may have more ranks than cores.
     placement = "slot:oversubscribe" if layout.one_host else "slot"
     options = ["-n", str(layout.n), "--map-by", placement, "--bind-to", "none"]
@@ -185,9 +244,6 @@ def _openmpi_options(layout: _Layout, variables: list[str], is_root: bool) -> li
         options.append("--allow-run-as-root")
     if layout.hosts:
         options += ["--host", _host_list(layout.hosts)]
-    if not layout.one_host:
-        for name in variables:  # other hosts do not get this shell's variables
-            options += ["-x", name]
     return options
 
 

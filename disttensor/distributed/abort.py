@@ -64,6 +64,7 @@ def end_job(reason: str, code: int) -> NoReturn:
 
     _ending.acquire()  # never released: the first reason is the one that counts
     world = MPI.COMM_WORLD
+    _report(code)
     lines = (f"[rank {world.rank}] {line}\n" for line in reason.splitlines())
     with contextlib.suppress(OSError, ValueError):  # a closed output must not keep the job alive
         sys.stdout.flush()
@@ -73,6 +74,12 @@ def end_job(reason: str, code: int) -> NoReturn:
     time.sleep(_PRINTING)
     world.Abort(code)
     os._exit(code)
+
+
+def _report(code: int) -> None:
+    """Tell ``disttensor-run`` that this rank is the one that ends the job, before MPI kills them all alike."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        os.write(int(os.environ["DISTTENSOR_REPORT_FD"]), b'{"code": %d}' % code)
 
 
 def _handle_exception(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:

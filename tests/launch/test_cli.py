@@ -133,7 +133,7 @@ def test_help_teaches(capsys):
     assert ended.value.code == 0
     output = capsys.readouterr().out
     assert "disttensor-run -n 4 train.py --epochs 3" in output
-    for word in ("--hosts", "--hostfile", "--threads", "--launcher", "--dry-run", "sbatch"):
+    for word in ("--hosts", "--hostfile", "--threads", "--mpi", "--dry-run", "sbatch"):
         assert word in output
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from launch.errors import LaunchError
-from launch.plan import Request, make_plan
+from launch.plan import Plan, Request, make_plan
 
 THREADS = ("DISTTENSOR_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 JOB = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_NNODES": "2", "SLURM_CPUS_ON_NODE": "4"}
@@ -19,9 +19,8 @@ def plan(python, *, environ=None, cores=8, is_root=False, **request):
 
 def options_of(made, python):
     """What stands between the launcher and the program."""
-    end = made.command.index(python)
-    assert made.command[end:] == (python, "train.py", "--lr", "3")
-    return " ".join(made.command[1:end])
+    assert made.program == (python, "train.py", "--lr", "3")
+    return " ".join(made.full_command[1:])
 
 
 @pytest.mark.parametrize(
@@ -69,10 +68,10 @@ def test_variables_of_the_user_stay(python_with):
     assert "OMPI_MCA_pml" not in made.variables
 
 
-@pytest.mark.parametrize("launcher", ["auto", "none"])
-def test_one_process_needs_no_mpi(tmp_path, launcher):
+@pytest.mark.parametrize("mpi", ["auto", "none"])
+def test_one_process_needs_no_mpi(tmp_path, mpi):
     python = str(tmp_path / "python")
-    assert plan(python, n=1, launcher=launcher) == ((python, "train.py", "--lr", "3"), {})
+    assert plan(python, n=1, mpi=mpi) == Plan((), (python, "train.py", "--lr", "3"), {})
     assert plan(python, n=1, threads=2).variables == dict.fromkeys(THREADS, "2")
 
 
@@ -91,6 +90,24 @@ def test_hosts(python_with, tmp_path, where):
     assert "OMPI_MCA_btl" not in made.variables  # there may be a fast network
     python = python_with("mpich")
     assert options_of(plan(python, n=5, **request), python) == "-n 5 -hosts a:4,b:2"
+
+
+def test_other_hosts_get_our_variables(python_with):
+    environ = {"DISTTENSOR_SEED": "3", "NUMBA_DEBUG": "0", "PYTHONPATH": "/a,/b", "HOME": "/root"}
+    made = plan(python_with("openmpi"), hosts="a:1,b:1", environ=environ)
+    assert made.exported[-3:] == ("DISTTENSOR_SEED", "NUMBA_DEBUG", "PYTHONPATH")
+    assert plan(python_with("mpich"), hosts="a:1,b:1", environ=environ).exported == ()  # hands over everything
+
+
+def test_binding(python_with, srun_that_starts):
+    python = python_with("mpich")
+    assert plan(python, n=2).bound == 0
+    assert plan(python, n=2, bind="cores").bound == 4
+    assert plan(python, n=2, bind="cores", environ={"OMP_NUM_THREADS": "3"}).bound == 3
+    assert plan(python, n=1, bind="cores", threads=2).bound == 2
+    made = plan(python, bind="cores", environ={**JOB, "PATH": srun_that_starts("pmi2")})
+    assert made.bound == 0  # Slurm does it
+    assert "--cpu-bind=cores" in made.command
 
 
 def test_hosts_without_numbers_share_the_ranks(python_with):
@@ -120,12 +137,12 @@ def test_slurm_whose_srun_cannot_start_this_mpi(python_with, srun_that_starts):
     assert made.command[0].endswith("mpirun")
     assert options_of(made, python).startswith("-n 4 --map-by slot --bind-to none -x ")
     with pytest.raises(LaunchError, match="srun cannot start Open MPI"):
-        plan(python, environ=environ, launcher="srun")
+        plan(python, environ=environ, mpi="srun")
 
 
 def test_mpirun_in_a_slurm_job(python_with):
     python = python_with("mpich")
-    assert options_of(plan(python, environ=JOB, launcher="mpich"), python) == "-n 4"
+    assert options_of(plan(python, environ=JOB, mpi="mpich"), python) == "-n 4"
 
 
 def test_mpirun_of_the_path_comes_second(python_with, tmp_path):
@@ -158,9 +175,9 @@ def test_the_line_for_the_shell_says_everything(python_with):
         ("names no host", {"hosts": ","}, {}),
         ("'a b' is no host", {"hosts": "a b"}, {}),
         ("cannot read the host file", {"hostfile": "/nowhere/hosts"}, {}),
-        ("starts one process, not 2", {"n": 2, "launcher": "none"}, {}),
-        ("--launcher mpich, but .* is Open MPI", {"n": 2, "launcher": "mpich"}, {}),
-        ("needs a Slurm job", {"n": 2, "launcher": "srun"}, {}),
+        ("starts one process, not 2", {"n": 2, "mpi": "none"}, {}),
+        ("--mpi mpich, but .* is Open MPI", {"n": 2, "mpi": "mpich"}, {}),
+        ("needs a Slurm job", {"n": 2, "mpi": "srun"}, {}),
         ("more than the 4 tasks of Slurm job 7.*--ntasks=5", {"n": 5}, JOB),
         ("already one of 4 processes", {"n": 2}, {"OMPI_COMM_WORLD_SIZE": "4"}),
         ("already one of 4 processes", {"n": 2}, {**JOB, "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"}),

@@ -80,7 +80,7 @@ def test_options_of_the_command_line_win(sbatch, program):
 
 def test_mpirun_instead_of_srun(sbatch, program, environment):
     launcher = "mpich" if (environment / "bin" / "mpichversion").exists() else "openmpi"
-    code, output = sbatch("--launcher", launcher, program)
+    code, output = sbatch("--mpi", launcher, program)
     assert code == 0, output
     assert output == "[[0, 1], [1, 1], [2, 1], [3, 1]]\n"
 

@@ -1,0 +1,301 @@
+"""Ranks that fail, restarts, signals, logs, and that nothing is left behind; real processes throughout."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from pathlib import Path
+
+import pytest
+
+from launch.exit_codes import INTERRUPTED, REQUEUE
+
+ROOT = Path(__file__).parents[2]
+RANK = 'int(os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0")))'
+HEAD = f"import os, signal, subprocess, sys, time\nrank = {RANK}\nprint('rank', rank, 'is here', flush=True)\n"
+FIRST = "if os.environ['DISTTENSOR_RESTART_COUNT'] == '0':\n    "
+
+
+class Run:
+    """A ``disttensor-run`` in progress, and all processes that it started, directly or not."""
+
+    def __init__(self, python, *arguments, env=None):
+        self.mark = f"DISTTENSOR_TEST_RUN={uuid.uuid4().hex}"
+        environ = {name: value for name, value in os.environ.items() if not name.endswith("_THREADS")}
+        environ |= {"PYTHONPATH": str(ROOT)} | dict([self.mark.split("=")]) | (env or {})
+        self.process = subprocess.Popen(
+            [str(python), "-m", "launch.cli", *map(str, arguments)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environ,
+            start_new_session=True,
+        )
+
+    def wait_for(self, text, count=1):
+        """Read until lines with this text have come, so many of them."""
+        while count:
+            line = self.process.stdout.readline()
+            assert line, f"ended before it printed {text!r}"
+            count -= text in line
+        return line
+
+    def end(self, timeout=60):
+        """The exit code and the rest of the output, after a check that no process is left."""
+        try:
+            output, _ = self.process.communicate(timeout=timeout)
+        finally:
+            left = self.remaining(5)
+            for process in left:
+                os.kill(process, signal.SIGKILL)
+        assert not left, "processes outlived disttensor-run"
+        return self.process.returncode, output
+
+    def remaining(self, seconds):
+        limit = time.monotonic() + seconds
+        while (found := self._processes()) and time.monotonic() < limit:
+            time.sleep(0.05)
+        return found
+
+    def _processes(self):
+        found = []
+        for folder in Path("/proc").iterdir():
+            try:
+                if folder.name.isdigit() and self.mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
+                    found.append(int(folder.name))
+            except OSError:  # ended meanwhile
+                continue
+        return found
+
+
+@pytest.fixture(
+    params=["alone", pytest.param("openmpi", marks=pytest.mark.mpi), pytest.param("mpich", marks=pytest.mark.mpi)]
+)
+def start(request, tmp_path):
+    """Start a program, given by its source, on one rank without MPI, or on three with either library.
+
+    The program knows its number as `rank`; `last` is the highest.
+    """
+    python, ranks = Path(sys.executable), 1
+    if request.param != "alone":
+        ranks = 3
+        if request.param == "mpich":
+            python = Path(
+                os.environ.get("DISTTENSOR_MPICH_VENV") or Path(sys.prefix).with_name(".venv-mpich"), "bin/python"
+            )
+        if not python.with_name("mpirun").exists():
+            pytest.skip(f"no mpirun beside {python}; run `make setup`")
+
+    def begin(source, *options, env=None):
+        program = tmp_path / "program.py"
+        program.write_text(f"{HEAD}last = rank == {ranks - 1}\n{source}\n")
+        return Run(python, "-n", ranks, *options, program, env=env)
+
+    begin.ranks = ranks
+    begin.last = ranks - 1
+    return begin
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "words"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", 137, r"was killed by signal 9 \(SIGKILL\)"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", 139, r"was killed by signal 11 \(SIGSEGV\)"),
+        ("sys.exit(7)", 7, "ended with exit code 7"),
+        ("raise ValueError('on purpose')", 1, "ended with exit code 1"),
+    ],
+)
+def test_a_rank_that_fails_is_named_and_the_others_end(start, fault, code, words):
+    run = start(f"if last:\n    print('about to fail', flush=True); {fault}\ntime.sleep(60)")
+    began = time.monotonic()
+    assert (ended := run.end())[0] == code, ended[1]
+    assert time.monotonic() - began < 30
+    assert re.search(f"rank {start.last} on host .* {words}", ended[1])
+    assert f"The last lines of rank {start.last}:\ndisttensor-run:     rank {start.last} is here" in ended[1]
+    assert "disttensor-run:     about to fail" in ended[1]
+
+
+def test_success(start):
+    code, output = start("print('so far', end='')", "--max-restarts", 3).end()
+    assert code == 0
+    assert sorted(re.findall(r"rank (\d) is here", output)) == sorted(map(str, range(start.ranks)))
+    assert output.count("so far") == start.ranks
+    assert "disttensor-run:" not in output
+
+
+def test_restart(start):
+    run = start(FIRST + "time.sleep(60 if not last else sys.exit(3))\nprint('went well')", "--max-restarts", 2)
+    code, output = run.end()
+    assert code == 0, output
+    assert output.count("ended with exit code 3") == 1
+    assert f"restart 1 of 2 with {start.ranks} rank" in output
+    assert output.count("went well") == start.ranks
+
+
+def test_restarts_are_counted(start):
+    code, output = start("sys.exit(3)", "--max-restarts", 1).end()
+    assert code == 3
+    assert "restart 1 of 1" in output
+    assert "gave up after 1 restarts" in output
+    assert output.count("rank 0 is here") >= 2
+
+
+@pytest.mark.parametrize("code", [REQUEUE, INTERRUPTED, 2])
+def test_ends_that_are_final(start, code):
+    ended, output = start(f"sys.exit({code})", "--max-restarts", 5).end()
+    assert ended == code
+    assert "restart" not in output
+
+
+def test_interrupt_once(start):
+    """Each rank gets one SIGINT and may take its time to end."""
+    source = """
+got = []
+signal.signal(signal.SIGINT, lambda *_: got.append(1))
+print('ready', flush=True)
+while not got: time.sleep(0.05)
+time.sleep(1)
+print('finished after', len(got), flush=True)
+"""
+    run = start(source, "--max-restarts", 5)
+    run.wait_for("ready", start.ranks)
+    run.process.send_signal(signal.SIGINT)
+    code, output = run.end()
+    assert code == 0, output
+    assert output.count("finished after 1") == start.ranks
+
+
+def test_interrupt_twice(start):
+    run = start("signal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(60)")
+    run.wait_for("ready", start.ranks)
+    run.process.send_signal(signal.SIGINT)
+    run.wait_for("press Ctrl-C again")
+    run.process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    code, output = run.end()
+    assert code == INTERRUPTED, output
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_signals_are_passed_on(start, name):
+    source = f"""
+def stop(number, frame):
+    print('got', number, flush=True)
+    sys.exit({REQUEUE})
+signal.signal(signal.{name}, stop)
+print('ready', flush=True)
+time.sleep(60)
+"""
+    run = start(source, "--max-restarts", 5)
+    run.wait_for("ready", start.ranks)
+    run.process.send_signal(signal.Signals[name])
+    code, output = run.end()
+    assert code == REQUEUE, output
+    assert output.count(f"got {signal.Signals[name].value}") == start.ranks
+    assert "restart" not in output
+
+
+def test_timeout(start):
+    run = start("time.sleep(60)", "--timeout", 2, "--max-restarts", 3)
+    code, output = run.end()
+    assert code == 124
+    assert "--timeout is over" in output
+
+
+@pytest.mark.parametrize("stubborn", [False, True], ids=["", "signals ignored, a grandchild in a session of its own"])
+def test_nothing_survives_a_killed_supervisor(start, stubborn):
+    source = "subprocess.Popen(['sleep', '60'], start_new_session=True)\nsignal.signal(15, signal.SIG_IGN)\n" * stubborn
+    run = start(f"{source}print('ready', flush=True)\ntime.sleep(60)")
+    run.wait_for("ready", start.ranks)
+    run.process.kill()
+    run.process.wait()
+    run.process.stdout.close()
+    assert not run.remaining(10)
+
+
+def test_what_a_rank_leaves_behind_is_ended(start):
+    code, output = start("subprocess.Popen(['sleep', '60'], start_new_session=True)").end()
+    assert code == 0, output
+
+
+def test_logs(start, tmp_path):
+    logs = tmp_path / "logs"
+    source = "print('to stderr', file=sys.stderr)\n" + FIRST + "sys.exit(3) if last else time.sleep(60)"
+    code, output = start(source, "--log-dir", logs, "--max-restarts", 1).end()
+    assert code == 0, output
+    assert sorted(path.name for path in logs.iterdir()) == [
+        "launcher.log",
+        *(f"rank-{r}.log" for r in range(start.ranks)),
+    ]
+    for r in range(start.ranks):
+        lines = (logs / f"rank-{r}.log").read_text().splitlines()
+        assert lines.count(f"rank {r} is here") == 2
+        assert [line[-len(line.partition("start")[2]) :] for line in lines if line.startswith("===")][0].startswith(
+            " 1, on"
+        )
+        assert f"[rank {r}] rank {r} is here" in output
+    assert "to stderr" in (logs / f"rank-{start.last}.log").read_text()
+    assert "ended with exit code 3" in (logs / "launcher.log").read_text()
+
+
+def test_a_log_folder_that_cannot_be_written(start, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, output = start("", "--log-dir", tmp_path / "file").end()
+    assert code == 2
+    assert "cannot write logs to --log-dir" in output
+
+
+def test_lines_of_ranks_are_not_mixed(start):
+    source = "for i in range(200):\n    os.write(1, b'a' * 50)\n    os.write(1, b'b' * 50 + b'\\n')"
+    code, output = start(source).end()
+    assert code == 0
+    assert [line for line in output.splitlines() if line.startswith("a")] == ["a" * 50 + "b" * 50] * 200 * start.ranks
+
+
+def test_a_program_that_cannot_be_started(tmp_path):
+    code, output = Run(sys.executable, "-n", 1, "-m", "no_such_module").end()
+    assert code == 1
+    assert "No module named no_such_module" in output
+
+
+def test_a_closed_pipe_ends_the_run(start):
+    run = start("while True:\n    print('x' * 100, flush=True)\n    time.sleep(0.01)")
+    run.wait_for("x" * 100)
+    run.process.stdout.close()
+    assert run.process.wait(30) == 141
+    assert not run.remaining(5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--max-restarts", "-1"], "--max-restarts -1 must be at least 0"),
+        (["--min-ranks", "0"], "--min-ranks 0 must be at least 1"),
+        (["--min-ranks", "2"], "--min-ranks 2 is more than the 1 ranks"),
+        (["--timeout", "-3"], "--timeout -3.0 must be at least 1"),
+    ],
+)
+def test_bad_policies(options, words):
+    code, output = Run(sys.executable, "-n", 1, *options, "-m", "this").end()
+    assert code == 2
+    assert words in output
+
+
+def test_binding(start):
+    cores = len(os.sched_getaffinity(0))
+    if cores < 2:
+        pytest.skip("needs two cores")
+    source = "print('cores', *sorted(os.sched_getaffinity(0)))"
+    code, output = start(source, "--bind", "cores", "--threads", 1).end()
+    assert code == 0, output
+    seen = re.findall(r"cores (.*)", output)
+    assert len(seen) == start.ranks
+    assert len(set(seen)) == min(start.ranks, cores)
+    assert all(" " not in each for each in seen)

@@ -6,6 +6,7 @@ from disttensor.data.batch import Batch, DataAdapter, pack_x_y_sample_weight, sh
 from disttensor.data.iterables import IterableAdapter
 from disttensor.data.loader import DataLoader
 from disttensor.data.permutation import Permutation
+from disttensor.data.prefetch import prefetched
 from disttensor.data.py_dataset import PyDataset, PyDatasetAdapter
 from disttensor.data.structures import class_weight_to_sample_weight, is_array_structure, train_validation_split
 
@@ -22,6 +23,7 @@ __all__ = [
     "is_array_structure",
     "make_adapter",
     "pack_x_y_sample_weight",
+    "prefetched",
     "share",
     "train_validation_split",
     "unpack_x_y_sample_weight",

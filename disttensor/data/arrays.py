@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from disttensor import tree
 from disttensor.data.batch import Batch, passes, share
 from disttensor.data.permutation import Permutation
+from disttensor.data.prefetch import prefetched
 from disttensor.data.structures import as_arrays, combine_weights, count_rows, map_arrays, to_model_dtype
 from disttensor.errors import DataError
 
@@ -56,6 +59,8 @@ class ArrayAdapter:
         if shuffle not in (True, False, "batch"):
             raise DataError(f"shuffle must be True, False or 'batch', got {shuffle!r}.")
         self.batch_size = batch_size
+        leaves = tree.flatten((self._x, self._y, self._sample_weight))
+        self._is_mapped = any(isinstance(array, np.memmap) for array in leaves)
         self._batches_in_pass = -(-self.num_samples // batch_size)
         self.num_batches = steps or self._batches_in_pass
         self._shuffle = shuffle
@@ -69,8 +74,9 @@ class ArrayAdapter:
         batch after the last one of the epoch before.
         """
         start = epoch * self.num_batches
-        for stretch in passes(start + start_batch, start + self.num_batches, self._batches_in_pass):
-            yield from self._batches(*stretch)
+        stretches = passes(start + start_batch, start + self.num_batches, self._batches_in_pass)
+        batches = itertools.chain.from_iterable(itertools.starmap(self._batches, stretches))
+        return prefetched(batches) if self._is_mapped else batches
 
     def _batches(self, pass_number: int, first: int, last: int) -> Iterator[Batch]:
         """Batches first … last − 1 of one pass over the data."""

@@ -27,7 +27,8 @@ class PyDataset:
     Parameters
     ----------
     workers : int, default 1
-        How many threads call ``__getitem__``; with 1 it is called where the training runs, when a batch is needed.
+        How many threads call ``__getitem__`` in advance; with 0 it is called where the training runs, when a batch is
+        needed.
     use_multiprocessing : bool, default False
         Processes cannot be forked once MPI and the threads of the kernels run; threads are used, with a warning.
     max_queue_size : int, default 10
@@ -141,8 +142,8 @@ class PyDatasetAdapter:
             yield from order.tolist()
 
     def _computed(self, indices: Iterable[int]) -> Iterator[Any]:
-        """The batches at some indices, in order; with several workers computed in advance."""
-        if self._dataset.workers <= 1:
+        """The batches at some indices, in order; with workers computed in advance."""
+        if self._dataset.workers == 0:
             for index in indices:
                 yield self._dataset[index]
             return

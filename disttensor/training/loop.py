@@ -280,11 +280,15 @@ def _executions(batches: Iterable[Batch], steps: int) -> Iterator[tuple[int, Bat
         Later ones are asked for one by one, so that whatever goes wrong there happens after the steps before.
     """
     source = iter(batches)
-    for number in itertools.count(0, steps):
-        first = next(source, None)
-        if first is None:
-            return
-        yield number, first, itertools.chain([first], itertools.islice(source, steps - 1))
+    try:
+        for number in itertools.count(0, steps):
+            first = next(source, None)
+            if first is None:
+                return
+            yield number, first, itertools.chain([first], itertools.islice(source, steps - 1))
+    finally:
+        if hasattr(source, "close"):
+            source.close()  # ends the threads that read ahead
 
 
 def _numbers(logs: Logs) -> Logs:

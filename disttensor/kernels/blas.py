@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import numpy as np
-
 from disttensor import config
 
 Task = TypeVar("Task")
@@ -63,55 +61,6 @@ def for_each(function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[
             if failure is not None:
                 raise failure
         return [results[number] for number in range(len(tasks))]
-
-
-_PART = 1 << 25
-"""Multiplications and additions in a part of a stack of products; some 0.3 ms of one core's work."""
-
-_PART_OF_ONE = 4 * _PART
-"""The same for a single product: for each part the BLAS packs the other operand anew, so there are fewer."""
-
-_MAX_PARTS = 16
-
-
-def matmul(out: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
-    """``out = x @ y`` for two matrices, or for stacks of them.
-
-    A large product of two matrices is cut along the longer side of the result, and a stack of products along its first
-    axis; the parts run side by side. How it is cut depends on its shape alone, so the result has the same bits for any
-    number of threads.
-
-    Parameters
-    ----------
-    out : array, shape (..., m, n)
-    x : array, shape (..., m, k)
-    y : array, shape (..., k, n)
-    """
-    with single_threaded():
-        bind_matmul(out, x, y)()
-
-
-def bind_matmul(out: np.ndarray, x: np.ndarray, y: np.ndarray) -> Callable[[], Any]:
-    """`matmul` on fixed arrays, as a function without arguments; to be called within `single_threaded`."""
-    by_columns = out.ndim == 2 and out.shape[1] > out.shape[0]
-    length = out.shape[1] if by_columns else len(out)
-    work = 2 * out.size * x.shape[-1]
-    count = min(work // _PART, _MAX_PARTS, length) if out.ndim > 2 else min(work // _PART_OF_ONE, 4, length)
-    if count <= 1:
-        return functools.partial(np.matmul, x, y, out=out, dtype=out.dtype)
-    cuts = [slice(length * i // count, length * (i + 1) // count) for i in range(count)]
-    if by_columns:
-        parts = [(x, y[:, cut], out[:, cut]) for cut in cuts]
-    elif out.ndim == 2:
-        parts = [(x[cut], y, out[cut]) for cut in cuts]
-    else:
-        x, y = (np.broadcast_to(a, (*out.shape[:-2], *a.shape[-2:])) for a in (x, y))
-        parts = [(x[cut], y[cut], out[cut]) for cut in cuts]
-
-    def multiply(part: tuple[np.ndarray, np.ndarray, np.ndarray]) -> None:
-        np.matmul(part[0], part[1], out=part[2], dtype=out.dtype)
-
-    return functools.partial(for_each, multiply, parts)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Products of vectors, matrices and stacks of matrices, and norms.
 
-Everything comes down to one operator, the product of stacks of matrices. It hands transposed views to the BLAS as they
-are, and its gradients are products with transposed views, so that nothing is copied.
+Everything comes down to one operator, the product of stacks of matrices. It takes transposed views as they are, and its
+gradients are products with transposed views, so that nothing is copied.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.errors import ArgumentError, ShapeError
-from disttensor.kernels import blas
+from disttensor.kernels import gemm
 from disttensor.ops.arithmetic import conj, multiply, not_equal, power, scalar, where
 from disttensor.ops.complex_numbers import real
 from disttensor.ops.core import cast, sum_to
@@ -43,27 +43,19 @@ __all__ = ["diagonal", "dot", "inner", "matmul", "norm", "outer", "tensordot", "
 )
 def matrix_product(out: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
     """The products of matrices in the last two axes; leading axes are broadcast."""
-    if dtypes.standardize_dtype(out.dtype) in HALF:
+    if gemm.supports(out, x, y):
+        gemm.multiply(out, x, y)
+    elif dtypes.standardize_dtype(out.dtype) in HALF:
         wide = np.empty(out.shape, np.float32)
-        blas.matmul(wide, x.astype(np.float32), y.astype(np.float32))
+        gemm.multiply(wide, x.astype(np.float32), y.astype(np.float32))
         np.copyto(out, wide, casting="unsafe")
     else:
-        blas.matmul(out, _for_blas(x), _for_blas(y))
+        np.matmul(x, y, out=out, dtype=out.dtype)
 
 
 @matrix_product.bind
 def _(out: np.ndarray, x: np.ndarray, y: np.ndarray) -> Callable[[], Any]:
-    simple = dtypes.standardize_dtype(out.dtype) not in HALF and _for_blas(x) is x and _for_blas(y) is y
-    return blas.bind_matmul(out, x, y) if simple else functools.partial(matrix_product.kernel, out, x, y)
-
-
-def _for_blas(x: np.ndarray) -> np.ndarray:
-    """`x`, or a copy if neither its rows nor its columns are contiguous: numpy before 2.3 would not call the BLAS."""
-    rows, columns = x.strides[-2:]
-    height, width = x.shape[-2:]
-    by_rows = columns == x.itemsize and (height == 1 or rows >= width * x.itemsize)
-    by_columns = rows == x.itemsize and (width == 1 or columns >= height * x.itemsize)
-    return x if by_rows or by_columns else np.ascontiguousarray(x)
+    return gemm.bind(out, x, y) if gemm.supports(out, x, y) else functools.partial(matrix_product.kernel, out, x, y)
 
 
 @matrix_product.infer

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from disttensor import config, dtypes
 from disttensor.kernels import attention as kernels
-from disttensor.kernels import blas
 
 
 class Problem(NamedTuple):
@@ -151,20 +150,3 @@ def test_bits_do_not_depend_on_the_number_of_threads(threads: Any, rng: np.rando
         threads(count)
         found.append([a.tobytes() for a in (*attend(problem, np.float32), *differentiate(problem, g, np.float32))])
     assert found[0] == found[1] == found[2]
-
-
-@pytest.mark.parametrize(
-    ("x", "y"), [((16, 64, 96), (16, 96, 64)), ((8, 2, 64, 96), (2, 96, 64)), ((1, 8, 8), (40, 8, 8))]
-)
-def test_stacks_of_products(x: Any, y: Any, threads: Any, rng: np.random.Generator, monkeypatch: Any) -> None:
-    monkeypatch.setattr(blas, "_PART", 1 << 12)
-    a, b = rng.normal(size=x).astype(np.float32), rng.normal(size=y).astype(np.float32)
-    expected = a.astype(np.float64) @ b.astype(np.float64)
-    found = []
-    for count in (1, 2):
-        threads(count)
-        out = np.empty(expected.shape, np.float32)
-        blas.matmul(out, a, b)
-        found.append(out.tobytes())
-    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
-    assert found[0] == found[1]

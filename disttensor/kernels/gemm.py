@@ -1,0 +1,95 @@
+"""Products of matrices, and of stacks of them, by micro-kernels of our own.
+
+Operands may have any strides, so that a transpose costs nothing. An element of the result has the same bits wherever it
+stands, for any number of rows, columns or threads; see `disttensor.kernels.gemm_ir` for how it is computed. A stack is
+one call, and a large product is cut into ranges of rows or columns that threads share.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+import numpy as np
+
+from disttensor.kernels import gemm_ir, ir, machine
+from disttensor.kernels.indirect import offsets
+from disttensor.kernels.native import NativeCall
+
+_GRAIN = 3 << 18
+"""Multiplications that a thread is worth waking for: some 20 µs of one core's work."""
+
+
+def supports(*arrays: np.ndarray) -> bool:
+    """Whether these are all of float32, or all of float64, in the processor's byte order."""
+    return arrays[0].dtype.char in "fd" and all(a.dtype == arrays[0].dtype for a in arrays)
+
+
+def multiply(out: np.ndarray, x: np.ndarray, y: np.ndarray, *, add: bool = False) -> None:
+    """``out = x @ y``, or ``out += x @ y``; see `bind`.
+
+    Examples
+    --------
+    >>> out = np.empty((2, 2))
+    >>> multiply(out, np.array([[1.0, 2.0], [3.0, 4.0]]).T, np.eye(2))
+    >>> out.tolist()
+    [[1.0, 3.0], [2.0, 4.0]]
+    """
+    if out.strides[-1] == out.itemsize or out.strides[-2] == out.itemsize or 1 in out.shape[-2:] or not out.size:
+        bind(out, x, y, add=add)()
+        return
+    close = np.array(out, order="C") if add else np.empty(out.shape, out.dtype)
+    bind(close, x, y, add=add)()
+    out[...] = close
+
+
+def bind(out: np.ndarray, x: np.ndarray, y: np.ndarray, *, add: bool = False) -> NativeCall:
+    """A call that computes ``out = x @ y``, or with `add` ``out += x @ y``.
+
+    Parameters
+    ----------
+    out : array of float32 or float64, shape (..., m, n)
+        Of rows or columns that are contiguous. It overlaps neither `x` nor `y`.
+    x : array of the same dtype, shape (..., m, k)
+    y : array of the same dtype, shape (..., k, n)
+        Leading axes are broadcast.
+    """
+    batch, (m, n), k = out.shape[:-2], out.shape[-2:], x.shape[-1]
+    if out.size and _is_better_turned(out, x, y):
+        return bind(*(a.swapaxes(-1, -2) for a in (out, y, x)), add=add)
+    x, y = np.broadcast_to(x, (*batch, m, k)), np.broadcast_to(y, (*batch, k, n))
+    shape = tiles(out.dtype)
+    by_columns = n >= m
+    unit = shape.columns if by_columns else shape.rows
+    units = -(-max(m, n) // unit) if out.size else 0
+    count = out.size // max(m * n, 1)
+    work = m * n * k // max(units, 1)
+    places = [offsets(batch, a.strides[:-2]) for a in (out, x, y)]
+    words = [
+        out, x, y, *places, out.strides[-2], *x.strides[-2:], *y.strides[-2:], m, n, k, add, by_columns, unit, units,
+    ]  # fmt: skip
+    grain = -(-_GRAIN // max(work, 1))
+    return NativeCall(library(out.dtype.char)["products"], words, count * units, grain)
+
+
+def _is_better_turned(out: np.ndarray, x: np.ndarray, y: np.ndarray) -> bool:
+    """Whether to compute the transpose, whose rows are contiguous, or for which y need not be packed."""
+    m, n = out.shape[-2:]
+    if n > 1 and m > 1:
+        return out.strides[-1] != out.itemsize
+    if n > 1:
+        return out.strides[-1] != out.itemsize or y.strides[-1] != y.itemsize
+    return m > 1 and out.strides[-2] == out.itemsize and x.strides[-2] == x.itemsize
+
+
+def tiles(dtype: np.dtype | str) -> gemm_ir.Shape:
+    """The sizes of tiles on this processor for float32 or float64."""
+    scalar = {4: "float", 8: "double"}[np.dtype(dtype).itemsize]
+    has_many_registers = machine.has("avx512f") or machine.has("neon")
+    return gemm_ir.Shape(scalar, machine.vector_bytes(), 32 if has_many_registers else 16)
+
+
+@functools.cache
+def library(kind: str) -> Mapping[str, int]:
+    """The addresses of `gemm_ir`'s functions for float32 ("f") or float64 ("d")."""
+    return machine.load(ir.written("gemm", lambda: ir.module(*gemm_ir.functions(tiles(kind))), tiles(kind)))

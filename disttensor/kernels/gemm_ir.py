@@ -1,0 +1,387 @@
+"""The product of two matrices in LLVM IR: micro-kernels, packing and blocking.
+
+A micro-kernel keeps a tile of the result in vector registers and adds up products over a block of k: each step loads a
+few vectors of y, and multiplies them by numbers of x that are spread over all lanes. What is read many times is packed
+first into the order in which tiles read it. Blocks are sized for the caches: a panel of y for the first level, a block
+of x for the second.
+
+Every element of the result is computed alike, wherever it stands and whatever the tile: products are added in the order
+of k by fused multiply-adds, in blocks of `BLOCK`, and blocks are added in order. So its bits depend on its row of x,
+its column of y, and nothing else: not on the number of rows or columns, on strides, on threads, or on how wide vectors
+are. (A processor without fused multiply-adds rounds twice.)
+
+References: Goto & van de Geijn, "Anatomy of high-performance matrix multiplication", 2008; Van Zee & van de Geijn,
+"BLIS: a framework for rapidly instantiating BLAS functionality", 2015.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from disttensor.kernels.ir import Function, Value
+
+BLOCK = 256
+"""Products are added up in blocks of so many; part of what the results are, so the same for all machines."""
+
+_ROWS_IN_CACHE = 192
+_COLUMNS_IN_CACHE = 2048
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of tiles for a processor.
+
+    Attributes
+    ----------
+    scalar : {"float", "double"}
+    vector_bytes : int
+        Width of a vector register.
+    registers : int
+        How many there are.
+    """
+
+    scalar: str
+    vector_bytes: int
+    registers: int
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element."""
+        return 4 if self.scalar == "float" else 8
+
+    @property
+    def lanes(self) -> int:
+        """Elements of a vector."""
+        return self.vector_bytes // self.itemsize
+
+    @property
+    def vector(self) -> str:
+        """The type of a vector."""
+        return f"<{self.lanes} x {self.scalar}>"
+
+    @property
+    def rows(self) -> int:
+        """Rows of the largest tile, which is two vectors wide; two vectors of y and one of x are held besides."""
+        return (self.registers - 3) // 2
+
+    @property
+    def columns(self) -> int:
+        """Columns of a panel of y."""
+        return 2 * self.lanes
+
+
+_TILE = [
+    ("ptr", "x"), ("i64", "x_row"), ("i64", "x_step"), ("ptr", "y"), ("i64", "y_step"), ("ptr", "out"),
+    ("i64", "out_row"), ("i64", "depth"), ("i64", "add"),
+]  # fmt: skip
+
+
+def _tile(shape: Shape, rows: int, vectors: int) -> Function:
+    """``out (+)= Σ_k x[·, k]·y[k, ·]`` for a tile of so many rows and vectors."""
+    f = Function(f"tile_{rows}x{vectors}", _TILE, "internal noinline")
+    size, vector, width = shape.itemsize, shape.vector, shape.vector_bytes
+    sums = [[f.variable(f.constant(vector, 0)) for _ in range(vectors)] for _ in range(rows)]
+    y = f.variable(f["y"])
+    # A pointer for every third row; the two rows after it are reached by the addressing modes of a load, so that no
+    # addition waits for another.
+    pointers = [f.variable(f.at(f["x"], f["x_row"] * row)) for row in range(0, rows, 3)]
+    twice = f.opaque(f["x_row"] * 2)
+    with f.loop(0, f["depth"]):
+        line = y.get()
+        factors = [f.load(vector, f.at(line, width * number), size) for number in range(vectors)]
+        for row in range(rows):
+            place = f.at(pointers[row // 3].get(), (0, f["x_row"], twice)[row % 3])
+            element = f.splat(vector, f.load(shape.scalar, place, size))
+            for total, factor in zip(sums[row], factors, strict=True):
+                total.set(f.multiply_add(element, factor, total.get()))
+        for pointer in pointers:
+            pointer.set(f.opaque(f.at(pointer.get(), f["x_step"])))
+        y.set(f.opaque(f.at(line, f["y_step"])))
+    places = [f.at(f["out"], f["out_row"] * row) for row in range(rows)]
+    targets = [[f.at(place, width * number) for number in range(vectors)] for place in places]
+    with f.when(f["add"] > 0):
+        for total, target in zip(sum(sums, []), sum(targets, []), strict=True):
+            total.set(f.load(vector, target, size) + total.get())
+    for total, target in zip(sum(sums, []), sum(targets, []), strict=True):
+        f.store(total.get(), target, size)
+    return f
+
+
+def _pack_panels(shape: Shape) -> Function:
+    """Copy rows of y into panels, one after the other: each `columns` wide, rows contiguous, zeros at its right."""
+    parameters = [("ptr", "to"), ("ptr", "y"), ("i64", "y_row"), ("i64", "y_column"), ("i64", "depth"), ("i64", "n")]
+    f = Function("pack_panels", parameters, "internal noinline")
+    size, lanes, width = shape.itemsize, shape.lanes, shape.vector_bytes
+    depth, n, y_row, y_column = f["depth"], f["n"], f["y_row"], f["y_column"]
+    panel_bytes = depth * (2 * width)
+
+    def rows_contiguous() -> None:
+        with f.loop(0, n, shape.columns) as left:
+            to = f.at(f["to"], (left // shape.columns) * panel_bytes)
+            place = f.at(f["y"], left * size)
+            whole = n - left >= shape.columns
+            with f.when(whole), f.loop(0, depth) as k:
+                line, target = f.at(place, k * y_row), f.at(to, k * (2 * width))
+                for number in (0, width):
+                    f.store(f.load(shape.vector, f.at(line, number), size), f.at(target, number), size)
+            with f.unless(whole):
+                masks = [f.first_lanes(lanes, n - left - number) for number in (0, lanes)]
+                with f.loop(0, depth) as k:
+                    line, target = f.at(place, k * y_row), f.at(to, k * (2 * width))
+                    for number, mask in zip((0, width), masks, strict=True):
+                        value = f.load_some(shape.vector, f.at(line, number), mask, size)
+                        f.store(value, f.at(target, number), size)
+
+    def any_strides() -> None:
+        squares = f.select(y_row.equals(size), depth - depth._binary("rem", lanes), 0)
+        with f.loop(0, n, lanes) as left:
+            to = f.at(
+                f["to"], (left // shape.columns) * panel_bytes, left._binary("rem", shape.columns) * size
+            )  # fmt: skip
+            place = f.at(f["y"], left * y_column)
+            first = f.variable(f.integer(0))
+            with f.when(n - left >= lanes):
+                # Columns are contiguous: squares are loaded by columns and turned in registers.
+                with f.loop(0, squares, lanes) as k:
+                    columns = [
+                        f.load(shape.vector, f.at(place, k * size, y_column * number), size) for number in range(lanes)
+                    ]
+                    for number, row in enumerate(_turn(f, columns)):
+                        f.store(row, f.at(to, (k + number) * (2 * width)), size)
+                first.set(squares)
+            with f.loop(first.get(), depth) as k:
+                line, target = f.at(place, k * y_row), f.at(to, k * (2 * width))
+                count = f.minimum(n - left, lanes)
+                with f.loop(0, count) as j:
+                    f.store(f.load(shape.scalar, f.at(line, j * y_column), size), f.at(target, j * size), size)
+                with f.loop(count, lanes) as j:
+                    f.store(f.constant(shape.scalar, 0), f.at(target, j * size), size)
+
+    with f.when(y_column.equals(size)):
+        rows_contiguous()
+    with f.unless(y_column.equals(size)):
+        any_strides()
+    return f
+
+
+def _turn(f: Function, vectors: Sequence[Value]) -> list[Value]:
+    """The transpose of a square of vectors: columns become rows."""
+    lanes = len(vectors)
+    turned = list(vectors)
+    distance = 1
+    while distance < lanes:
+        # Exchange blocks of `distance` across the diagonal of blocks twice as large.
+        low = [i if not i & distance else i - distance + lanes for i in range(lanes)]
+        high = [i + distance if not i & distance else i + lanes for i in range(lanes)]
+        for i in range(lanes):
+            if not i & distance:
+                a, b = turned[i], turned[i + distance]
+                turned[i], turned[i + distance] = f.shuffle(a, b, low), f.shuffle(a, b, high)
+        distance *= 2
+    return turned
+
+
+def _pack_rows(shape: Shape) -> Function:
+    """Copy columns of x into strips: the numbers of one column, then those of the next; `tiles` strips of m rows.
+
+    Whole vectors are stored. What is in excess of a column is overwritten by the next one.
+    """
+    parameters = [
+        ("ptr", "to"), ("ptr", "x"), ("i64", "x_row"), ("i64", "x_column"), ("i64", "m"), ("i64", "depth"),
+        ("i64", "tiles"),
+    ]  # fmt: skip
+    f = Function("pack_rows", parameters, "internal noinline")
+    size, lanes, vector = shape.itemsize, shape.lanes, shape.vector
+    m, depth, tiles, x_row, x_column = (f[p] for p in ("m", "depth", "tiles", "x_row", "x_column"))
+    groups = range(-(-shape.rows // lanes))
+    by_rows = x_column.equals(size)
+    squares = f.select(by_rows, depth - depth._binary("rem", lanes), 0)
+    with f.loop(0, tiles) as tile:
+        top = m * tile // tiles
+        rows = m * (tile + 1) // tiles - top
+        to, place = f.at(f["to"], top * depth * size), f.at(f["x"], top * x_row)
+        with f.when(x_row.equals(size)):
+            masks = [f.first_lanes(lanes, rows - lanes * group) for group in groups]
+            with f.loop(0, depth) as k:
+                line, target = f.at(place, k * x_column), f.at(to, k * rows * size)
+                for group, mask in zip(groups, masks, strict=True):
+                    value = f.load_some(vector, f.at(line, group * shape.vector_bytes), mask, size)
+                    f.store(value, f.at(target, group * shape.vector_bytes), size)
+        with f.unless(x_row.equals(size)):
+            # Rows that a strip lacks are read as its last.
+            lines = [f.at(place, f.minimum(f.integer(row), rows - 1) * x_row) for row in range(len(groups) * lanes)]
+            with f.loop(0, squares, lanes) as k:
+                squared = [
+                    [f.load(vector, f.at(line, k * size), size) for line in lines[g * lanes :][:lanes]] for g in groups
+                ]
+                turned = [_turn(f, vectors) for vectors in squared]
+                for number in range(lanes):
+                    for group in groups:
+                        target = f.at(to, (k + number) * rows * size, group * shape.vector_bytes)
+                        f.store(turned[group][number], target, size)
+            with f.loop(squares, depth) as k, f.loop(0, rows) as row:
+                value = f.load(shape.scalar, f.at(place, row * x_row, k * x_column), size)
+                f.store(value, f.at(to, (k * rows + row) * size), size)
+    return f
+
+
+_BLOCK = [
+    ("ptr", "out"), ("i64", "out_row"), ("ptr", "x"), ("i64", "x_row"), ("i64", "x_step"), ("ptr", "y"),
+    ("i64", "y_step"), ("i64", "y_panel"), ("ptr", "edge"), ("i64", "m"), ("i64", "n"), ("i64", "depth"),
+    ("i64", "add"), ("i64", "packed"),
+]  # fmt: skip
+
+
+def _multiply_block(shape: Shape) -> Function:
+    """The tiles of a product over one block of k.
+
+    `y_panel` is from one panel of y to the next, and `edge` the last one if it is narrower, packed; `packed` says that
+    x is in strips.
+    """
+    f = Function("multiply_block", _BLOCK, "internal noinline")
+    size, n, depth, line = shape.itemsize, f["n"], f["depth"], shape.columns * shape.itemsize
+    tallest = f.select(n <= shape.lanes, f.integer(2 * shape.rows), shape.rows)
+    tiles = (f["m"] + tallest - 1) // tallest
+    in_strips = f["packed"] > 0
+    corner = Value(f, "ptr", f.reserve(shape.vector, 4 * shape.rows))
+    with f.loop(0, n, shape.columns) as left:
+        width = f.minimum(n - left, shape.columns)
+        is_edge = width < shape.columns
+        y = f.select(is_edge, f["edge"], f.at(f["y"], (left // shape.columns) * f["y_panel"]))
+        y_step = f.select(is_edge, f.integer(line), f["y_step"])
+        vectors = (width + (shape.lanes - 1)) // shape.lanes
+        masks = [f.first_lanes(shape.lanes, width - first) for first in (0, shape.lanes)]
+        with f.loop(0, tiles) as tile:
+            top = f["m"] * tile // tiles
+            rows = f["m"] * (tile + 1) // tiles - top
+            # A table: tiles of one vector by their rows, then tiles of two.
+            number = (vectors - 1) * (2 * shape.rows) + rows - 1
+            target = f.load("ptr", f.at(Value(f, "ptr", "@tiles"), number * 8), 8)
+            strip = f.at(f["x"], f.select(in_strips, top * depth * size, top * f["x_row"]))
+            x_row = f.select(in_strips, f.integer(size), f["x_row"])
+            x_step = f.select(in_strips, rows * size, f["x_step"])
+            out = f.at(f["out"], top * f["out_row"], left * size)
+            place, row_bytes = f.select(is_edge, corner, out), f.select(is_edge, f.integer(line), f["out_row"])
+            add = f.select(is_edge, f.integer(0), f["add"])
+            f.call(target.name, strip, x_row, x_step, y, y_step, place, row_bytes, depth, add)
+            with f.when(is_edge), f.loop(0, rows) as row:
+                for half, mask in enumerate(masks):
+                    source = f.at(corner, row * line, half * shape.vector_bytes)
+                    to = f.at(out, row * f["out_row"], half * shape.vector_bytes)
+                    value = f.variable(f.load(shape.vector, source, size))
+                    with f.when(f["add"] > 0):
+                        value.set(f.load_some(shape.vector, to, mask, size) + value.get())
+                    f.store_some(value.get(), to, mask, size)
+    return f
+
+
+PRODUCT = [
+    ("ptr", "out"), ("i64", "out_row"), ("ptr", "x"), ("i64", "x_row"), ("i64", "x_column"), ("ptr", "y"),
+    ("i64", "y_row"), ("i64", "y_column"), ("i64", "m"), ("i64", "n"), ("i64", "k"), ("i64", "add"),
+]  # fmt: skip
+"""Parameters of `multiply`; strides in bytes, those of out's columns are the size of an element."""
+
+
+def _multiply(shape: Shape, pack_y_from: int = 5, pack_x_from: int = 4) -> Function:
+    """``out = x @ y``, or with `add` ``out += x @ y``."""
+    f = Function("multiply", PRODUCT)
+    size, m, n, k = shape.itemsize, f["m"], f["n"], f["k"]
+    line = shape.columns * size
+    tiles = (m + (shape.rows - 1)) // shape.rows
+    panels = (n + (shape.columns - 1)) // shape.columns
+    packs_y = f.select(f["y_column"].equals(size), tiles >= pack_y_from, f.constant("i1", 1))
+    packs_x = (panels >= pack_x_from) & (m > 1)
+    width, height = f.minimum(n, _COLUMNS_IN_CACHE), f.minimum(m, _ROWS_IN_CACHE)
+    block = f.minimum(k, BLOCK)
+    for_y = f.select(packs_y, (width + (shape.columns - 1)) // shape.columns * line * block, 0)
+    for_x = f.select(packs_x, height * size * block + 2 * shape.vector_bytes, 0)
+    needs = for_y + for_x > 0
+    scratch = f.variable(f.constant("ptr", 0))
+    with f.when(needs):
+        scratch.set(f.emit("ptr", f"call ptr @malloc(i64 {(for_y + for_x + 64).name})"))
+    memory = scratch.get()
+    of_y = f.at(memory, f.integer(0) - f.emit("i64", f"ptrtoint {memory} to i64") & f.integer(63))
+    of_x = f.at(of_y, for_y)
+    of_edge = Value(f, "ptr", f.reserve(shape.scalar, BLOCK * shape.columns))
+    with f.loop(0, n, _COLUMNS_IN_CACHE) as left:
+        columns = f.minimum(n - left, _COLUMNS_IN_CACHE)
+        whole = columns - columns._binary("rem", shape.columns)
+        with f.loop(0, k, BLOCK) as start:
+            depth = f.minimum(k - start, BLOCK)
+            place = f.at(f["y"], start * f["y_row"], left * f["y_column"])
+            with f.when(packs_y):
+                f.call("@pack_panels", of_y, place, f["y_row"], f["y_column"], depth, whole)
+            y = f.select(packs_y, of_y, place)
+            y_step = f.select(packs_y, f.integer(line), f["y_row"])
+            y_panel = f.select(packs_y, depth * line, f.integer(line))
+            with f.when(columns > whole):
+                edge = f.at(place, whole * f["y_column"])
+                f.call("@pack_panels", of_edge, edge, f["y_row"], f["y_column"], depth, columns - whole)
+            add = f.select(start > 0, f.integer(1), f["add"])
+            blocks = (m + (_ROWS_IN_CACHE - 1)) // _ROWS_IN_CACHE
+            with f.loop(0, blocks) as number:
+                top = m * number // blocks
+                rows = m * (number + 1) // blocks - top
+                x = f.at(f["x"], top * f["x_row"], start * f["x_column"])
+                with f.when(packs_x):
+                    strips = (rows + (shape.rows - 1)) // shape.rows
+                    f.call("@pack_rows", of_x, x, f["x_row"], f["x_column"], rows, depth, strips)
+                out = f.at(f["out"], top * f["out_row"], left * size)
+                f.call(
+                    "@multiply_block", out, f["out_row"], f.select(packs_x, of_x, x), f["x_row"], f["x_column"],
+                    y, y_step, y_panel, of_edge, rows, columns, depth, add, f.select(packs_x, f.integer(1), 0),
+                )  # fmt: skip
+    with f.when(needs):
+        f.line(f"call void @free({memory})")
+    with f.when((k <= 0) & (f["add"] <= 0)), f.loop(0, m) as row, f.loop(0, n) as column:
+        f.store(f.constant(shape.scalar, 0), f.at(f["out"], row * f["out_row"], column * size), size)
+    return f
+
+
+_PRODUCTS = ["out", "x", "y", "out_places", "x_places", "y_places", "out_row", "x_row", "x_column", "y_row"] + [
+    "y_column", "m", "n", "k", "add", "by_columns", "unit", "units"
+]  # fmt: skip
+
+
+def _products(shape: Shape) -> Function:
+    """The native kernel for a stack: `units` pieces of each product, of `unit` rows or columns.
+
+    The fields of its arguments are listed above; `…_places` are the offsets of the matrices in bytes.
+    """
+    f = Function("products", [("ptr", "arguments"), ("i64", "start"), ("i64", "stop")])
+    pointers = _PRODUCTS[:6]
+    a = {p: f.field(f["arguments"], i, "ptr" if p in pointers else "i64") for i, p in enumerate(_PRODUCTS)}
+    by_columns = a["by_columns"] > 0
+    size, units, zero = shape.itemsize, a["units"], f.integer(0)
+    first, last = f["start"] // units, (f["stop"] + units - 1) // units
+    with f.loop(first, last) as number:
+        done = number * units
+        begin = f.select(f["start"] > done, f["start"] - done, 0) * a["unit"]
+        end = f.minimum(f["stop"] - done, units) * a["unit"]
+        top, bottom = f.select(by_columns, zero, begin), f.select(by_columns, a["m"], f.minimum(end, a["m"]))
+        left, right = f.select(by_columns, begin, zero), f.select(by_columns, f.minimum(end, a["n"]), a["n"])
+        out, x, y = (f.at(a[p], f.load("i64", f.at(a[f"{p}_places"], number * 8), 8)) for p in ("out", "x", "y"))
+        f.call(
+            "@multiply", f.at(out, top * a["out_row"], left * size), a["out_row"], f.at(x, top * a["x_row"]),
+            a["x_row"], a["x_column"], f.at(y, left * a["y_column"]), a["y_row"], a["y_column"], bottom - top,
+            right - left, a["k"], a["add"],
+        )  # fmt: skip
+    return f
+
+
+def functions(shape: Shape) -> tuple[list[Function], str]:
+    """All functions of products, and the lines that they need in front of them."""
+    heights = [(1, rows) for rows in range(1, 2 * shape.rows + 1)] + [(2, rows) for rows in range(1, shape.rows + 1)]
+    tiles = [_tile(shape, rows, vectors) for vectors, rows in heights]
+    names = ", ".join(f"ptr @tile_{rows}x{vectors}" for vectors, rows in heights)
+    table = f"@tiles = internal constant [{len(tiles)} x ptr] [{names}]"
+    head = "\n".join([table, "declare noalias ptr @malloc(i64)", "declare void @free(ptr)"])
+    return [
+        *tiles,
+        _pack_panels(shape),
+        _pack_rows(shape),
+        _multiply_block(shape),
+        _multiply(shape),
+        _products(shape),
+    ], head

@@ -1,8 +1,8 @@
 """Kernels: numpy arrays in, arrays out. They know nothing of tensors, graphs or processes.
 
 Kernels write into their first argument, `out`, which the caller has allocated. Results never depend on the number of
-threads. Convolutions: `convolution`, `depthwise`, `pooling`, on `indirect` and `windows`; products and sums: `gemm`,
-`products`, `sums`; sequences: `recurrent`, `gates`, `attention`, `normalization`; random numbers: `philox`, `normal`;
-`indexing` and `special`; generated elementwise loops: `codegen`. Around them: `ir` (writing
+threads. Convolutions: `convolution` (on `convolution_plan` and `convolution_ir`), `depthwise`, `pooling`, on `windows`;
+products and sums: `gemm`, `products`, `sums`; sequences: `recurrent`, `gates`, `attention`, `normalization`; random
+numbers: `philox`, `normal`; `indexing` and `special`; generated elementwise loops: `codegen`. Around them: `ir` (writing
 LLVM IR), `machine` (compiling it), `native`, `_jit` (numba), `blas` (threads), `disk_cache` and `denormals`.
 """

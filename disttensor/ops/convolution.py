@@ -59,6 +59,9 @@ def convolve(
     kernels.convolve(out, x, kernel, strides=strides, padding=padding, dilation=dilation, groups=groups)
 
 
+convolve.bind(kernels.bind_convolve)
+
+
 @convolve.infer
 def _(x: Spec, kernel: Spec, *, strides: Sizes, padding: Padding, dilation: Sizes, groups: int) -> Spec:
     if not dtypes.is_floating(x.dtype) or x.dtype != kernel.dtype:
@@ -97,6 +100,9 @@ def convolve_input_gradient(
     kernels.convolve_input_gradient(out, g, kernel, strides=strides, padding=padding, dilation=dilation, groups=groups)
 
 
+convolve_input_gradient.bind(kernels.bind_convolve_input_gradient)
+
+
 @convolve_input_gradient.infer
 def _(g: Spec, kernel: Spec, *, size: Sizes, groups: int, **window: Any) -> Spec:
     return Spec((g.shape[0], *size, kernel.shape[-2] * groups), g.dtype)
@@ -123,6 +129,9 @@ def convolve_kernel_gradient(
 ) -> None:  # fmt: skip
     """The gradient of `convolve` with respect to a kernel of spatial sizes `window`."""
     kernels.convolve_kernel_gradient(out, x, g, strides=strides, padding=padding, dilation=dilation, groups=groups)
+
+
+convolve_kernel_gradient.bind(kernels.bind_convolve_kernel_gradient)
 
 
 @convolve_kernel_gradient.infer

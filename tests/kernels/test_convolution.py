@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import signal
 
-from disttensor import dtypes
+from disttensor import config, dtypes
 from disttensor.errors import ShapeError
-from disttensor.kernels import convolution
+from disttensor.kernels import convolution, convolution_plan
+from disttensor.kernels.native import NativeSequence
 from disttensor.kernels.windows import output_sizes
 
 # Input, kernel, strides, padding, dilation, groups.
@@ -72,9 +79,12 @@ def case(request: pytest.FixtureRequest, rng: np.random.Generator) -> tuple[np.n
     return rng.normal(size=x), rng.normal(size=kernel), options
 
 
-@pytest.fixture(params=[1 << 20, 256], ids=["one band", "many bands"])
-def bands(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convolution, "_BAND_BYTES", request.param)
+@pytest.fixture(params=[256, 5], ids=["large units", "small units"])
+def bands(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    convolution_plan.units.cache_clear()
+    monkeypatch.setattr(convolution_plan, "_PLACES", request.param)
+    yield
+    convolution_plan.units.cache_clear()
 
 
 @pytest.mark.usefixtures("bands")
@@ -163,3 +173,106 @@ def test_shapes_that_do_not_fit() -> None:
         convolution.convolve(np.zeros((2, 3, 3, 4)), x, kernel, **options, groups=3)
     with pytest.raises(ShapeError, match="needs arrays of 4 axes"):
         convolution.convolve(np.zeros((3, 3, 4)), x[0], kernel, **options)
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]:
+    """Shapes of input and kernel, and options, of any small convolution."""
+    axes, groups = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+
+    def for_each_axis(numbers: st.SearchStrategy[Any]) -> tuple[Any, ...]:
+        return tuple(draw(numbers) for _ in range(axes))
+
+    channels, share = draw(st.integers(0, 9)), draw(st.integers(1, 35 if axes == 1 else 18))
+    x = (draw(st.integers(0, 3)), *for_each_axis(st.integers(1, 9 if axes < 3 else 5)), channels * groups)
+    kernel = (*for_each_axis(st.integers(1, 3)), channels, share * groups)
+    pad = st.tuples(st.integers(-1, 3), st.integers(-1, 3))
+    steps = {name: for_each_axis(st.integers(1, 3)) for name in ("strides", "dilation")}
+    return x, kernel, {**steps, "padding": for_each_axis(pad), "groups": groups}
+
+
+@settings(deadline=None, max_examples=40)
+@given(convolutions(), st.sampled_from(["float32", "float64"]), st.sampled_from([3, 256]))
+def test_any_convolution(
+    case: tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]], dtype: str, places: int
+) -> None:  # fmt: skip
+    """Against the formula over integers, where every sum is exact; and the gradients as its adjoints."""
+    rng = np.random.default_rng(0)
+    x, kernel, options = rng.integers(-3, 4, case[0]).astype(dtype), rng.integers(-3, 4, case[1]).astype(dtype), case[2]
+    out = np.full(_output_shape(x.shape, kernel.shape, options), np.nan, dtype)
+    g = rng.integers(-3, 4, out.shape).astype(dtype)
+    dx, dkernel = np.full_like(x, np.nan), np.full_like(kernel, np.nan)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution_plan, "_PLACES", places)
+        convolution_plan.units.cache_clear()
+        convolution.convolve(out, x, kernel, **options)
+        convolution.convolve_input_gradient(dx, g, kernel, **options)
+        convolution.convolve_kernel_gradient(dkernel, x, g, **options)
+        convolution_plan.units.cache_clear()
+    np.testing.assert_array_equal(out, _loops(x, kernel, options))
+    v, w = rng.integers(-3, 4, x.shape).astype(dtype), rng.integers(-3, 4, kernel.shape).astype(dtype)
+    assert np.sum(dx * v) == np.sum(g * _loops(v, kernel, options))
+    assert np.sum(dkernel * w) == np.sum(g * _loops(x, w, options))
+
+
+def _three(x: np.ndarray, kernel: np.ndarray, g: np.ndarray, options: dict[str, Any]) -> list[np.ndarray]:
+    outs = [np.empty(a.shape, a.dtype) for a in (g, x, kernel)]
+    convolution.bind_convolve(outs[0], x, kernel, **options)()
+    convolution.bind_convolve_input_gradient(outs[1], g, kernel, **options)()
+    convolution.bind_convolve_kernel_gradient(outs[2], x, g, **options)()
+    return outs
+
+
+def test_bits_depend_neither_on_threads_nor_on_other_images(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    monkeypatch.setattr(convolution, "_GRAIN", 1)
+    options = {"strides": (2, 1), "padding": ((1, 1), (0, 1)), "dilation": (1, 1), "groups": 1}
+    x, kernel = (rng.normal(size=s).astype(np.float32) for s in ((11, 9, 7, 5), (3, 3, 5, 19)))
+    g = rng.normal(size=_output_shape(x.shape, kernel.shape, options)).astype(np.float32)
+    before = config.threads()
+    try:
+        config.set_threads(1)
+        expected = _three(x, kernel, g, options)
+        for threads in (2, 3, 7):
+            config.set_threads(threads)
+            for found, right in zip(_three(x, kernel, g, options), expected, strict=True):
+                np.testing.assert_array_equal(found, right)
+    finally:
+        config.set_threads(before)
+    alone = _three(x[4:6].copy(), kernel, g[4:6].copy(), options)
+    np.testing.assert_array_equal(alone[0], expected[0][4:6])
+    np.testing.assert_array_equal(alone[1], expected[1][4:6])
+
+
+def test_plans_run_machine_code_alone(rng: np.random.Generator) -> None:
+    options = {"strides": (1, 1), "padding": ((1, 1), (1, 1)), "dilation": (1, 1), "groups": 1}
+    x, kernel, g = (rng.normal(size=s).astype(np.float32) for s in ((2, 5, 5, 3), (3, 3, 3, 4), (2, 5, 5, 4)))
+    assert isinstance(convolution.bind_convolve(np.empty_like(g), x, kernel, **options), NativeSequence)
+    assert isinstance(convolution.bind_convolve_input_gradient(np.empty_like(x), g, kernel, **options), NativeSequence)
+    assert isinstance(convolution.bind_convolve_kernel_gradient(np.empty_like(kernel), x, g, **options), NativeSequence)
+
+
+@pytest.mark.parametrize("features", ["-avx512f", "-avx2,-fma", "-avx", "-fma"])
+def test_processors_with_less(features: str) -> None:
+    """Vectors and tiles of other sizes, in a process of its own since a process compiles for one set of features."""
+    script = """
+import numpy as np
+from disttensor.kernels import convolution
+options = {"strides": (1, 2), "padding": ((1, 1), (0, 1)), "dilation": (1, 1)}
+rng = np.random.default_rng(0)
+for share in (1, 4, 7, 8, 13, 16, 33):
+    x, k = rng.integers(-3, 4, (2, 9, 8, 3)).astype("f"), rng.integers(-3, 4, (3, 2, 3, share)).astype("f")
+    patches = np.lib.stride_tricks.sliding_window_view(np.pad(x, ((0, 0), (1, 1), (0, 1), (0, 0))), (3, 2), (1, 2))
+    patches = patches[:, :, ::2]
+    y, dx, dk = np.empty((*patches.shape[:3], share), "f"), np.empty_like(x), np.empty_like(k)
+    convolution.convolve(y, x, k, **options)
+    assert (y == np.einsum("nijcuv,uvcf->nijf", patches, k)).all()
+    convolution.convolve_kernel_gradient(dk, x, y, **options)
+    assert (dk == np.einsum("nijcuv,nijf->uvcf", patches, y)).all()
+    convolution.convolve_input_gradient(dx, y, k, **options)
+    assert np.sum(dx * x) == np.sum(y * y)
+"""
+    environment = {**os.environ, "DISTTENSOR_CPU_FEATURES": features}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from disttensor.kernels import convolution_ir as code
-from disttensor.kernels.convolution_plan import Geometry, Units, offsets, parts_of_sum, taps, units
+from disttensor.kernels.convolution_plan import Geometry, Units, parts_of_sum, taps, units
 from disttensor.kernels.native import Bound, NativeCall, NativeSequence
-from disttensor.kernels.windows import Padding, Sizes, through_float32
+from disttensor.kernels.windows import Padding, Sizes, offsets, through_float32
 
 # Multiply-adds that make it worthwhile to wake another thread; some 20 µs.
 _GRAIN = 1 << 20

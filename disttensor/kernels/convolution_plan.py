@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from disttensor.errors import ShapeError
-from disttensor.kernels.windows import Padding, Sizes, output_sizes
+from disttensor.kernels.windows import Padding, Sizes, offsets, output_sizes
 
 # Places of the output in a unit, so that what one needs of input and output stays in the first two caches.
 _PLACES = 256
@@ -258,18 +258,3 @@ def _table(numbers: object) -> np.ndarray:
 
 def _joined(tables: list[np.ndarray]) -> np.ndarray:
     return _table(np.concatenate(tables) if tables else ())
-
-
-@functools.lru_cache(maxsize=256)
-def offsets(counts: Sizes, steps: Sizes) -> np.ndarray:
-    """The offsets of all elements of an array of `counts` elements along axes of `steps` bytes, in row-major order.
-
-    Examples
-    --------
-    >>> offsets((2, 3), (100, 8)).tolist()
-    [0, 8, 16, 100, 108, 116]
-    """
-    total = np.zeros(counts, np.int64)
-    for axis, (count, step) in enumerate(zip(counts, steps, strict=True)):
-        total += (np.arange(count) * step).reshape(-1, *[1] * (len(counts) - axis - 1))
-    return _table(total.reshape(-1))

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from disttensor.kernels import gemm_ir, ir, machine
-from disttensor.kernels.indirect import offsets
 from disttensor.kernels.native import NativeCall
+from disttensor.kernels.windows import offsets
 
 _GRAIN = 3 << 18
 """Multiplications that a thread is worth waking for: some 20 µs of one core's work."""

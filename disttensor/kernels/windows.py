@@ -107,6 +107,22 @@ def overlaps(
         yield (slice(None), *(p[0] for p in pairs)), (slice(None), *(p[1] for p in pairs))
 
 
+@functools.lru_cache(maxsize=256)
+def offsets(counts: Sizes, steps: Sizes) -> np.ndarray:
+    """The offsets of all elements of an array of `counts` elements along axes of `steps` bytes, in row-major order.
+
+    Examples
+    --------
+    >>> offsets((2, 3), (100, 8)).tolist()
+    [0, 8, 16, 100, 108, 116]
+    """
+    total = np.zeros(counts, np.int64)
+    for axis, (count, step) in enumerate(zip(counts, steps, strict=True)):
+        total += (np.arange(count) * step).reshape(-1, *[1] * (len(counts) - axis - 1))
+    total.flags.writeable = False
+    return total.reshape(-1)
+
+
 def through_float32(function: Callable[..., None]) -> Callable[..., None]:
     """Make a kernel compute float16 and bfloat16 in float32, and round its result once."""
 

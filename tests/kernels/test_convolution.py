@@ -19,7 +19,7 @@ from disttensor import config, dtypes
 from disttensor.errors import ShapeError
 from disttensor.kernels import convolution, convolution_plan
 from disttensor.kernels.native import NativeSequence
-from disttensor.kernels.windows import output_sizes
+from disttensor.kernels.windows import offsets, output_sizes
 
 # Input, kernel, strides, padding, dilation, groups.
 CASES = [
@@ -276,3 +276,10 @@ for share in (1, 4, 7, 8, 13, 16, 33):
     environment = {**os.environ, "DISTTENSOR_CPU_FEATURES": features}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_offsets_are_those_of_numpy() -> None:
+    array = np.arange(5 * 6 * 7).reshape(5, 6, 7)
+    counts, view = (2, 3, 4), array[:2, 1:6:2, ::2]
+    found = array[:, 1:].ravel()[0] + offsets(counts, view.strides) // array.itemsize
+    np.testing.assert_array_equal(found, view.ravel())

@@ -19,6 +19,7 @@ from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.errors import DTypeError, ShapeError
 from disttensor.kernels import convolution as kernels
+from disttensor.kernels.native import Bound
 from disttensor.kernels.windows import Padding, Sizes, output_sizes
 from disttensor.ops.depthwise import depthwise_conv, each_channel
 from disttensor.ops.registry import Example, operator, promote, public
@@ -100,7 +101,9 @@ def convolve_input_gradient(
     kernels.convolve_input_gradient(out, g, kernel, strides=strides, padding=padding, dilation=dilation, groups=groups)
 
 
-convolve_input_gradient.bind(kernels.bind_convolve_input_gradient)
+@convolve_input_gradient.bind
+def _(out: np.ndarray, g: np.ndarray, kernel: np.ndarray, *, size: Sizes, **window: Any) -> Bound:
+    return kernels.bind_convolve_input_gradient(out, g, kernel, **window)
 
 
 @convolve_input_gradient.infer
@@ -131,7 +134,9 @@ def convolve_kernel_gradient(
     kernels.convolve_kernel_gradient(out, x, g, strides=strides, padding=padding, dilation=dilation, groups=groups)
 
 
-convolve_kernel_gradient.bind(kernels.bind_convolve_kernel_gradient)
+@convolve_kernel_gradient.bind
+def _(out: np.ndarray, x: np.ndarray, g: np.ndarray, *, window: Sizes, **others: Any) -> Bound:
+    return kernels.bind_convolve_kernel_gradient(out, x, g, **others)
 
 
 @convolve_kernel_gradient.infer

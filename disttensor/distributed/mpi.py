@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import DTypeLike
 
-from disttensor import dtypes
+from disttensor import config, dtypes
+from disttensor.distributed import choice
+from disttensor.distributed.choice import Choice
 from disttensor.distributed.communicator import (
     Handle,
     check_array,
@@ -30,7 +33,10 @@ from disttensor.distributed.communicator import (
     to_json,
 )
 from disttensor.distributed.environment import Launcher
+from disttensor.distributed.node_memory import NodeMemory
+from disttensor.distributed.shared_reduce import SharedReducer
 from disttensor.errors import DistributedError, DTypeError, ShapeError
+from disttensor.tensor import aligned_empty
 
 _HALVES = frozenset((dtypes.to_numpy("float16"), dtypes.to_numpy("bfloat16")))
 
@@ -96,7 +102,11 @@ def connect(launcher: Launcher) -> MPICommunicator:
         )
     if MPI.COMM_WORLD.size != launcher.size:
         raise DistributedError(_mismatch(launcher, library, f"sees {MPI.COMM_WORLD.size}"))
-    return MPICommunicator(MPI.COMM_WORLD.Dup())
+    world = MPI.COMM_WORLD
+    host = world.Split_type(MPI.COMM_TYPE_SHARED, world.rank)
+    memory = NodeMemory(host) if config.all_reduce_algorithm() != "mpi" else None
+    host.Free()
+    return MPICommunicator(world.Dup(), memory)
 
 
 def _no_library(launcher: Launcher, error: Exception) -> str:
@@ -130,6 +140,8 @@ class MPICommunicator:
     ----------
     mpi : mpi4py.MPI.Comm
         Must be used by nothing else; make a duplicate for that. Creating the object is collective.
+    memory : NodeMemory, optional
+        What the ranks of the world on this host share.
 
     Attributes
     ----------
@@ -138,10 +150,13 @@ class MPICommunicator:
         The ranks of this group, as numbered in the world.
     """
 
-    def __init__(self, mpi: Any) -> None:
+    def __init__(self, mpi: Any, memory: NodeMemory | None = None) -> None:
         from mpi4py import MPI
 
         self.mpi = mpi
+        self.library: str = MPI.Get_library_version()
+        self._memory = memory
+        self._choice: Choice | None = None
         self.rank: int = mpi.rank
         self.size: int = mpi.size
         self._MPI = MPI
@@ -159,17 +174,25 @@ class MPICommunicator:
         first = np.array([self.rank])
         host.Bcast(first, root=0)
         host.Free()
-        facts = self.all_gather_object([self._MPI.COMM_WORLD.rank, int(first[0]), platform.node()])
+        segment = self._memory.rank if self._memory is not None and self._memory.size else -1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        facts = self.all_gather_object([self._MPI.COMM_WORLD.rank, int(first[0]), platform.node(), segment, cores])
         firsts = sorted({fact[1] for fact in facts})
         self.node: int = firsts.index(int(first[0]))
         self.nodes: int = len(firsts)
         self.members = tuple(fact[0] for fact in facts)
         self.hosts = tuple(fact[2] for fact in facts)
+        self._places = [[firsts.index(fact[1]), fact[3]] for fact in facts]
+        self.core_counts = tuple(fact[4] for fact in facts)
 
     def all_reduce(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> np.ndarray:
         """See `Communicator.all_reduce`."""
         check_reduction("all_reduce", array, op, self.rank)
         target = check_target("all_reduce", array if out is None else out, array.shape, array.dtype, self.rank)
+        if (reducer := self._reducer(array)) is not None:
+            send, receive = _flat_pair(array, target)
+            self._call("all_reduce", array, reducer.all_reduce, send, receive, op)
+            return _land(receive, target)
         send, receive = self._reduction_buffers(array, target)
         self._call("all_reduce", array, self.mpi.Allreduce, send, receive, self._op(array, op))
         return _land(receive, target)
@@ -178,9 +201,37 @@ class MPICommunicator:
         """See `Communicator.all_reduce_async`."""
         check_reduction("all_reduce", array, op, self.rank)
         target = check_target("all_reduce", array if out is None else out, array.shape, array.dtype, self.rank)
+        if (reducer := self._reducer(array)) is not None:
+            return self._started(reducer, array, target, op)
         send, receive = self._reduction_buffers(array, target)
         request = self._call("all_reduce", array, self.mpi.Iallreduce, send, receive, self._op(array, op))
         return self._handle("all_reduce", request, receive, target, send)
+
+    def shared_empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+        """See `Communicator.shared_empty`."""
+        numpy_dtype = np.dtype(dtype)
+        found = self._memory.empty(shape, numpy_dtype) if self._memory is not None and self._memory.size else None
+        return aligned_empty(shape, dtypes.standardize_dtype(numpy_dtype)) if found is None else found
+
+    def _reducer(self, array: np.ndarray) -> SharedReducer | None:
+        """What sums an array instead of the MPI library, if anything does; the same on all ranks."""
+        if array.nbytes < choice.SMALLEST:
+            return None
+        if self._choice is None:
+            self._choice = choice.choose(self, self._memory, self._places)
+        reducer = self._choice.reducer
+        takes = reducer is not None and array.nbytes >= self._choice.threshold and reducer.takes(array.dtype)
+        return reducer if takes else None
+
+    def _started(self, reducer: SharedReducer, array: np.ndarray, target: np.ndarray, op: str) -> Handle:
+        send, receive = _flat_pair(array, target)
+        operation = self._call("all_reduce", array, reducer.start, send, receive, op)
+
+        def wait() -> None:
+            self._call("all_reduce", array, reducer.finish, operation)
+            _land(receive, target)
+
+        return Handle(target, wait, lambda: reducer.test(operation))
 
     def reduce_scatter(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> np.ndarray:
         """See `Communicator.reduce_scatter`."""
@@ -278,7 +329,7 @@ class MPICommunicator:
     def split(self, color: int) -> MPICommunicator:
         """See `Communicator.split`."""
         check_color(color, self.rank)
-        return MPICommunicator(self._call("split", None, self.mpi.Split, color, self.rank))
+        return MPICommunicator(self._call("split", None, self.mpi.Split, color, self.rank), self._memory)
 
     def _op(self, array: np.ndarray, op: str) -> Any:
         # MPI has no sum of booleans; they travel as the bytes 0 and 1, whose maximum is the logical or.
@@ -340,6 +391,18 @@ class MPICommunicator:
             f"{facts[0][0]}{facts[0][1]} and rank {other} has {facts[other][0]}{facts[other][1]}."
         )
         raise (DTypeError if facts[other][0] != facts[0][0] else ShapeError)(message)
+
+
+def _flat_pair(array: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What to send and where to receive it, flat and contiguous: one array, or two that share no memory."""
+    if target.flags.c_contiguous:
+        receive = target.reshape(-1)
+        if target is array:
+            return receive, receive
+    else:
+        receive = np.empty(target.size, target.dtype)
+    send = np.ascontiguousarray(array).reshape(-1)
+    return send.copy() if np.may_share_memory(send, receive) else send, receive
 
 
 def _numbers(array: np.ndarray) -> np.ndarray:

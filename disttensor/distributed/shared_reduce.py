@@ -1,0 +1,350 @@
+"""All-reduce through memory that the ranks of a host share, alone or as the part within hosts of one between hosts.
+
+Every rank owns a part of the array. When all have arrived, the owner of a part reads it from every rank's array,
+combines the elements in the order of ranks, and writes the result to all arrays: 2·P·n bytes are moved in all, the
+least for P arrays of n bytes that lie in memory. Arrays that do not lie in shared memory pass through a staging area in
+pieces that fit into a cache.
+
+With several hosts each part is combined within the host, then by its owners on all hosts with the MPI library, and then
+written to all arrays of the host: every rank takes its share of the network's work (a hierarchical all-reduce, as in
+Jia et al., "Highly Scalable Deep Learning Training System with Mixed-Precision", 2018).
+
+What a rank has to say in advance it writes in a line of memory, its *notice*: what it calls, how long its array is, and
+where it lies. Counters say how many operations each rank has entered, and of how many it has combined its part. Ranks
+that called different things see it in the notices, and all raise.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from disttensor import config, dtypes
+from disttensor.distributed.communicator import REDUCTIONS
+from disttensor.distributed.node_memory import NodeMemory
+from disttensor.errors import DistributedError
+from disttensor.kernels import blas, shared_memory
+
+_LINE = 64
+_COUNTERS = 4
+_NOTICES = 64  # operations that may be under way at once
+_PIECE = 1 << 20  # bytes that go through the staging area at once
+_PIECE_BETWEEN_HOSTS = 1 << 22
+_NAPS = 500  # at most 0.1 s of sleep before Python sees to signals
+_SPLIT = 1 << 20  # a part of so many bytes is combined by another thread
+
+_BOUND = 256  # combinations that are kept ready to be called
+
+_NAMES = {dtypes.to_numpy(name): name for name in dtypes.ALL}
+_REAL = {"complex64": "float32", "complex128": "float64"}
+_KINDS = [(op, name) for op in REDUCTIONS for name in dtypes.ALL]
+_CODES = {kind: code for code, kind in enumerate(_KINDS)}
+
+
+class Operation:
+    """An all-reduce that this rank has entered, not yet complete."""
+
+    __slots__ = ("array", "kind", "number", "offset", "offsets", "out", "request")
+
+    def __init__(self, number: int, array: np.ndarray, out: np.ndarray, kind: tuple[str, str], offset: int) -> None:
+        self.number = number
+        self.array = array
+        self.out = out
+        self.kind = kind
+        self.offset = offset
+        self.offsets: list[int] | None = None
+        self.request: Any = None
+
+
+class SharedReducer:
+    """All-reduce among ranks that share memory, host by host; making one is collective.
+
+    Parameters
+    ----------
+    mpi : mpi4py.MPI.Comm
+        The group. Messages are sent in it when the object is made, and within `all_reduce` if there are several hosts.
+    memory : NodeMemory
+    local : sequence of int
+        The ranks of the group that are on this host, ascending.
+    segments : sequence of int
+        Whose segment of `memory` each of them owns.
+    owners : int
+        How many ranks of each host own a part: as many as the host with the fewest has.
+    hosts : int
+
+    Attributes
+    ----------
+    usable : bool
+        Whether every rank of the group got the memory it needs; the same on all.
+    """
+
+    def __init__(
+        self, mpi: Any, memory: NodeMemory, local: Sequence[int], segments: Sequence[int], owners: int, hosts: int
+    ) -> None:
+        from mpi4py import MPI
+
+        self._MPI = MPI
+        self._memory = memory
+        self._local = list(local)
+        self._me = self._local.index(mpi.rank)
+        self._segments = list(segments)
+        self._owners = owners
+        self._piece = _PIECE if hosts == 1 else _PIECE_BETWEEN_HOSTS
+        self._entered = self._combined = self._pieces = 0
+        self._queue: deque[Operation] = deque()
+        self._bound: dict[tuple[Any, ...], Callable[[], Any]] = {}
+        self._across = None
+        if hosts > 1:
+            self._across = mpi.Split(self._me if self._me < owners else MPI.UNDEFINED, mpi.rank)
+        # Halves would be rounded once on each host and once more between hosts.
+        halves = all(shared_memory.combines(name) for name in ("float16", "bfloat16")) and hosts == 1
+        facts = np.array([self._share(mpi), halves], np.int32)
+        mpi.Allreduce(MPI.IN_PLACE, facts, MPI.MIN)
+        self.usable = bool(facts[0])
+        self._halves = bool(facts[1])
+
+    def _share(self, mpi: Any) -> bool:
+        """Lay out this rank's counters, notices and staging area, and find those of the others."""
+        head = (_COUNTERS + _NOTICES) * _LINE
+        block = self._memory.empty((head + 2 * self._piece,), np.dtype(np.uint8)) if self._memory.size else None
+        mine = np.array([-1 if block is None else self._memory.offset(block)])
+        starts = np.empty(mpi.size, np.int64)
+        if block is not None:
+            block[:head] = 0
+        mpi.Allgather(mine, starts)
+        if starts[self._local].min() < 0:
+            return False
+        self._block = block  # keeps it
+        self._bases = [self._memory.addresses[segment] for segment in self._segments]
+        blocks = [base + int(starts[r]) for base, r in zip(self._bases, self._local, strict=True)]
+        self._counters = [_pointers([start + i * _LINE for start in blocks]) for i in range(_COUNTERS)]
+        self._notices = [
+            [(ctypes.c_int64 * 8).from_address(start + (_COUNTERS + i) * _LINE) for i in range(_NOTICES)]
+            for start in blocks
+        ]
+        self._staging = [[start + head + i * self._piece for start in blocks] for i in (0, 1)]
+        self._meet = shared_memory.meet()
+        return True
+
+    def takes(self, dtype: np.dtype[Any]) -> bool:
+        """Whether arrays of this dtype can be combined here."""
+        return self._halves or _NAMES[dtype] not in ("float16", "bfloat16")
+
+    def start(self, array: np.ndarray, out: np.ndarray, op: str) -> Operation:
+        """Enter an all-reduce of `array` into `out`, flat and contiguous, the same or without common memory.
+
+        Operations are completed in the order in which they were entered.
+        """
+        operation = self._enter(array, out, op)
+        self._wait_for(0, self._entered, 0, 0)
+        return operation
+
+    def all_reduce(self, array: np.ndarray, out: np.ndarray, op: str) -> None:
+        """`start` and `finish`."""
+        self.finish(self._enter(array, out, op))
+
+    def _enter(self, array: np.ndarray, out: np.ndarray, op: str) -> Operation:
+        """Write the notice; others see it when the counter is moved."""
+        if len(self._queue) == _NOTICES - 1:
+            self.finish(self._queue[0])
+        self._entered += 1
+        kind = (op, _NAMES[array.dtype])
+        offset = self._memory.offset(array) if array is out else -1
+        operation = Operation(self._entered, array, out, kind, offset)
+        notice = self._notices[self._me][self._entered % _NOTICES]
+        notice[0], notice[1], notice[2] = _CODES[kind], array.nbytes, offset
+        self._queue.append(operation)
+        return operation
+
+    def test(self, operation: Operation) -> bool:
+        """Move on, without waiting for others; whether the operation is complete."""
+        return self._progress(operation, 0)
+
+    def finish(self, operation: Operation) -> None:
+        """Wait until the operation is complete; the others must call `finish` or `test`, too."""
+        while not self._progress(operation, _NAPS):
+            pass
+
+    def _progress(self, operation: Operation, naps: int) -> bool:
+        while self._queue and self._queue[0].number <= operation.number:
+            if not self._advance(self._queue[0], naps):
+                return False
+        return True
+
+    def _advance(self, operation: Operation, naps: int) -> bool:
+        """Move the oldest operation on; whether it is complete, and is no longer in the queue."""
+        if operation.offsets is None:
+            if not self._wait_for(0, self._entered, operation.number, naps):
+                return False
+            offsets = self._read_notices(operation)
+            if min(offsets) < 0:
+                self._pass_in_pieces(operation, offsets)
+                self._combined = operation.number
+            else:
+                self._combine_in_place(operation, offsets, naps)
+            operation.offsets = offsets
+        if operation.request is not None:
+            if naps:
+                operation.request.Wait()
+            elif not operation.request.Test():
+                return False
+            self._spread(operation)
+        if not self._wait_for(1, operation.number, operation.number, naps):
+            return False
+        self._queue.popleft()
+        return True
+
+    def _read_notices(self, operation: Operation) -> list[int]:
+        """Where each local rank's array lies; -1 for one that is not in shared memory."""
+        notices = [notices[operation.number % _NOTICES] for notices in self._notices]
+        mine = notices[self._me]
+        for r, notice in zip(self._local, notices, strict=True):
+            if notice[0] != mine[0] or notice[1] != mine[1]:
+                self._queue.remove(operation)
+                self._wait_for(1, operation.number, 0, 0)
+                raise DistributedError(
+                    f"all_reduce() needs the same operation, dtype and length on all ranks, but rank "
+                    f"{self._local[self._me]} called it with {_describe(mine)} and rank {r} with {_describe(notice)}."
+                )
+        return [notice[2] for notice in notices]
+
+    # --- arrays that lie in shared memory
+
+    def _combine_in_place(self, operation: Operation, offsets: list[int], naps: int) -> None:
+        key = operation.kind, operation.array.size, *offsets
+        combine = self._bound.get(key)
+        if combine is None:
+            arrays = [base + offset for base, offset in zip(self._bases, offsets, strict=True)]
+            targets = arrays if self._across is None else arrays[self._me : self._me + 1]
+            if len(self._bound) == _BOUND:
+                self._bound.clear()
+            combine = self._bound[key] = self._bind(operation.kind, arrays, targets, *self._part(operation.array))
+        combine()
+        if self._across is not None:
+            part = operation.array[slice(*self._part(operation.array))]
+            operation.request = self._between_hosts(operation, part, naps)
+
+    def _between_hosts(self, operation: Operation, part: np.ndarray, naps: int) -> Any:
+        op = {"sum": self._MPI.SUM, "max": self._MPI.MAX, "min": self._MPI.MIN}[operation.kind[0]]
+        if operation.kind[1] == "bool":
+            part = part.view(np.uint8)
+            op = self._MPI.MIN if operation.kind[0] == "min" else self._MPI.MAX
+        if self._me >= self._owners or not part.size:
+            return self._MPI.REQUEST_NULL
+        assert self._across is not None
+        if not naps:
+            return self._across.Iallreduce(self._MPI.IN_PLACE, part, op)
+        self._across.Allreduce(self._MPI.IN_PLACE, part, op)
+        return self._MPI.REQUEST_NULL
+
+    def _spread(self, operation: Operation) -> None:
+        """Write this rank's part, complete now, to the other arrays of the host."""
+        assert operation.offsets is not None
+        start, stop = self._part(operation.array)
+        first, length = start * operation.array.itemsize, (stop - start) * operation.array.itemsize
+        arrays = [base + offset + first for base, offset in zip(self._bases, operation.offsets, strict=True)]
+        for r, address in enumerate(arrays):
+            if r != self._me and length > 0:
+                ctypes.memmove(address, arrays[self._me], length)
+        operation.request = None
+
+    # --- arrays that do not
+
+    def _pass_in_pieces(self, operation: Operation, offsets: list[int]) -> None:
+        size = operation.array.itemsize
+        length = self._piece // size
+        array, out = _address(operation.array), _address(operation.out)
+        for start in range(0, operation.array.size, length):
+            count, skip = min(length, operation.array.size - start), start * size
+            arrays = [
+                base + offset + skip if offset >= 0 else -1 for base, offset in zip(self._bases, offsets, strict=True)
+            ]
+            self._pass_piece(operation, count, array + skip, out + skip, arrays)
+
+    def _pass_piece(self, operation: Operation, count: int, array: int, out: int, arrays: list[int]) -> None:
+        """Combine one piece, which begins at these addresses; `arrays` has -1 for a rank whose array is not shared.
+
+        Each rank puts what others own into its staging area, combines its own part there and in `out`, and takes the
+        other parts from where their owners put them. There are two staging areas by turns: who enters a piece has taken
+        all that the piece before left.
+        """
+        self._pieces += 1
+        size = operation.array.itemsize
+        staging = self._staging[self._pieces % 2]
+        parts = [_part(count, size, owner, self._owners) for owner in range(len(self._local))]
+        start, stop = parts[self._me]
+        if arrays[self._me] < 0:
+            for first, last in (0, start), (stop, count):
+                ctypes.memmove(staging[self._me] + first * size, array + first * size, (last - first) * size)
+        self._wait_long(2, self._pieces)
+        sources = [place if address < 0 else address for address, place in zip(arrays, staging, strict=True)]
+        sources[self._me] = array
+        targets = [staging[self._me], out]
+        if self._across is None:
+            self._bind(operation.kind, sources, targets, start, stop)()
+        else:
+            self._bind(operation.kind, sources, targets[:1], start, stop)()
+            place = (ctypes.c_uint8 * (count * size)).from_address(staging[self._me])
+            self._between_hosts(operation, np.frombuffer(memoryview(place), operation.array.dtype)[start:stop], 1)
+            ctypes.memmove(out + start * size, staging[self._me] + start * size, (stop - start) * size)
+        self._wait_long(3, self._pieces)
+        for owner, (first, last) in enumerate(parts):
+            if owner != self._me:
+                ctypes.memmove(out + first * size, staging[owner] + first * size, (last - first) * size)
+
+    # --- the parts of both
+
+    def _part(self, array: np.ndarray) -> tuple[int, int]:
+        return _part(array.size, array.itemsize, self._me, self._owners)
+
+    def _bind(
+        self, kind: tuple[str, str], sources: Sequence[int], targets: Sequence[int], start: int, stop: int
+    ) -> Callable[[], Any]:
+        """The combination of a part, as a function without arguments."""
+        op, dtype = kind
+        if dtype in _REAL:
+            dtype, start, stop = _REAL[dtype], 2 * start, 2 * stop
+        function = shared_memory.combine(dtype, op, len(sources), len(targets))
+        pointers = _pointers(sources), _pointers(targets)
+        threads = min(config.threads(), (stop - start) * dtypes.itemsize(dtype) // _SPLIT)
+        if threads <= 1:
+            return functools.partial(function, *pointers, start, stop)
+        cuts = [start + (stop - start) * i // threads for i in range(threads + 1)]
+        return functools.partial(blas.for_each, lambda i: function(*pointers, cuts[i], cuts[i + 1]), range(threads))
+
+    def _wait_for(self, counter: int, value: int, goal: int, naps: int) -> bool:
+        counters = self._counters[counter]
+        return bool(self._meet(counters, len(self._local), counters[self._me], value, goal, naps))
+
+    def _wait_long(self, counter: int, value: int) -> None:
+        while not self._wait_for(counter, value, value, _NAPS):
+            pass
+
+
+@functools.cache
+def _part(size: int, itemsize: int, owner: int, owners: int) -> tuple[int, int]:
+    """First and last + 1 of the elements that a rank owns: whole lines of memory; none if it is not an owner."""
+    per_line = max(_LINE // itemsize, 1)
+    lines = -(-size // per_line)
+    cuts = (lines * min(o, owners) // owners * per_line for o in (owner, owner + 1))
+    start, stop = (min(cut, size) for cut in cuts)
+    return start, stop
+
+
+def _address(array: np.ndarray) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
+
+
+def _pointers(addresses: Sequence[int]) -> Any:
+    return (ctypes.c_void_p * len(addresses))(*addresses)
+
+
+def _describe(notice: Any) -> str:
+    op, dtype = _KINDS[notice[0]]
+    return f"op={op!r} and {notice[1] // dtypes.itemsize(dtype)} elements of {dtype}"

@@ -1,0 +1,67 @@
+"""`shared_memory`: combining arrays in the order of ranks, and waiting for counters."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from disttensor import dtypes
+from disttensor.kernels import shared_memory
+
+REAL = [name for name in dtypes.ALL if shared_memory.combines(name)]
+FUNCTIONS = {"sum": np.add, "max": np.maximum, "min": np.minimum}
+
+
+def pointers(*arrays):
+    return (ctypes.c_void_p * len(arrays))(*(a.ctypes.data for a in arrays))
+
+
+@pytest.mark.parametrize("op", list(FUNCTIONS))
+@pytest.mark.parametrize("dtype", REAL)
+def test_combine_is_numpy_from_left_to_right(dtype, op):
+    numpy_dtype = dtypes.to_numpy(dtype)
+    generator = np.random.default_rng(0)
+    values = generator.standard_normal((3, 1003)) * 3
+    arrays = list((values > 0 if dtype == "bool" else np.abs(values)).astype(numpy_dtype))
+    wide = [a.astype(np.float32) for a in arrays] if dtype in ("float16", "bfloat16") else arrays
+    want = FUNCTIONS[op](FUNCTIONS[op](wide[0], wide[1]), wide[2]).astype(numpy_dtype)
+    out, before = np.empty_like(arrays[0]), arrays[1].copy()
+    shared_memory.combine(dtype, op, 3, 2)(pointers(*arrays), pointers(out, arrays[1]), 5, 1003)
+    assert out[5:].tobytes() == want[5:].tobytes() == arrays[1][5:].tobytes()
+    assert arrays[1][:5].tobytes() == before[:5].tobytes()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_special_values(dtype):
+    values = np.array([np.inf, -np.inf, np.nan, 6e4, 1e-7, -0.0]).astype(dtypes.to_numpy(dtype))
+    pairs = np.array(np.meshgrid(values, values)).reshape(2, -1)
+    x, y = pairs.copy()
+    for op, function in FUNCTIONS.items():
+        out = np.empty_like(x)
+        shared_memory.combine(dtype, op, 2, 1)(pointers(x, y), pointers(out), 0, x.size)
+        with np.errstate(all="ignore"):
+            want = function(x.astype(np.float32), y.astype(np.float32)).astype(x.dtype)
+        np.testing.assert_array_equal(out.astype(np.float32), want.astype(np.float32))
+
+
+def test_meet_waits_for_the_last():
+    counters = np.zeros((2, 8), np.int64)
+    addresses = pointers(*counters)
+    meet = shared_memory.meet()
+    assert meet(addresses, 2, counters[0].ctypes.data, 3, 3, 0) == 0
+    assert counters[0, 0] == 3
+    assert meet(addresses, 2, counters[0].ctypes.data, 3, 3, 5) == 0
+
+    def arrive():
+        time.sleep(0.05)
+        meet(addresses, 1, counters[1].ctypes.data, 4, 3, 0)
+
+    other = threading.Thread(target=arrive)
+    other.start()
+    assert meet(addresses, 2, counters[0].ctypes.data, 3, 3, 100_000) == 1
+    other.join()
+    assert counters[1, 0] == 4

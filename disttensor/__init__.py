@@ -45,6 +45,7 @@ from disttensor.models import Model, Sequential
 from disttensor.ops import cast, convert_to_tensor, stop_gradient
 from disttensor.optimizers import Optimizer
 from disttensor.regularizers import Regularizer
+from disttensor.rematerialization import RematScope, remat
 from disttensor.tensor import KerasTensor, Tensor, Variable, constant
 from disttensor.version import __version__
 
@@ -72,6 +73,7 @@ __all__ = [
     "Node",
     "Optimizer",
     "Regularizer",
+    "RematScope",
     "Sequential",
     "Tensor",
     "Variable",
@@ -101,6 +103,7 @@ __all__ = [
     "optimizers",
     "random",
     "regularizers",
+    "remat",
     "saving",
     "stop_gradient",
     "tree",

@@ -62,6 +62,13 @@ class _State(threading.local):
     virtual_shards: int = 0
     # The dtype to which floating-point variables are cast when they are read; None leaves them as they are.
     autocast: str | None = None
+    # What an inner layer inherits from the layer that calls it, and how deep it is.
+    training: bool | None = None
+    depth: int = 0
+    # Values that variables have for the time being, by id; what is assigned goes here too (see `rematerialization`).
+    overrides: dict[int, Tensor] | None = None
+    # Losses that layers add go here instead, with their layers, if it is not None.
+    side_losses: list[tuple[Any, Tensor]] | None = None
 
 
 state = _State()

@@ -342,7 +342,9 @@ class Variable(Operable):
         return operable.namespace.cast(tensor, state.autocast) if dtypes.is_floating(self.dtype) else tensor
 
     def _read(self) -> Tensor:
-        if state.tracer is not None:
+        if state.overrides is not None and id(self) in state.overrides:
+            tensor = state.overrides[id(self)]
+        elif state.tracer is not None:
             tensor = state.tracer.read(self)
         else:
             if self._snapshot is None:
@@ -390,7 +392,9 @@ class Variable(Operable):
             raise ShapeError(
                 f"Variable {self.path!r} has shape {self.shape} and cannot be assigned a value of shape {tensor.shape}."
             )
-        if state.tracer is not None:
+        if state.overrides is not None:
+            state.overrides[id(self)] = tensor
+        elif state.tracer is not None:
             state.tracer.write(self, tensor)
         else:
             np.copyto(self._array, tensor.array)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-import threading
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,18 +18,9 @@ from disttensor.layers.symbolic import FunctionalNode, infer_outputs
 from disttensor.layers.weights import WeightOwner
 from disttensor.metrics.metric import Metric
 from disttensor.naming import auto_name
+from disttensor.rematerialization import RematScope, remat
 from disttensor.saving.registration import Configurable
 from disttensor.tensor import KerasTensor, Tensor, Variable, convert_to_tensor
-
-
-class _CallContext(threading.local):
-    """What an inner layer inherits from the layer that calls it."""
-
-    depth = 0
-    training: bool | None = None
-
-
-_call_context = _CallContext()
 
 
 class Layer(WeightOwner, Configurable):
@@ -86,6 +77,7 @@ class Layer(WeightOwner, Configurable):
         self.supports_masking = False
         self.activity_regularizer = regularizers.get(activity_regularizer)
         self._trainable = bool(trainable)
+        self._remat = RematScope.current()
         self._losses: list[Tensor] = []
         self._inbound_nodes: list[FunctionalNode] = []
         self._given_input_shape = None if input_shape is None else (None, *input_shape)
@@ -119,7 +111,7 @@ class Layer(WeightOwner, Configurable):
             return self._call_symbolically(args, kwargs)
         args, kwargs = tree.map_structure(self._convert, (args, kwargs))
         self._build_for(args, kwargs)
-        outer_training, outermost, outer_shard = _call_context.training, _call_context.depth == 0, state.shard
+        outer_training, outermost, outer_shard = state.training, state.depth == 0, state.shard
         kwargs = self._with_training_and_mask(args, kwargs)
         if outermost:
             self._clear_losses()
@@ -127,15 +119,15 @@ class Layer(WeightOwner, Configurable):
             # Random numbers that the layer draws for its rows are those of the same rows of the global batch.
             state.shard = next((t.shard for t in tree.flatten(args) if isinstance(t, Tensor)), None)
         outer_autocast, state.autocast = state.autocast, self._autocast_dtype()
-        _call_context.depth += 1
+        state.depth += 1
         try:
-            outputs = self.call(*args, **kwargs)
+            outputs = self.rematerialized_call(self.call, *args, **kwargs)(*args, **kwargs)
         except Exception as error:
             error.add_note(f"in layer {self.name!r} ({type(self).__name__}), called with {_describe(args)}")
             raise
         finally:
-            _call_context.depth -= 1
-            _call_context.training = outer_training
+            state.depth -= 1
+            state.training = outer_training
             state.shard, state.autocast = outer_shard, outer_autocast
         self._propagate_mask(args, outputs)
         if self.activity_regularizer is not None:
@@ -160,13 +152,37 @@ class Layer(WeightOwner, Configurable):
         mixed = policy.compute_dtype != policy.variable_dtype
         return policy.compute_dtype if mixed and self.autocast else None
 
+    def rematerialized_call(self, layer_call: Callable[..., Any], *args: Any, **kwargs: Any) -> Callable[..., Any]:
+        """`layer_call` as the `RematScope` in which the layer was made wants it, for these arguments."""
+        scope = self._remat
+        if scope is None or not state.recorders or state.side_losses is not None:
+            return layer_call
+        if scope.mode == "activations":
+            used = callable(self.__dict__.get("activation"))
+            return functools.partial(self._with_remat_activation, layer_call) if used else layer_call
+        wanted = scope.mode == "full" or (scope.mode == "list_of_layers" and self.name in scope.layer_names)
+        if scope.mode == "larger_than":
+            given = tree.map_structure(_symbol_of, (args, kwargs))
+            outputs = tree.flatten(infer_outputs(layer_call, *given))
+            size = sum(math.prod(n or 1 for n in t.shape) for t in outputs if isinstance(t, KerasTensor))
+            wanted = size > scope.output_size_threshold
+        return remat(layer_call) if wanted else layer_call
+
+    def _with_remat_activation(self, layer_call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        activation = self.__dict__["activation"]
+        self.__dict__["activation"] = remat(activation)
+        try:
+            return layer_call(*args, **kwargs)
+        finally:
+            self.__dict__["activation"] = activation
+
     def _with_training_and_mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         parameters = _call_parameters(type(self))
         training = kwargs.get("training")
         if training is None:
-            training = _call_context.training
+            training = state.training
         if training is not None:
-            _call_context.training = bool(training)
+            state.training = bool(training)
         kwargs = dict(kwargs)
         if "training" in parameters or "**" in parameters:
             kwargs["training"] = bool(training) if training is not None else False
@@ -228,7 +244,11 @@ class Layer(WeightOwner, Configurable):
 
     def add_loss(self, loss: Any) -> None:
         """Add a scalar, or a tensor of scalars, to the loss of the model; call it from `call`."""
-        self._losses.extend(convert_to_tensor(value) for value in tree.flatten(loss))
+        for value in tree.flatten(loss):
+            if state.side_losses is not None:
+                state.side_losses.append((self, convert_to_tensor(value)))
+            else:
+                self._losses.append(convert_to_tensor(value))
 
     @property
     def losses(self) -> list[Tensor]:
@@ -351,6 +371,10 @@ def _call_parameters(cls: type[Layer]) -> dict[str, Any]:
 
 def _shape_of(leaf: Any) -> tuple[int | None, ...] | None:
     return tuple(leaf.shape) if isinstance(leaf, (Tensor, KerasTensor, Variable)) else None
+
+
+def _symbol_of(leaf: Any) -> Any:
+    return KerasTensor(leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf
 
 
 def _describe(args: Any) -> str:

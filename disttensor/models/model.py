@@ -52,6 +52,10 @@ class Model(Trainer, Layer):
         self.input_names = graph.input_names
         self.built = True
 
+    def rematerialized_call(self, layer_call: Any, *args: Any, **kwargs: Any) -> Any:
+        """`layer_call` itself: of a model, each layer is computed again by itself."""
+        return layer_call
+
     def call(self, inputs: Any, training: Any = None) -> Any:
         """Run the layers of a functional model; subclasses define their own."""
         if self._layer_graph is None:

@@ -77,6 +77,27 @@ def _(ctx: Any, g: Tensor) -> Tensor:
     return g
 
 
+@operator(examples=[Example((2, 3), (4,)), Example((), (2,), ())], kinds=("float", "complex", "int", "bool"))
+def fence(out: np.ndarray, x: np.ndarray, *after: np.ndarray) -> None:
+    """The values x, not before those after it are there, and not to be merged with what is computed from x itself."""
+    np.copyto(out, x)
+
+
+@fence.infer
+def _(x: Spec, *after: Spec) -> Spec:
+    return x
+
+
+@fence.view
+def _(x: np.ndarray, *after: np.ndarray) -> np.ndarray:
+    return x
+
+
+@fence.gradient
+def _(ctx: Any, g: Tensor) -> Any:
+    return g, *(None for _ in ctx.inputs[1:])
+
+
 @operator(examples=[Example((2, 3))], kinds=("float", "complex", "int", "bool"))
 def stop_gradient(out: np.ndarray, x: np.ndarray) -> None:
     """The same values, through which no gradient flows: its derivative counts as zero."""

@@ -1,13 +1,9 @@
-"""Scaled dot-product attention and its gradient, computed in blocks of queries and keys.
+"""Scaled dot-product attention and its gradient, computed in blocks of queries.
 
-The scores of all queries with all keys are never in memory together. The softmax is built up over blocks of keys: when
-a block has a larger score than those before it, what was summed so far is scaled down (Milakov & Gimelshein, "Online
-normalizer calculation for softmax", 2018; Rabe & Staats, "Self-attention does not need O(n²) memory", 2021). The
-gradient computes each block of probabilities again from the logarithm of the softmax's denominator (Dao et al.,
-"FlashAttention: fast and memory-efficient exact attention with IO-awareness", 2022).
-
-A block of scores has keys as rows and queries as columns. So maxima and sums over keys add whole vectors, and of the
-seven products only two need a transposed operand, which small BLAS kernels are slow at.
+The scores of all queries with all keys are never in memory together; a thread has those of one block. The gradient
+computes each block of probabilities again from the logarithm of the softmax's denominator (Rabe & Staats,
+"Self-attention does not need O(n²) memory", 2021; Dao et al., "FlashAttention: fast and memory-efficient exact
+attention with IO-awareness", 2022). The kernels are in `disttensor.kernels.attention_ir`.
 
 The blocks follow from the shapes alone, and each result is computed by one thread, so results do not depend on the
 number of threads.
@@ -22,17 +18,22 @@ Shapes, where axes of a mask or bias may be 1 or missing in front::
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from disttensor.kernels import blas
+from disttensor.kernels import attention_ir, gemm, ir, machine
+from disttensor.kernels.native import NativeCall
 
-_QUERIES, _KEYS = 256, 512
-_SCORES = 1 << 17
-"""Scores in a block; small problems are put together until they have so many. They should fit the cache of a core."""
+_SCORES = 1 << 15
+"""Scores in a block, so that two blocks fit the cache of a core."""
+
+_LEAST = 16
+"""Queries in a block, however many keys there are."""
+
+_GRAIN = 1 << 19
+"""Multiplications that a thread is worth waking for."""
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -81,31 +82,22 @@ def attention(
     >>> bool(np.allclose(out[:, 0], v[:, 0]))
     True
     """
-    out, lse = outs
+    bind(outs, q, k, v, extra, scale=scale, causal=causal)()
 
-    def attend(task: tuple[slice, slice, slice]) -> None:
-        part, queries = task[:2], task[2]
-        columns = _as_columns(q, part, queries, scale)
-        shape = columns.shape[:2]
-        highest = np.full((*shape, 1, columns.shape[3]), np.finfo(out.dtype).min, out.dtype)
-        total = np.zeros_like(highest)
-        weighted = np.zeros((*shape, columns.shape[3], v.shape[3]), out.dtype)
-        for keys in _visible_blocks(k.shape[1], queries, causal):
-            scores = _scores(_heads(k, part, keys), columns, extra, part, queries, keys, causal)
-            before, highest = highest, np.maximum(highest, scores.max(axis=-2, keepdims=True))
-            np.exp(np.subtract(scores, highest, out=scores), out=scores)
-            of_block = scores.sum(axis=-2, keepdims=True), np.matmul(scores.swapaxes(-1, -2), _heads(v, part, keys))
-            if keys.start:
-                shrink = np.exp(before - highest)
-                of_block = of_block[0] + total * shrink, of_block[1] + weighted * shrink.swapaxes(-1, -2)
-            total, weighted = of_block
-        blind = total == 0
-        total[blind], highest[blind] = 1, 0
-        np.divide(weighted, total.swapaxes(-1, -2), out=_heads(out, part, queries))
-        _of_queries(lse, part, queries)[...] = highest + np.log(total)
 
-    parts = _parts(q, k)
-    blas.for_each(attend, [(*part, queries) for part in parts for queries in _blocks(q.shape[1], _QUERIES)])
+def can_bind(*arrays: np.ndarray) -> bool:
+    """Whether the kernels work on these arrays as they are: float32 or float64, vectors contiguous."""
+    numbers = [a for a in arrays if a.dtype != bool]
+    return gemm.supports(*numbers) and all(a.ndim < 4 or a.strides[3] == a.itemsize for a in numbers)
+
+
+def bind(
+    outs: Arrays, q: np.ndarray, k: np.ndarray, v: np.ndarray, extra: np.ndarray | None = None,
+    *, scale: float, causal: bool,
+) -> NativeCall:  # fmt: skip
+    """`attention` on fixed arrays that `can_bind`."""
+    arrays = {"q": q, "k": k, "v": v, "out": outs[0], "lse": outs[1]}
+    return _call("attention", arrays, extra, scale, causal)
 
 
 @_through_float32
@@ -133,89 +125,46 @@ def attention_gradient(
     extra, scale, causal
         As for `attention`.
     """
+    bind_gradient(outs, q, k, v, g, lse, delta, extra, scale=scale, causal=causal)()
+
+
+def bind_gradient(
+    outs: Arrays, q: np.ndarray, k: np.ndarray, v: np.ndarray, g: np.ndarray, lse: np.ndarray, delta: np.ndarray,
+    extra: np.ndarray | None = None, *, scale: float, causal: bool,
+) -> NativeCall:  # fmt: skip
+    """`attention_gradient` on fixed arrays that `can_bind`."""
     dq, dk, dv = outs
-
-    def differentiate(part: tuple[slice, slice]) -> None:
-        for out in outs:
-            out[part[0], :, part[1]] = 0
-        for queries in _blocks(q.shape[1], _QUERIES):
-            q_columns, g_columns = _as_columns(q, part, queries, scale), _as_columns(g, part, queries, 1.0)
-            for keys in _visible_blocks(k.shape[1], queries, causal):
-                p = _scores(_heads(k, part, keys), q_columns, extra, part, queries, keys, causal)
-                p -= _of_queries(lse, part, queries)
-                np.exp(p, out=p)
-                d = np.matmul(_heads(v, part, keys), g_columns)
-                d -= _of_queries(delta, part, queries)
-                d *= p
-                _add(dv, part, keys, p, _heads(g, part, queries))
-                _add(dk, part, keys, d, _heads(q, part, queries))
-                _add(dq, part, queries, d.swapaxes(-1, -2), _heads(k, part, keys))
-        for out in (dq, dk):
-            out[part[0], :, part[1]] *= scale
-
-    blas.for_each(differentiate, _parts(q, k))
+    arrays = {"q": q, "k": k, "v": v, "g": g, "lse": lse, "delta": delta, "dq": dq, "dk": dk, "dv": dv}
+    return _call("attention_gradient", arrays, extra, scale, causal)
 
 
-def _add(out: np.ndarray, part: tuple[slice, slice], rows: slice, x: np.ndarray, y: np.ndarray) -> None:
-    total = _heads(out, part, rows)
-    total += np.matmul(x, y)
-
-
-def _heads(x: np.ndarray, part: tuple[slice, slice], rows: slice) -> np.ndarray:
-    """A view of some rows of some heads: (batch, heads, rows, size)."""
-    return x[part[0], rows, part[1]].transpose(0, 2, 1, 3)
-
-
-def _as_columns(x: np.ndarray, part: tuple[slice, slice], rows: slice, factor: float) -> np.ndarray:
-    """A scaled copy of some rows of some heads as columns: (batch, heads, size, rows)."""
-    return np.multiply(x[part[0], rows, part[1]].transpose(0, 2, 3, 1), x.dtype.type(factor), order="C")
-
-
-def _of_queries(x: np.ndarray, part: tuple[slice, slice], queries: slice) -> np.ndarray:
-    """A view of a number for each query, in the axes of a block of scores: (batch, heads, 1, queries)."""
-    return x[part[0], queries, part[1]].transpose(0, 2, 1)[:, :, np.newaxis]
-
-
-def _scores(
-    k: np.ndarray, columns: np.ndarray, extra: np.ndarray | None,
-    part: tuple[slice, slice], queries: slice, keys: slice, causal: bool,
-) -> np.ndarray:  # fmt: skip
-    """A block of scores, (batch, heads, keys, queries): −∞ where a query does not see a key."""
-    scores = np.matmul(k, columns)
+def _call(name: str, arrays: dict[str, np.ndarray], extra: np.ndarray | None, scale: float, causal: bool) -> NativeCall:
+    """A call of one of the kernels."""
+    q, v = arrays["q"], arrays["v"]
+    batch, queries, heads, size = q.shape
+    keys, value_size = v.shape[1], v.shape[3]
+    words: dict[str, np.ndarray | float] = dict.fromkeys(attention_ir.FIELDS, 0)
+    for field, array in arrays.items():
+        words[field] = array
+        for axis, stride in zip(("batch", "row", "head"), array.strides, strict=False):
+            words[f"{field}_{axis}"] = stride
     if extra is not None:
-        block = _block_of(extra, (*part, queries, keys)).swapaxes(-1, -2)
-        scores += np.where(block, scores.dtype.type(0), scores.dtype.type(-np.inf)) if block.dtype == bool else block
-    if causal and keys.stop - 1 > queries.start:
-        shape = keys.stop - keys.start, queries.stop - queries.start
-        scores += _triangle(*shape, queries.start - keys.start, scores.dtype)
-    return scores
+        steps = np.broadcast_to(extra, (batch, heads, queries, keys)).strides
+        words.update(zip(("extra_batch", "extra_head", "extra_row", "extra_key"), steps, strict=True))
+        words |= {"extra": extra, "extra_kind": 1 if extra.dtype == bool else 2}
+    block = max(_LEAST, _SCORES // max(keys, 1))
+    blocks = -(-queries // block)
+    words |= {
+        "heads": heads, "queries": queries, "keys": keys, "size": size, "value_size": value_size, "block": block,
+        "blocks": blocks, "causal": causal, "scale": float(scale), "multiply": gemm.library(q.dtype.char)["multiply"],
+    }  # fmt: skip
+    items = batch * heads * (blocks if name == "attention" else 1)
+    work = min(queries, block) * keys * (size + value_size)
+    grain = -(-_GRAIN // max(work, 1))
+    return NativeCall(_library(q.dtype.char)[name], list(words.values()), items, grain)
 
 
-@functools.lru_cache(maxsize=8)
-def _triangle(keys: int, queries: int, offset: int, dtype: np.dtype) -> np.ndarray:
-    """−∞ where the key comes after the query, else 0; the first query is `offset` places after the first key."""
-    later = np.arange(keys)[:, np.newaxis] > np.arange(queries) + offset
-    return np.where(later, -np.inf, 0).astype(dtype)
-
-
-def _block_of(extra: np.ndarray, place: tuple[slice, ...]) -> np.ndarray:
-    """Part of a mask or bias; where it has size 1, for all."""
-    return extra[tuple(s if n != 1 else slice(None) for s, n in zip(place, extra.shape, strict=True))]
-
-
-def _blocks(length: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
-
-
-def _visible_blocks(keys: int, queries: slice, causal: bool) -> Iterator[slice]:
-    """The blocks of keys that some of the queries see."""
-    return itertools.takewhile(lambda block: not causal or block.start < queries.stop, _blocks(keys, _KEYS))
-
-
-def _parts(q: np.ndarray, k: np.ndarray) -> list[tuple[slice, slice]]:
-    """Examples and heads that are computed together: several heads, or several examples, where they are small."""
-    batch, queries, heads, _ = q.shape
-    scores = max(1, min(queries, _QUERIES) * min(k.shape[1], _KEYS))
-    few_heads = max(1, min(heads, _SCORES // scores))
-    examples = max(1, _SCORES // (scores * few_heads)) if few_heads == heads else 1
-    return list(itertools.product(_blocks(batch, examples), _blocks(heads, few_heads)))
+@functools.cache
+def _library(kind: str) -> Mapping[str, int]:
+    shape = gemm.tiles(kind)
+    return machine.load(ir.written("attention", lambda: ir.module(*attention_ir.functions(shape)), shape))

@@ -7,6 +7,8 @@ square. Only the gradient with respect to a bias and second derivatives are comp
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -54,6 +56,12 @@ def attention(
     kernels.attention(out, q, k, v, *extra, scale=scale, causal=causal)
 
 
+@attention.bind
+def _(out: tuple[np.ndarray, ...], *arrays: np.ndarray, scale: float, causal: bool) -> Callable[[], Any]:
+    bind = kernels.bind if kernels.can_bind(*arrays) else partial(partial, attention.kernel)
+    return bind(out, *arrays, scale=scale, causal=causal)
+
+
 @attention.infer
 def _(q: Spec, k: Spec, v: Spec, *extra: Spec, scale: float, causal: bool) -> tuple[Spec, Spec]:
     _check_shapes(q.shape, k.shape, v.shape)
@@ -93,6 +101,12 @@ def attention_gradient(
 ) -> None:  # fmt: skip
     """The gradients of `attention` with respect to q, k and v; see `disttensor.kernels.attention`."""
     kernels.attention_gradient(out, q, k, v, g, lse, delta, *extra, scale=scale, causal=causal)
+
+
+@attention_gradient.bind
+def _(out: tuple[np.ndarray, ...], *arrays: np.ndarray, scale: float, causal: bool) -> Callable[[], Any]:
+    bind = kernels.bind_gradient if kernels.can_bind(*arrays) else partial(partial, attention_gradient.kernel)
+    return bind(out, *arrays, scale=scale, causal=causal)
 
 
 @attention_gradient.infer

@@ -164,20 +164,15 @@ def test_threads_change_no_bit(cell: str, rng: np.random.Generator) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("blas", [True, False])
 @pytest.mark.parametrize("shape", [(5, 6, 7), (1, 6, 7), (5, 1, 7), (5, 6, 1), (0, 2, 3), (2, 0, 3)])
-def test_product(dtype: Any, blas: bool, shape: tuple[int, int, int], rng: np.random.Generator) -> None:
+def test_product(dtype: Any, shape: tuple[int, int, int], rng: np.random.Generator) -> None:
     m, k, n = shape
     out, x, y = (rng.normal(size=s).astype(dtype) for s in ((m, 4, n), (m, 3, k), (k, n)))
     expected = out[:, 1] + x[:, 2] @ y
     untouched = out[:, [0, 2, 3]].copy()
-    products.add_product(out[:, 1], x[:, 2], y, products.gemm(np.dtype(dtype).name) if blas else None)
+    products.add_product(out[:, 1], x[:, 2], y, products.gemm(np.dtype(dtype).name))
     np.testing.assert_allclose(out[:, 1], expected, atol=1e-5 if dtype == np.float32 else 1e-13)
     np.testing.assert_array_equal(out[:, [0, 2, 3]], untouched)
-
-
-def test_blas_is_found() -> None:
-    assert products.gemm("float32") is not None
 
 
 def units_in_the_last_place(actual: np.ndarray, expected: np.ndarray) -> float:

@@ -278,6 +278,8 @@ class Attempt:
     def _fail(self, peer: _Peer, code: int = 0, number: int = 0) -> None:
         if self._failure is None and self._killed_at is None:
             self._failure = self._failed(peer, code, number)
+            if self._broken is not None and self._broken[1].host != peer.host:
+                self._failure = self._broken[1]  # this rank only noticed that the other host is gone
             expected = code in (REQUEUE, INTERRUPTED) or self._asked
             self._kill_at = time.monotonic() + (_FINISHING if expected else _GRACE)
 

@@ -1,0 +1,201 @@
+"""``disttensor-run --hosts`` across emulated hosts, and what happens when one of them is lost."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.hosts, pytest.mark.mpi, pytest.mark.timeout(180)]
+ROOT = Path(__file__).parents[2]
+only_one_library = pytest.mark.parametrize("python", ["mpich"], indirect=True)
+
+# Sums until it is told to stop by a file, or 2 seconds after a restart.
+PROGRAM = """
+import os, socket, sys, time
+import numpy as np
+from disttensor import distributed
+comm = distributed.communicator()
+again = int(os.environ["DISTTENSOR_RESTART_COUNT"])
+print("start", again, "rank", comm.rank, "of", comm.size, "on", socket.gethostname(), flush=True)
+stop, steps = sys.argv[1], 0
+while True:
+    total = comm.all_reduce(np.ones(1 << 16, np.float32))
+    steps += 1
+    assert total[0] == comm.size
+    if comm.all_reduce(np.float32([again or os.path.exists(stop)]))[0]:
+        break
+    time.sleep(0.02)
+print("done after", steps, "steps", flush=True)
+"""
+
+
+class Run:
+    """A disttensor-run on the first host."""
+
+    def __init__(self, hosts, python, folder, *options, patience=6):
+        (folder / "program.py").write_text(PROGRAM)
+        self.stop = folder / "stop"
+        self.program = str(folder / "program.py")
+        environ = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI_", "PRTE_", "PMI"))}
+        environ |= {"PYTHONPATH": str(ROOT), "DISTTENSOR_HOST_TIMEOUT": str(patience)}
+        environ["UCX_TLS"] = "tcp,self"  # MPICH would find out that all hosts share one memory
+        environ["PRTE_MCA_prte_tmpdir_base"] = "/dev/shm"  # process numbers repeat, and the hosts share /tmp
+        names = ",".join(f"{host.name}:1" for host in hosts)
+        self.process = hosts[0].run(
+            str(python), "-m", "launch.cli", "--hosts", names, *options, self.program, str(self.stop),
+            env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        self.lines = []
+
+    def wait_for(self, text, count=1):
+        while count:
+            line = self.process.stdout.readline()
+            assert line, f"ended before it printed {text!r}:\n{''.join(self.lines)}"
+            self.lines.append(line)
+            count -= text in line
+
+    def end(self, timeout=60):
+        output, _ = self.process.communicate(timeout=timeout)
+        self.lines.append(output)
+        return self.process.returncode, "".join(self.lines)
+
+
+@pytest.fixture
+def run(hosts, python, tmp_path):
+    started = []
+
+    def begin(*options, **more):
+        started.append(Run(hosts, python, tmp_path, *options, **more))
+        return started[-1]
+
+    yield begin
+    for each in started:
+        each.process.kill()
+        each.process.wait()
+        each.process.stdout.close()
+
+
+def none_left(hosts, program, seconds=15):
+    limit = time.monotonic() + seconds
+    while (left := [host.name for host in hosts if host.processes(program)]) and time.monotonic() < limit:
+        time.sleep(0.1)
+    return not left
+
+
+def rank_on(host, program):
+    """The process of the rank itself, below its parent from the launcher."""
+    return next(p for p in host.processes(program) if b"rank.py" not in Path(f"/proc/{p}/cmdline").read_bytes()
+                and b"mpirun" not in Path(f"/proc/{p}/cmdline").read_bytes())  # fmt: skip
+
+
+def received(host):
+    """Bytes that came in over the cable."""
+    enter = ["nsenter", f"--target={host.init}", "--net", "ip", "-s", "-o", "link", "show", "eth0"]
+    shown = subprocess.run(enter, capture_output=True, text=True, check=True).stdout
+    return int(re.search(r"RX:[^\\]*\\\s+(\d+)", shown)[1])
+
+
+def test_ranks_on_all_hosts(run, hosts):
+    started = run()
+    started.wait_for("start 0", 3)
+    started.stop.touch()
+    code, output = started.end()
+    assert code == 0, output
+    assert sorted(re.findall(r"rank \d of 3 on (h\d)", output)) == ["h1", "h2", "h3"]
+    assert received(hosts[2]) > 4 * (1 << 16)  # the numbers went over the network
+    assert none_left(hosts, started.program)
+
+
+def test_a_rank_killed_on_another_host(run, hosts):
+    started = run("--max-restarts", "1")
+    started.wait_for("start 0", 3)
+    os.kill(rank_on(hosts[2], started.program), signal.SIGKILL)
+    code, output = started.end()
+    assert code == 0, output
+    assert re.search(r"rank \d on host h3 was killed by signal 9", output)
+    assert "restart 1 of 1 with 3 ranks" in output
+    assert none_left(hosts, started.program)
+
+
+@pytest.mark.parametrize("how", ["switched off", "cable pulled"])
+def test_a_host_that_goes_away(run, hosts, how):
+    started = run("--max-restarts", "1", "--min-ranks", "2")
+    started.wait_for("start 0", 3)
+    began = time.monotonic()
+    if how == "switched off":
+        hosts[1].end()
+    else:
+        hosts[1].link("down")
+    code, output = started.end()
+    assert code == 0, output
+    assert time.monotonic() - began < 40
+    if how == "cable pulled":  # else ranks on other hosts may notice, and abort, in the same moment
+        assert re.search(r"rank \d on host h2 vanished", output)
+    assert "h2 does not answer; going on without" in output
+    assert "restart 1 of 1 with 2 ranks" in output
+    assert sorted(re.findall(r"start 1 rank \d of 2 on (h\d)", output)) == ["h1", "h3"]
+    left = hosts if how == "cable pulled" else [hosts[0], hosts[2]]  # also where nobody could tell it to end
+    assert none_left(left, started.program)
+
+
+@only_one_library
+def test_a_host_whose_sshd_is_gone(run, hosts):
+    """Running ranks do not need it; starting new ones does."""
+    started = run("--max-restarts", "1")
+    started.wait_for("start 0", 3)
+    for sshd in hosts[1].processes("[listener]"):
+        os.kill(sshd, signal.SIGKILL)
+    time.sleep(1)
+    assert started.process.poll() is None
+    os.kill(rank_on(hosts[1], started.program), signal.SIGKILL)
+    code, output = started.end()
+    assert code == 0, output
+    assert "h2 does not answer; going on without" in output
+    assert none_left(hosts, started.program)
+
+
+@only_one_library
+def test_too_few_hosts_left(run, hosts):
+    started = run("--max-restarts", "1", "--min-ranks", "3")
+    started.wait_for("start 0", 3)
+    hosts[1].end()
+    code, output = started.end()
+    assert code != 0
+    assert "2 ranks would be left, fewer than --min-ranks 3" in output
+
+
+def test_a_short_break_of_the_network_is_nothing(run, hosts):
+    started = run(patience=20)
+    started.wait_for("start 0", 3)
+    hosts[1].link("down")
+    time.sleep(5)
+    hosts[1].link("up")
+    time.sleep(1)
+    started.stop.touch()
+    code, output = started.end()
+    assert code == 0, output
+    assert output.count("done after") == 3
+
+
+def test_nothing_survives_a_killed_supervisor(run, hosts):
+    started = run()
+    started.wait_for("start 0", 3)
+    supervisor = next(
+        p for p in hosts[0].processes("launch.cli") if b"nsenter" not in Path(f"/proc/{p}/cmdline").read_bytes()
+    )
+    os.kill(supervisor, signal.SIGKILL)
+    assert none_left(hosts, started.program)
+
+
+@only_one_library
+def test_a_host_that_does_not_answer_is_named(run, hosts):
+    hosts[2].end()
+    code, output = run().end()
+    assert code == 2
+    assert "h3 cannot be reached: `ssh -o BatchMode=yes h3 true` fails" in output

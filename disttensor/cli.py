@@ -16,6 +16,7 @@ from disttensor.version import __version__
 
 COMMANDS = {
     "info": "show versions, processor, threads, MPI library and caches",
+    "doctor": "check what a run needs, before it starts, on all hosts",
     "submit": "write a batch script for Slurm and submit it",
 }
 """Subcommands and what each does, in one line. Command ``x`` is module ``disttensor.commands.x``, with functions

@@ -199,3 +199,30 @@ def test_a_host_that_does_not_answer_is_named(run, hosts):
     code, output = run().end()
     assert code == 2
     assert "h3 cannot be reached: `ssh -o BatchMode=yes h3 true` fails" in output
+
+
+def doctor(host, python, *options):
+    started = host.run(
+        str(python), "-m", "disttensor", "doctor", "--hosts", "h1:1,h2:1,h3:1", *options,
+        env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    output, _ = started.communicate(timeout=120)
+    return started.returncode, output
+
+
+@only_one_library
+def test_the_doctor_visits_all_hosts(hosts, python, tmp_path):
+    code, output = doctor(hosts[0], python, "--folder", str(tmp_path))
+    assert code == 0, output
+    assert "can be written and is seen by all hosts" in output
+    assert "on all hosts" in output
+    for host in hosts:
+        assert f"MPI library on {host.name}: MPICH" in output
+    code, output = doctor(hosts[0], python, "--folder", "/dev/shm")  # each host has its own
+    assert code == 1
+    assert "2 of 3 hosts write somewhere else under that name" in output
+    hosts[2].end()
+    code, output = doctor(hosts[0], python, "--folder", str(tmp_path))
+    assert code == 1
+    assert "ERROR   host h3: cannot be reached" in output

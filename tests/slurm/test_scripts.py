@@ -180,3 +180,20 @@ def test_submit(slurm, environment, tmp_path):
     while time.monotonic() < limit and (not output.exists() or len(output.read_text().splitlines()) < 2):
         time.sleep(0.2)
     assert sorted(output.read_text().splitlines()) == [f"{rank} 2 ['--epochs', '2 3']" for rank in range(2)]
+
+
+def test_the_doctor_visits_the_nodes_of_a_job(slurm, environment, tmp_path):
+    doctor = [str(environment / "bin" / "python"), "-m", "disttensor", "doctor", "--folder", str(tmp_path)]
+    finished = subprocess.run(
+        ["salloc", "--nodes=2", "--ntasks=2", *doctor],
+        env={**slurm, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    kind = "pmi2" if (environment / "bin" / "mpichversion").exists() else "pmix"
+    assert f"with --mpi={kind}" in finished.stdout
+    for node in ("n1", "n2"):
+        assert f"cores of {node}: 2 of 2" in finished.stdout.replace("may be used", "")

@@ -5,13 +5,22 @@ Padding never counts: a maximum ignores it, an average divides by the number of 
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
+import operator
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from disttensor.errors import ShapeError
-from disttensor.kernels._jit import kernel, operand, prange
+from disttensor.kernels import pooling_ir as code
+from disttensor.kernels.native import Bound, NativeCall
 from disttensor.kernels.windows import Padding, Sizes, output_sizes, overlaps, through_float32
+
+_GRAIN = 1 << 15
+"""Elements that make it worthwhile to wake another thread; some 20 µs."""
 
 
 @through_float32
@@ -43,8 +52,11 @@ def max_pool(out: np.ndarray, x: np.ndarray, *, pool_size: Sizes, strides: Sizes
     >>> y.ravel()
     array([5., 7.])
     """
+    if out.dtype.kind == "f":
+        _run("max_pool", out, x, pool_size=pool_size, strides=strides, padding=padding)
+        return
     _check(x.shape, out.shape, pool_size, strides, padding)
-    out[...] = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+    out[...] = np.iinfo(x.dtype).min
     for windows, elements in overlaps(x.shape[1:-1], out.shape[1:-1], pool_size, strides, padding):
         np.maximum(out[windows], x[elements], out=out[windows])
 
@@ -73,11 +85,7 @@ def max_pool_gradient(
     ShapeError
         If the shapes do not fit each other, or a window lies wholly in the padding.
     """
-    _check(x.shape, g.shape, pool_size, strides, padding)
-    _same_shape(out, x)
-    _max_pool_gradient(
-        _places(out), operand(_places(x)), operand(_places(g)), *_volumes(x, g, pool_size, strides, padding)
-    )
+    _run("max_pool_gradient", out, x, g, pool_size=pool_size, strides=strides, padding=padding)
 
 
 @through_float32
@@ -99,11 +107,7 @@ def max_pool_gather(
     ShapeError
         If the shapes do not fit each other, or a window lies wholly in the padding.
     """
-    _check(x.shape, out.shape, pool_size, strides, padding)
-    _same_shape(v, x)
-    _max_pool_gather(
-        _places(out), operand(_places(x)), operand(_places(v)), *_volumes(x, out, pool_size, strides, padding)
-    )
+    _run("max_pool_gather", out, x, v, pool_size=pool_size, strides=strides, padding=padding)
 
 
 @through_float32
@@ -123,11 +127,7 @@ def average_pool(out: np.ndarray, x: np.ndarray, *, pool_size: Sizes, strides: S
     ShapeError
         If the shapes do not fit each other, or a window lies wholly in the padding.
     """
-    _check(x.shape, out.shape, pool_size, strides, padding)
-    out[...] = 0
-    for windows, elements in overlaps(x.shape[1:-1], out.shape[1:-1], pool_size, strides, padding):
-        out[windows] += x[elements]
-    out /= _counts(x.shape, out.shape, pool_size, strides, padding).astype(out.dtype)
+    _run("average_pool", out, x, pool_size=pool_size, strides=strides, padding=padding)
 
 
 @through_float32
@@ -150,11 +150,7 @@ def average_pool_gradient(
     ShapeError
         If the shapes do not fit each other, or a window lies wholly in the padding.
     """
-    _check(out.shape, g.shape, pool_size, strides, padding)
-    share = g / _counts(out.shape, g.shape, pool_size, strides, padding).astype(g.dtype)
-    out[...] = 0
-    for windows, elements in overlaps(out.shape[1:-1], g.shape[1:-1], pool_size, strides, padding):
-        out[elements] += share[windows]
+    _run("average_pool_gradient", out, g, pool_size=pool_size, strides=strides, padding=padding)
 
 
 def _check(x: tuple[int, ...], y: tuple[int, ...], pool_size: Sizes, strides: Sizes, padding: Padding) -> None:
@@ -182,97 +178,92 @@ def _same_shape(array: np.ndarray, x: np.ndarray) -> None:
         raise ShapeError(f"pooling needs two arrays of the input's shape {x.shape}; one is of shape {array.shape}.")
 
 
-def _volumes(
-    x: np.ndarray, y: np.ndarray, pool_size: Sizes, strides: Sizes, padding: Padding
-) -> tuple[Sizes, Sizes, Sizes, Sizes, Sizes]:  # fmt: skip
-    """Elements, windows, pool_size, strides and padding before, of three axes; those that are missing have size 1."""
-    ones, zeros = (1,) * (3 - len(pool_size)), (0,) * (3 - len(pool_size))
-    before = tuple(first for first, _ in padding)
-    return (
-        (*ones, *x.shape[1:-1]), (*ones, *y.shape[1:-1]), (*ones, *pool_size), (*ones, *strides), (*zeros, *before)
+def bind_max_pool(out: np.ndarray, x: np.ndarray, **options: Any) -> Bound:
+    """`max_pool` on fixed arrays."""
+    return _bind(max_pool, "max_pool", out, (x,), options)
+
+
+def bind_max_pool_gradient(out: np.ndarray, x: np.ndarray, g: np.ndarray, **options: Any) -> Bound:
+    """`max_pool_gradient` on fixed arrays."""
+    return _bind(max_pool_gradient, "max_pool_gradient", out, (x, g), options)
+
+
+def bind_max_pool_gather(out: np.ndarray, x: np.ndarray, v: np.ndarray, **options: Any) -> Bound:
+    """`max_pool_gather` on fixed arrays."""
+    return _bind(max_pool_gather, "max_pool_gather", out, (x, v), options)
+
+
+def bind_average_pool(out: np.ndarray, x: np.ndarray, **options: Any) -> Bound:
+    """`average_pool` on fixed arrays."""
+    return _bind(average_pool, "average_pool", out, (x,), options)
+
+
+def bind_average_pool_gradient(out: np.ndarray, g: np.ndarray, **options: Any) -> Bound:
+    """`average_pool_gradient` on fixed arrays."""
+    return _bind(average_pool_gradient, "average_pool_gradient", out, (g,), options)
+
+
+def _bind(
+    function: Callable[..., None], name: str, out: np.ndarray, arrays: tuple[np.ndarray, ...], options: dict[str, Any]
+) -> Bound:
+    if out.dtype.char in "fd" and all(a.dtype == out.dtype and a.flags.c_contiguous for a in (out, *arrays)):
+        return _call(name, out, arrays, **options)
+    return functools.partial(function, out, *arrays, **options)
+
+
+def _run(name: str, out: np.ndarray, *arrays: np.ndarray, **options: Any) -> None:
+    """Convert arrays to what compiled code reads, and call it."""
+    dtype = out.dtype if out.dtype.char in "fd" else np.dtype(np.float64)
+    plain = out.flags.c_contiguous and out.dtype == dtype
+    result = out if plain else np.empty(out.shape, dtype)
+    _call(name, result, tuple(np.ascontiguousarray(a, dtype) for a in arrays), **options)()
+    if result is not out:
+        np.copyto(out, result, casting="unsafe")
+
+
+def _call(
+    name: str, out: np.ndarray, arrays: tuple[np.ndarray, ...], *, pool_size: Sizes, strides: Sizes, padding: Padding
+) -> NativeCall:
+    backwards = name.endswith("gradient")
+    x = out if name == "average_pool_gradient" else arrays[0]
+    pooled = arrays[-1] if backwards else out
+    _check(x.shape, pooled.shape, pool_size, strides, padding)
+    if x.ndim == out.ndim and len(arrays) == 2:
+        _same_shape(out if backwards else arrays[1], x)
+    pixel = x.shape[-1] * x.itemsize
+    windows, taps = _windows(x.shape[1:-1], pooled.shape[1:-1], pool_size, strides, padding, pixel)
+    # Every element belongs to one window if as many elements are in windows as there are.
+    apart = all(map(operator.ge, strides, pool_size))
+    covered = apart and int(windows[:, 2].sum()) == math.prod(x.shape[1:-1])
+    extent = len(out) if backwards else len(out) * len(windows)
+    return NativeCall(
+        code.functions({"f": "float", "d": "double"}[out.dtype.char])[name],
+        (out, x, arrays[-1], windows, taps, len(windows), x.shape[-1], math.prod(x.shape[1:-1]) * pixel, not covered,
+         not apart),
+        extent=extent if x.shape[-1] else 0, grain=max(1, -(-_GRAIN * extent // max(1, x.size))),
     )  # fmt: skip
 
 
-def _places(array: np.ndarray) -> np.ndarray:
-    """An array as (batch, places, channels)."""
-    return array.reshape(array.shape[0], math.prod(array.shape[1:-1]), array.shape[-1])
+@functools.lru_cache(maxsize=128)
+def _windows(
+    size: Sizes, count: Sizes, pool_size: Sizes, strides: Sizes, padding: Padding, pixel: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The tables of windows and of their elements, see `pooling_ir.ARGUMENTS`.
 
-
-def _counts(x: tuple[int, ...], y: tuple[int, ...], pool_size: Sizes, strides: Sizes, padding: Padding) -> np.ndarray:
-    """How many elements each window has inside the input, as (1, …, 1)."""
-    counts = np.zeros((1, *y[1:-1], 1))
-    for windows, _ in overlaps(x[1:-1], y[1:-1], pool_size, strides, padding):
-        counts[windows] += 1
-    return counts
-
-
-@kernel()
-def _find_maxima(
-    best: np.ndarray, where: np.ndarray, volume: np.ndarray, size: Sizes, start: Sizes, window: Sizes
-) -> None:
-    """The largest element of one window for each channel, and its place."""
-    first = (max(start[0], 0) * size[1] + max(start[1], 0)) * size[2] + max(start[2], 0)
-    for c in range(best.shape[0]):
-        best[c] = volume[first, c]
-        where[c] = first
-    for level in range(max(start[0], 0), min(start[0] + window[0], size[0])):
-        for row in range(max(start[1], 0), min(start[1] + window[1], size[1])):
-            for column in range(max(start[2], 0), min(start[2] + window[2], size[2])):
-                place = (level * size[1] + row) * size[2] + column
-                values = volume[place]
-                for c in range(best.shape[0]):
-                    # The first nan stays: nothing is greater than it.
-                    better = values[c] > best[c] or (values[c] != values[c] and best[c] == best[c])
-                    best[c] = values[c] if better else best[c]
-                    where[c] = place if better else where[c]
-
-
-@kernel()
-def _volume_gradient(
-    out: np.ndarray, x: np.ndarray, g: np.ndarray, size: Sizes, count: Sizes, window: Sizes, step: Sizes, before: Sizes
-) -> None:
-    best = np.empty(g.shape[1], x.dtype)
-    where = np.empty(g.shape[1], np.int32)
-    out[:] = 0
-    n = 0
-    for i in range(count[0]):
-        for j in range(count[1]):
-            for k in range(count[2]):
-                start = (i * step[0] - before[0], j * step[1] - before[1], k * step[2] - before[2])
-                _find_maxima(best, where, x, size, start, window)
-                for c in range(g.shape[1]):
-                    out[where[c], c] += g[n, c]
-                n += 1
-
-
-@kernel()
-def _volume_gather(
-    out: np.ndarray, x: np.ndarray, v: np.ndarray, size: Sizes, count: Sizes, window: Sizes, step: Sizes, before: Sizes
-) -> None:
-    best = np.empty(out.shape[1], x.dtype)
-    where = np.empty(out.shape[1], np.int32)
-    n = 0
-    for i in range(count[0]):
-        for j in range(count[1]):
-            for k in range(count[2]):
-                start = (i * step[0] - before[0], j * step[1] - before[1], k * step[2] - before[2])
-                _find_maxima(best, where, x, size, start, window)
-                for c in range(out.shape[1]):
-                    out[n, c] = v[where[c], c]
-                n += 1
-
-
-@kernel(parallel=True)
-def _max_pool_gradient(
-    out: np.ndarray, x: np.ndarray, g: np.ndarray, size: Sizes, count: Sizes, window: Sizes, step: Sizes, before: Sizes
-) -> None:
-    for n in prange(out.shape[0]):
-        _volume_gradient(out[n], x[n], g[n], size, count, window, step, before)
-
-
-@kernel(parallel=True)
-def _max_pool_gather(
-    out: np.ndarray, x: np.ndarray, v: np.ndarray, size: Sizes, count: Sizes, window: Sizes, step: Sizes, before: Sizes
-) -> None:
-    for n in prange(out.shape[0]):
-        _volume_gather(out[n], x[n], v[n], size, count, window, step, before)
+    Windows that reach equally far beyond the edges share a list of elements.
+    """
+    steps = [pixel * math.prod(size[axis + 1 :]) for axis in range(len(size))]
+    lists: dict[tuple[range, ...], tuple[int, int]] = {}
+    taps: list[int] = []
+    windows: list[tuple[int, int, int]] = []
+    for place in itertools.product(*map(range, count)):
+        starts = [i * s - before for i, s, (before, _) in zip(place, strides, padding, strict=True)]
+        inside = tuple(range(max(0, -i), min(w, n - i)) for i, w, n in zip(starts, pool_size, size, strict=True))
+        if inside not in lists:
+            lists[inside] = 8 * len(taps), math.prod(map(len, inside))
+            taps += [sum(map(operator.mul, element, steps)) for element in itertools.product(*inside)]
+        windows.append((sum(map(operator.mul, starts, steps)), *lists[inside]))
+    tables = np.array(windows, np.int64).reshape(-1, 3), np.array(taps, np.int64)
+    for table in tables:
+        table.flags.writeable = False
+    return tables

@@ -11,6 +11,7 @@ from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.errors import DTypeError
 from disttensor.kernels import pooling as kernels
+from disttensor.kernels.native import Bound
 from disttensor.kernels.windows import Padding, Sizes, output_sizes
 from disttensor.ops.registry import Example, Operator, operator, promote, public
 from disttensor.ops.windows import (
@@ -50,6 +51,7 @@ def _pooled(x: Spec, *, pool_size: Sizes, strides: Sizes, padding: Padding) -> S
     return Spec((x.shape[0], *output_sizes(x.shape[1:-1], pool_size, strides, padding), x.shape[-1]), x.dtype)
 
 
+max_pooling.bind(kernels.bind_max_pool)
 max_pooling.infer(_pooled)
 
 
@@ -71,6 +73,9 @@ def max_pooling_gradient(
 ) -> None:
     """The gradient of `max_pooling`: `g` of each window, at the place of its largest element."""
     kernels.max_pool_gradient(out, x, g, pool_size=pool_size, strides=strides, padding=padding)
+
+
+max_pooling_gradient.bind(kernels.bind_max_pool_gradient)
 
 
 @max_pooling_gradient.infer
@@ -98,6 +103,9 @@ def max_pooling_gather(
     kernels.max_pool_gather(out, x, v, pool_size=pool_size, strides=strides, padding=padding)
 
 
+max_pooling_gather.bind(kernels.bind_max_pool_gather)
+
+
 @max_pooling_gather.infer
 def _(x: Spec, v: Spec, **window: Any) -> Spec:
     return _pooled(v, **window)
@@ -121,6 +129,7 @@ def average_pooling(out: np.ndarray, x: np.ndarray, *, pool_size: Sizes, strides
     kernels.average_pool(out, x, pool_size=pool_size, strides=strides, padding=padding)
 
 
+average_pooling.bind(kernels.bind_average_pool)
 average_pooling.infer(_pooled)
 
 
@@ -142,6 +151,11 @@ def average_pooling_gradient(
 ) -> None:
     """The gradient of `average_pooling` with respect to inputs of spatial sizes `size`."""
     kernels.average_pool_gradient(out, g, pool_size=pool_size, strides=strides, padding=padding)
+
+
+@average_pooling_gradient.bind
+def _(out: np.ndarray, g: np.ndarray, *, size: Sizes, **window: Any) -> Bound:
+    return kernels.bind_average_pool_gradient(out, g, **window)
 
 
 @average_pooling_gradient.infer

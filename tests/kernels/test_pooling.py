@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from disttensor import dtypes
+from disttensor import config, dtypes
 from disttensor.errors import ShapeError
 from disttensor.kernels import pooling
+from disttensor.kernels.native import NativeCall
 from disttensor.kernels.windows import output_sizes
 
 # Input, pool_size, strides, padding.
@@ -25,6 +26,9 @@ CASES = [
     ((2, 9, 3), (3,), (2,), ((1, 1),)),
     ((2, 4, 5, 4, 2), (2, 3, 2), (1, 2, 2), ((0, 1), (1, 1), (0, 0))),
     ((1, 3, 3, 5, 2), (3, 1, 2), (3, 2, 1), ((0, 0), (0, 0), (1, 0))),
+    # Channels that fill vectors, and some that are left over.
+    ((1, 5, 4, 19), (2, 2), (2, 2), ((0, 0), (0, 0))),
+    ((1, 4, 3, 19), (3, 2), (1, 1), ((1, 1), (1, 0))),
 ]
 
 
@@ -138,3 +142,30 @@ def test_shapes_that_do_not_fit() -> None:
             np.zeros((1, 5, 4, 1)), x, np.zeros((1, 2, 2, 1)),
             pool_size=(2, 2), strides=(2, 2), padding=((0, 0), (0, 0)),
         )  # fmt: skip
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (3, 3)])
+def test_bits_do_not_depend_on_threads(strides: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pooling, "_GRAIN", 1)
+    rng = np.random.default_rng(0)
+    options = {"pool_size": (3, 3), "strides": strides, "padding": ((1, 1), (1, 1))}
+    x = rng.normal(size=(5, 7, 7, 11)).astype(np.float32)
+    g = rng.normal(size=_output(x, options).shape).astype(np.float32)
+    calls = {
+        pooling.bind_max_pool: (g, x), pooling.bind_max_pool_gradient: (x, x, g), pooling.bind_max_pool_gather: (g, x, x),
+        pooling.bind_average_pool: (g, x), pooling.bind_average_pool_gradient: (x, g),
+    }  # fmt: skip
+    before = config.threads()
+    try:
+        for bind, (like, *arrays) in calls.items():
+            results = []
+            for threads in (1, 2, 7):
+                config.set_threads(threads)
+                results.append(np.full_like(like, np.nan))
+                call = bind(results[-1], *arrays, **options)
+                assert isinstance(call, NativeCall)
+                call()
+            np.testing.assert_array_equal(results[1], results[0])
+            np.testing.assert_array_equal(results[2], results[0])
+    finally:
+        config.set_threads(before)

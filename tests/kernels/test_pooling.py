@@ -152,9 +152,12 @@ def test_bits_do_not_depend_on_threads(strides: tuple[int, int], monkeypatch: py
     x = rng.normal(size=(5, 7, 7, 11)).astype(np.float32)
     g = rng.normal(size=_output(x, options).shape).astype(np.float32)
     calls = {
-        pooling.bind_max_pool: (g, x), pooling.bind_max_pool_gradient: (x, x, g), pooling.bind_max_pool_gather: (g, x, x),
-        pooling.bind_average_pool: (g, x), pooling.bind_average_pool_gradient: (x, g),
-    }  # fmt: skip
+        pooling.bind_max_pool: (g, x),
+        pooling.bind_max_pool_gradient: (x, x, g),
+        pooling.bind_max_pool_gather: (g, x, x),
+        pooling.bind_average_pool: (g, x),
+        pooling.bind_average_pool_gradient: (x, g),
+    }
     before = config.threads()
     try:
         for bind, (like, *arrays) in calls.items():

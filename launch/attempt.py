@@ -20,7 +20,7 @@ from launch.console import Console
 from launch.errors import LaunchError
 from launch.exit_codes import INTERRUPTED, REQUEUE
 from launch.plan import Plan
-from launch.rank import ERR, EXIT, HELLO, KILL, NONCE, OUT, REPORT, SIGNAL, send
+from launch.rank import ERR, EXIT, HELLO, KILL, NONCE, OUT, REPORT, SIGNAL, STOPPED, send
 
 _START = 120.0  # seconds in which all ranks must have started
 _GRACE = 0.5  # seconds that other ranks get to say what they know, when one has failed
@@ -42,6 +42,8 @@ class Failure(NamedTuple):
         One of them, and 0 the other; both 0 if the rank vanished together with its connection.
     after : float
         Seconds since the start.
+    stopped : int
+        Seconds for which it had been suspended by `signal` and did not go on; 0 if it ended.
     """
 
     rank: int
@@ -49,9 +51,13 @@ class Failure(NamedTuple):
     code: int
     signal: int
     after: float
+    stopped: int = 0
 
     def __str__(self) -> str:
-        if self.signal:
+        if self.stopped:
+            name = _signal_name(self.signal)
+            end = f"was suspended by signal {self.signal} ({name}) and did not go on for {self.stopped} s"
+        elif self.signal:
             end = f"was killed by signal {self.signal} ({_signal_name(self.signal)})"
         elif self.code:
             end = f"ended with exit code {self.code}"
@@ -93,6 +99,7 @@ class _Peer:
         self.rank: int | None = None
         self.host = ""
         self.ended = False
+        self.stopped: tuple[float, int] | None = None  # since when, by which signal
 
     def tell(self, kind: int, payload: bytes = b"") -> None:
         with contextlib.suppress(OSError):  # an end that is already under way shows when reading
@@ -116,7 +123,7 @@ class Attempt:
     deadline : float or None
         On the monotonic clock: when the ranks are asked to end.
     patience : int
-        Seconds after which a host that does not answer counts as lost.
+        Seconds after which a host that does not answer counts as lost, and a suspended rank as failed.
     """
 
     def __init__(
@@ -230,6 +237,9 @@ class Attempt:
             elif kind == REPORT:
                 with contextlib.suppress(ValueError, KeyError):
                     self._fail(peer, code=int(json.loads(payload)["code"]))
+            elif kind == STOPPED:
+                number = int(json.loads(payload))
+                peer.stopped = (time.monotonic(), number) if number else None
             elif kind == EXIT:
                 said = json.loads(payload)
                 peer.ended = True
@@ -275,9 +285,9 @@ class Attempt:
         assert peer.rank is not None
         return Failure(peer.rank, peer.host, code, number, time.monotonic() - self._began)
 
-    def _fail(self, peer: _Peer, code: int = 0, number: int = 0) -> None:
+    def _fail(self, peer: _Peer, code: int = 0, number: int = 0, stopped: int = 0) -> None:
         if self._failure is None and self._killed_at is None:
-            self._failure = self._failed(peer, code, number)
+            self._failure = self._failed(peer, code, number)._replace(stopped=stopped)
             if self._broken is not None and self._broken[1].host != peer.host:
                 self._failure = self._broken[1]  # this rank only noticed that the other host is gone
             expected = code in (REQUEUE, INTERRUPTED) or self._asked
@@ -317,6 +327,9 @@ class Attempt:
         now = time.monotonic()
         if self._broken is not None and self._failure is None and now - self._broken[0] > _VANISHED:
             self._failure, self._kill_at = self._broken[1], now
+        for peer in self._peers.values():
+            if peer.stopped is not None and now - peer.stopped[0] > self._patience and not peer.ended:
+                self._fail(peer, 0, peer.stopped[1], stopped=self._patience)
         if self._deadline is not None and now > self._deadline and not self._timed_out:
             self._timed_out = True
             self._console.say("--timeout is over: the ranks are told to finish (SIGTERM), and ended after 30 s.")

@@ -10,7 +10,8 @@ alone; `launch.attempt` imports the protocol from here. A message is a kind (1 b
 
 * supervisor: `NONCE` (bytes), then `SIGNAL` (JSON number) and `KILL`;
 * rank: `HELLO` (JSON: who it is, and the nonce hashed with the token), `OUT`, `ERR` (bytes), `REPORT` (JSON: why the
-  program is about to end the job), `EXIT` (JSON: code, signal).
+  program is about to end the job), `STOPPED` (JSON: the signal that suspended the program, 0 when it goes on), `EXIT`
+  (JSON: code, signal).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-NONCE, HELLO, OUT, ERR, REPORT, EXIT, SIGNAL, KILL = range(8)
+NONCE, HELLO, OUT, ERR, REPORT, STOPPED, EXIT, SIGNAL, KILL = range(9)
 TOKEN = "DISTTENSOR_SUPERVISOR_TOKEN"
 REPORT_FD = "DISTTENSOR_REPORT_FD"
 _HEADER = struct.Struct("!BI")
@@ -265,10 +266,16 @@ class _Program:
     def _reap(self) -> None:
         with contextlib.suppress(ChildProcessError):
             while True:
-                process, status = os.waitpid(-1, os.WNOHANG)
+                process, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
                 if process == 0:
                     return
-                if process == self._child:
+                if process != self._child:
+                    continue
+                if os.WIFSTOPPED(status) or os.WIFCONTINUED(status):
+                    number = os.WSTOPSIG(status) if os.WIFSTOPPED(status) else 0
+                    with contextlib.suppress(OSError):  # a lost supervisor shows when reading
+                        send(self._link, STOPPED, json.dumps(number).encode())
+                else:
                     self._status = status
 
 

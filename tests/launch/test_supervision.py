@@ -121,6 +121,24 @@ def test_a_rank_that_fails_is_named_and_the_others_end(start, fault, code, words
     assert "disttensor-run:     about to fail" in ended[1]
 
 
+def test_a_suspended_rank_is_named(start):
+    source = "if last: os.kill(os.getpid(), signal.SIGSTOP)\ntime.sleep(60)"
+    code, output = start(source, env={"DISTTENSOR_HOST_TIMEOUT": "3"}).end()
+    assert code == 128 + signal.SIGSTOP
+    assert re.search(rf"rank {start.last} on host .* was suspended by signal 19 \(SIGSTOP\).* for 3 s", output)
+
+
+def test_a_rank_suspended_for_a_moment_is_no_failure(start):
+    source = """
+if last:
+    subprocess.Popen(['sh', '-c', f'sleep 1; kill -CONT {os.getpid()}'])
+    os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(3)
+"""
+    code, output = start(source, env={"DISTTENSOR_HOST_TIMEOUT": "2"}).end()
+    assert code == 0, output
+
+
 def test_success(start):
     code, output = start("print('so far', end='')", "--max-restarts", 3).end()
     assert code == 0

@@ -13,13 +13,14 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 pytho
             $(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-unit test-mpi test-slow test-cluster lint format setup clean
+.PHONY: help run test test-unit test-mpi test-slow test-cluster test-faults lint format setup clean
 
 help:
 	@echo "make run           train on 4 processes, with the data that come along"
 	@echo "make test          all tests but the slow ones and those that need a cluster"
 	@echo "make test-slow     the slow tests"
 	@echo "make test-cluster  the tests on Slurm and on several (emulated) hosts"
+	@echo "make test-faults   processes killed and stopped in the middle of trainings"
 	@echo "make lint          ruff, import-linter, mypy"
 	@echo "make format        let ruff format the sources"
 	@echo "make setup         only make the development environments"
@@ -31,17 +32,20 @@ run: $(VENV)/.done-run
 test: test-unit test-mpi
 
 test-unit: setup
-	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not (slow or mpi or slurm or hosts)"
+	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not (slow or mpi or slurm or hosts or faults)"
 
 # These start 2 to 8 processes each, so they run one after the other.
 test-mpi: setup
-	$(PYTEST) -m "mpi and not (slow or slurm or hosts)"
+	$(PYTEST) -m "mpi and not (slow or slurm or hosts or faults)"
 
 test-slow: setup
 	$(PYTEST) -m slow
 
 test-cluster: setup
 	$(PYTEST) -m "(slurm or hosts) and not slow"
+
+test-faults: setup
+	$(PYTEST) -m faults
 
 lint: $(VENV)/.done-dev
 	$(BIN)/ruff check .

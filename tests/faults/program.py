@@ -1,0 +1,98 @@
+"""The training that the campaign disturbs: a small network with everything that has state, on the digits.
+
+``program.py FOLDER STEPS [KIND RANK STEP]``: what happened is written to the folder, one JSON line a step and rank
+(``trace-RANK``), and at the end the weights' digest and the history (``result.json``). In its first start, rank RANK
+does KIND at STEP: raises, exits, or trains on NaN; signals come from outside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+LAUNCHED = time.monotonic()
+
+import numpy as np  # noqa: E402
+
+import disttensor as dt  # noqa: E402
+from disttensor import distributed, layers  # noqa: E402
+
+FOLDER, STEPS = Path(sys.argv[1]), int(sys.argv[2])
+KIND, RANK, STEP = (sys.argv[3], int(sys.argv[4]), int(sys.argv[5])) if len(sys.argv) > 3 else ("", -1, -1)
+START = int(os.environ.get("DISTTENSOR_RESTART_COUNT", "0"))
+BATCH = 50  # 30 steps an epoch
+
+
+class Trace(dt.callbacks.Callback):
+    """Writes down each step, and does what the campaign asks for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._file = (FOLDER / f"trace-{distributed.rank()}").open("a", buffering=1)
+
+    def _step(self) -> int:
+        return int(self.model.optimizer.iterations)
+
+    def on_train_batch_begin(self, batch: int, logs: object = None) -> None:
+        """Fail, if it is this rank's turn."""
+        if START == 0 and distributed.rank() == RANK and self._step() == STEP:
+            self._note(fault=KIND)
+            if KIND == "exception":
+                raise ValueError("a fault of the campaign")
+            if KIND == "sys.exit":
+                sys.exit(7)
+            if KIND == "os._exit":
+                os._exit(9)
+            if KIND == "nan":
+                kernel = self.model.trainable_variables[0]
+                kernel.assign(np.full(kernel.shape, np.nan, "float32"))
+
+    def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+        """Write down that it is done."""
+        self._note()
+
+    def _note(self, **more: object) -> None:
+        said = {"start": START, "step": self._step(), "time": time.monotonic(), "pid": os.getpid(), **more}
+        self._file.write(json.dumps(said) + "\n")
+
+
+def main() -> None:
+    """Train, and write the result."""
+    dt.utils.set_random_seed(0)
+    (x, y), _ = dt.datasets.digits.load_data()
+    x = x.reshape(len(x), -1).astype("float32") / 16
+    model = dt.Sequential(
+        [
+            dt.Input((64,)),
+            layers.Dense(64, activation="relu"),
+            layers.BatchNormalization(),
+            layers.Dropout(0.3),
+            layers.Dense(10, activation="softmax"),
+        ]
+    )
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    trace = Trace()
+    if distributed.rank() == 0:
+        with (FOLDER / "starts").open("a") as file:
+            file.write(json.dumps({"start": START, "launched": LAUNCHED}) + "\n")
+    history = model.fit(
+        x[: 30 * BATCH],
+        y[: 30 * BATCH],
+        BATCH,
+        epochs=-(-STEPS // 30),
+        verbose=0,
+        callbacks=[trace, dt.callbacks.TerminateOnNaN(raise_error=True)],
+    )
+    if distributed.rank() == 0:
+        digest = hashlib.sha256()
+        for variable in [*model.variables, *model.optimizer.variables]:
+            digest.update(np.ascontiguousarray(variable.numpy()).tobytes())
+        text = json.dumps({"digest": digest.hexdigest(), "history": history.history})
+        (FOLDER / "result.json").write_text(text)
+
+
+main()

@@ -13,6 +13,7 @@ from typing import Any
 
 from disttensor.kernels.gemm_ir import Shape
 from disttensor.kernels.ir import Function, Value
+from disttensor.kernels.transcendental_ir import exponential
 
 LANES = 16
 """Numbers that are worked on together; rows of scores are padded to a multiple."""
@@ -24,29 +25,6 @@ FIELDS = [
 ]  # fmt: skip
 """The arguments of both kernels: arrays, their strides in bytes, sizes; unused ones are 0. `extra_kind` is 1 for a mask
 and 2 for a bias; the float `scale` is a double, and `block` the number of queries in a block."""
-
-
-def exponential(f: Function, x: Value) -> Value:
-    """exp(x) for x ≤ 0, within a unit or two in the last place; 0 where the result would be subnormal.
-
-    exp(x) = 2ⁿ·exp(r), with x = n·ln 2 + r; ln 2 in two parts, so that n times the first is exact.
-    """
-    wide = "double" in x.type
-    bits, mantissa, bias, lowest, terms = ("i64", 52, 1023, -708.0, 13) if wide else ("i32", 23, 127, -87.0, 7)
-    high = 0.693145751953125 if wide else 0.693359375
-    low = 1.42860682030941723212e-6 if wide else math.log(2) - high
-    whole = x.type.replace("double" if wide else "float", bits)
-    rounder = 1.5 * 2.0**mantissa
-    inside = f.select(x < lowest, f.constant(x.type, lowest), x)
-    shifted = inside * (1 / math.log(2)) + rounder
-    n = shifted - rounder
-    r = (inside - n * high) - n * low
-    series = f.constant(x.type, 1 / math.factorial(terms))
-    for degree in range(terms - 1, 1, -1):
-        series = series * r + 1 / math.factorial(degree)
-    power = f.emit(whole, f"shl {f.emit(whole, f'bitcast {shifted} to {whole}')}, {f.constant(whole, mantissa).name}")
-    power = f.emit(x.type, f"bitcast {power + (bias << mantissa)} to {x.type}")
-    return f.select(x < lowest, f.constant(x.type, 0), power + power * (r + r * r * series))
 
 
 def _reduced(f: Function, vectors: Sequence[Value], combine: Callable[[Value, Value], Value]) -> Value:

@@ -21,10 +21,10 @@ from dataclasses import dataclass
 
 from disttensor.kernels.ir import Function, Value
 
-BLOCK = 256
+BLOCK = 384
 """Products are added up in blocks of so many; part of what the results are, so the same for all machines."""
 
-_ROWS_IN_CACHE = 192
+_ROWS_IN_CACHE = 256
 _COLUMNS_IN_CACHE = 2048
 
 

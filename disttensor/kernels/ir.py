@@ -272,6 +272,11 @@ class Function:
         """An intrinsic of one argument: fabs, sqrt, …"""
         return self.intrinsic(f"{name}.{_suffix(x.type)}", x.type, f"{x}", x.type)
 
+    def copy_sign(self, x: Value, y: Value) -> Value:
+        """The size of `x` with the sign of `y`."""
+        kind = x.type
+        return self.intrinsic(f"copysign.{_suffix(kind)}", kind, f"{x}, {y}", f"{kind}, {kind}")
+
     def call(self, function: str, *arguments: Operand) -> None:
         """Call a function of this module by name, or any by a pointer in a register; Python numbers become i64."""
         values = [a if isinstance(a, Value) else self.integer(a) for a in arguments]

@@ -1,7 +1,8 @@
 """Whole sequences through recurrent cells, forwards and backwards.
 
 The inputs are projected beforehand, all steps in one matrix product. Here each step is one product of the states with
-the recurrent weights (`disttensor.kernels.products`) and one pass over the gates (`disttensor.kernels.gates`). Rows of
+the recurrent weights and one pass over the gates: for the LSTM in machine code of our own (`disttensor.kernels.
+recurrent_ir`), for the others by numba (`disttensor.kernels.products`, `disttensor.kernels.gates`). Rows of
 the batch are independent; they are cut into parts, by the size of the batch alone, that run side by side, so that the
 results have the same bits for any number of threads.
 
@@ -13,12 +14,12 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from disttensor.kernels import blas
+from disttensor.kernels import blas, ir, machine, recurrent_ir
 from disttensor.kernels._jit import kernel, operand
 from disttensor.kernels.gates import (
     gru_before_gates,
@@ -27,11 +28,11 @@ from disttensor.kernels.gates import (
     gru_before_state_gradient,
     gru_gradient_step,
     gru_step,
-    lstm_gradient_step,
-    lstm_step,
     rnn_gradient_step,
     rnn_step,
 )
+from disttensor.kernels.gemm import library, supports, tiles
+from disttensor.kernels.native import NativeCall
 from disttensor.kernels.products import add_product, gemm
 
 Arrays = tuple[np.ndarray, ...]
@@ -162,15 +163,43 @@ def lstm(outs: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, c0: np.ndar
     Hochreiter and Schmidhuber, "Long short-term memory", Neural Computation 9 (1997). Gers, Schmidhuber and Cummins,
     "Learning to forget: continual prediction with LSTM", Neural Computation 12 (2000).
     """
-    _run(_lstm, [*outs, operand(z), operand(mask), _copy(h0), _copy(c0)], [operand(u)])
+    z, u, h0, c0 = map(np.ascontiguousarray, (z, u, h0, c0))
+    bind_lstm(outs, z, u, h0, c0, mask)()
 
 
-@kernel()
-def _lstm(h: Any, c: Any, gates: Any, z: Any, mask: Any, state: Any, cell: Any, u: Any, gemm: Any, wide: Any) -> None:
-    for t in range(z.shape[1]):
-        gates[:, t] = z[:, t]
-        add_product(gates[:, t], state, u, gemm)
-        lstm_step(h, c, gates, mask, state, cell, t, wide)
+def can_bind(arrays: Sequence[np.ndarray], gradients: Sequence[np.ndarray] = ()) -> bool:
+    """Whether the kernels of machine code work on these arrays as they are."""
+    numbers = [a for a in arrays if a.dtype != bool]
+    are_close = all(a.flags.c_contiguous for a in numbers)
+    return are_close and supports(*numbers, *gradients) and all(g.flags.c_contiguous or _is_lone(g) for g in gradients)
+
+
+def _is_lone(a: np.ndarray) -> bool:
+    """Whether all elements are the same place in memory."""
+    return not any(a.strides)
+
+
+def bind_lstm(
+    outs: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, c0: np.ndarray, mask: np.ndarray
+) -> NativeCall:
+    """`lstm` on fixed contiguous arrays."""
+    h, c, gates = outs
+    return _bind("lstm", {"h": h, "c": c, "gates": gates, "z": z, "u": u, "h0": h0, "c0": c0, "mask": mask})
+
+
+def _bind(name: str, arrays: dict[str, np.ndarray]) -> NativeCall:
+    batch, steps = arrays["mask"].shape
+    words: dict[str, np.ndarray | int] = {**dict.fromkeys(recurrent_ir.FIELDS, 0), **arrays}
+    words |= {f"{n}_lone": _is_lone(arrays[n]) for n in ("gh", "gc", "gg") if n in arrays}
+    words |= {"mask_batch": arrays["mask"].strides[0], "mask_step": arrays["mask"].strides[1]}
+    words |= {"steps": steps, "units": len(arrays["u"]), "multiply": library(arrays["u"].dtype.char)["multiply"]}
+    return NativeCall(_library(arrays["u"].dtype.char)[name], list(words.values()), batch, _ROWS)
+
+
+@functools.cache
+def _library(kind: str) -> Mapping[str, int]:
+    shape = tiles(kind)
+    return machine.load(ir.written("recurrent", lambda: ir.module(*recurrent_ir.functions(shape)), shape))
 
 
 @_through_float32
@@ -197,21 +226,19 @@ def lstm_gradient(
     gh, gc, gg : arrays
         Gradients with respect to h, c and gates; a broadcast 0 costs nothing.
     """
+    gh, gc, gg = (g if _is_lone(g) else np.ascontiguousarray(g) for g in (gh, gc, gg))
+    u, c0, c, gates = map(np.ascontiguousarray, (u, c0, c, gates))
+    bind_lstm_gradient(outs, u, c0, mask, c, gates, gh, gc, gg)()
+
+
+def bind_lstm_gradient(
+    outs: Arrays, u: np.ndarray, c0: np.ndarray, mask: np.ndarray, c: np.ndarray, gates: np.ndarray,
+    gh: np.ndarray, gc: np.ndarray, gg: np.ndarray,
+) -> NativeCall:  # fmt: skip
+    """`lstm_gradient` on fixed contiguous arrays."""
     dz, dh0, dc0 = outs
-    dh0[...] = 0
-    dc0[...] = 0
-    saved = [*map(operand, (c, c0, gates, mask, gh)), _unless_zero(gc), _unless_zero(gg)]
-    _run(_lstm_gradient, [dz, dh0, dc0, *saved], [operand(u.T)])
-
-
-@kernel()
-def _lstm_gradient(
-    dz: Any, dh: Any, dc: Any, c: Any, c0: Any, gates: Any, mask: Any, gh: Any, gc: Any, gg: Any,
-    u: Any, gemm: Any, wide: Any,
-) -> None:  # fmt: skip
-    for t in range(dz.shape[1] - 1, -1, -1):
-        lstm_gradient_step(dz, c, c0, gates, mask, gh, gc, gg, dh, dc, t, wide)
-        add_product(dh, dz[:, t], u, gemm)
+    given = {"u": u, "c0": c0, "mask": mask, "c": c, "gates": gates, "gh": gh, "gc": gc, "gg": gg}
+    return _bind("lstm_gradient", {**given, "dz": dz, "dh": dh0, "dc": dc0})
 
 
 @_through_float32

@@ -8,6 +8,8 @@ is an operator too; its own gradient comes from `disttensor.ops.recurrent_formul
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -124,6 +126,11 @@ def lstm_sequence(out: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, c0:
     kernels.lstm(out, z, u, h0, c0, mask)
 
 
+@lstm_sequence.bind
+def _(out: Arrays, *arrays: np.ndarray) -> Callable[[], Any]:
+    return (kernels.bind_lstm if kernels.can_bind(arrays) else partial(partial, kernels.lstm))(out, *arrays)
+
+
 @lstm_sequence.infer
 def _(z: Spec, u: Spec, h0: Spec, c0: Spec, mask: Spec) -> tuple[Spec, ...]:
     shape = _check("lstm_sequence", z, u, mask, [h0, c0], 4)
@@ -152,6 +159,12 @@ def lstm_sequence_gradient(
 ) -> None:
     """The gradients of `lstm_sequence` with respect to z, h0 and c0."""
     kernels.lstm_gradient(out, u, c0, mask, c, gates, gh, gc, gg)
+
+
+@lstm_sequence_gradient.bind
+def _(out: Arrays, *arrays: np.ndarray) -> Callable[[], Any]:
+    native = kernels.can_bind(arrays[:-3], arrays[-3:])
+    return (kernels.bind_lstm_gradient if native else partial(partial, kernels.lstm_gradient))(out, *arrays)
 
 
 @lstm_sequence_gradient.infer

@@ -2,7 +2,7 @@
 
 Kernels write into their first argument, `out`, which the caller has allocated. Results never depend on the number of
 threads. Convolutions: `convolution` (on `convolution_plan` and `convolution_ir`), `depthwise`, `pooling`, on `windows`;
-products and sums: `gemm`, `products`, `sums`; sequences: `recurrent`, `gates`, `attention`, `normalization`; random
-numbers: `philox`, `normal`; `indexing` and `special`; generated elementwise loops: `codegen`. Around them: `ir` (which
-writes LLVM IR), `machine` (compiles it), `native`, `_jit` (numba), `blas` (threads), `disk_cache` and `denormals`.
+products and sums: `gemm`, `products`, `sums`; sequences: `recurrent`, `gates`, `attention`; `normalization`, `moments`;
+random numbers: `philox`, `normal`; `indexing` and `special`; generated elementwise loops: `codegen`. Around them: `ir`
+(which writes LLVM IR), `machine` (compiles it), `native`, `_jit` (numba), `blas` (threads), `disk_cache`, `denormals`.
 """

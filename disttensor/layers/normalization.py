@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from disttensor import constraints, dtypes, initializers, ops, regularizers
+from disttensor.autodiff import custom_gradient
 from disttensor.context import state
 from disttensor.distributed.collectives import sync_mean
 from disttensor.errors import ArgumentError, ShapeError
 from disttensor.layers.arguments import PartialShape, known_size, title
 from disttensor.layers.layer import Layer
+from disttensor.ops.normalization import channel_moments, channel_products
 from disttensor.tensor import Tensor
 
 
@@ -128,13 +130,26 @@ class BatchNormalization(Layer):
             self._move_averages(mean, variance)
         else:
             mean, variance = ops.cast(self.moving_mean, x.dtype), ops.cast(self.moving_variance, x.dtype)
-        offset = ops.cast(self.beta, x.dtype) if self.center else None
-        scale = ops.cast(self.gamma, x.dtype) if self.scale else None
-        outputs = ops.batch_normalization(x, mean, variance, self.axis, offset, scale, self.epsilon)
+        offset = ops.cast(self.beta, x.dtype) if self.center else ops.zeros_like(mean)
+        scale = ops.cast(self.gamma, x.dtype) if self.scale else ops.ones_like(mean)
+        if self._has_channels_last(x):
+            outputs = _normalize_channels(x, mean, variance, scale, offset, self.epsilon)
+        else:
+            outputs = ops.batch_normalization(x, mean, variance, self.axis, offset, scale, self.epsilon)
         return ops.cast(outputs, inputs.dtype)
 
+    def _has_channels_last(self, x: Tensor) -> bool:
+        return self.axis % len(x.shape) == len(x.shape) - 1
+
     def _moments(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and variance of each channel: two passes, because E[x²] − E[x]² loses digits."""
+        """Mean and variance of each channel; not as E[x²] − E[x]², which loses digits."""
+        if mask is None and self._has_channels_last(x):
+            mean, variance = channel_moments(x)
+            if not self._is_synchronized():
+                return mean, variance
+            whole = sync_mean(mean)
+            # With one process they are one and the same.
+            return whole, variance if whole is mean else sync_mean(variance + ops.square(mean - whole))
         channels = self.axis % len(x.shape)
         axes = tuple(a for a in range(len(x.shape)) if a != channels)
         broadcast = tuple(-1 if a == channels else 1 for a in range(len(x.shape)))
@@ -162,6 +177,28 @@ class BatchNormalization(Layer):
             if not self._is_synchronized():
                 new = sync_mean(ops.stop_gradient(new))
             average.assign(ops.cast(average, new.dtype) * self.momentum + new * (1.0 - self.momentum))
+
+
+def _normalize_channels(
+    x: Tensor, mean: Tensor, variance: Tensor, scale: Tensor, offset: Tensor, epsilon: float
+) -> Tensor:
+    """`ops.batch_normalization` of the last axis, whose gradient reads `x` and the output's gradient twice only."""
+
+    @custom_gradient
+    def normalize(
+        x: Tensor, mean: Tensor, variance: Tensor, scale: Tensor, offset: Tensor
+    ) -> tuple[Tensor, Callable[[Tensor], tuple[Tensor, ...]]]:
+        rate = ops.rsqrt(variance + epsilon)
+
+        def gradient(g: Tensor) -> tuple[Tensor, ...]:
+            factor = rate * scale
+            total, product = channel_products(g, x, mean)
+            of_variance = product * factor * ops.square(rate) * -0.5
+            return g * factor, -factor * total, of_variance, product * rate, total
+
+        return (x - mean) * (rate * scale) + offset, gradient
+
+    return normalize(x, mean, variance, scale, offset)
 
 
 def _unchanged(x: Tensor) -> Tensor:

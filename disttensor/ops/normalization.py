@@ -10,6 +10,7 @@ import numpy as np
 from disttensor import config, dtypes
 from disttensor.context import Spec
 from disttensor.errors import ArgumentError, DTypeError, ShapeError
+from disttensor.kernels import moments as moments_kernels
 from disttensor.kernels import normalization as kernels
 from disttensor.ops.arithmetic import maximum, power, where
 from disttensor.ops.core import cast
@@ -146,6 +147,51 @@ def batch_normalization(
         factor = factor * per_channel("scale", scale)
     y = (x - per_channel("mean", mean)) * factor
     return y if offset is None else y + per_channel("offset", offset)
+
+
+@operator(
+    examples=[Example((3, 4)), Example((2, 3, 2, 19)), Example((0, 3)), Example((2, 0))],
+)
+def channel_moments(out: tuple[np.ndarray, np.ndarray], x: np.ndarray) -> None:
+    """Mean and variance of each channel, the last axis, over all others; zeros where there is nothing."""
+    moments_kernels.moments(out, x)
+
+
+channel_moments.bind(moments_kernels.bind_moments)
+
+
+@channel_moments.infer
+def _(x: Spec) -> tuple[Spec, Spec]:
+    return Spec(x.shape[-1:], x.dtype), Spec(x.shape[-1:], x.dtype)
+
+
+@channel_moments.gradient
+def _(ctx: Any, h_mean: Tensor, h_variance: Tensor) -> Tensor:
+    x, mean = ctx.inputs[0], ctx.outputs[0]
+    share = 1 / max(math.prod(x.shape[:-1]), 1)
+    return h_mean * share + (x - mean) * (h_variance * (2 * share))
+
+
+@operator(
+    examples=[Example((3, 4), (3, 4), (4,)), Example((2, 5, 19), (2, 5, 19), (19,)), Example((0, 3), (0, 3), (3,))]
+)
+def channel_products(out: tuple[np.ndarray, np.ndarray], g: np.ndarray, x: np.ndarray, mean: np.ndarray) -> None:
+    """Σ g and Σ g·(x − mean) for each channel, the last axis, over all others."""
+    moments_kernels.products(out, g, x, mean)
+
+
+channel_products.bind(moments_kernels.bind_products)
+
+
+@channel_products.infer
+def _(g: Spec, x: Spec, mean: Spec) -> tuple[Spec, Spec]:
+    return mean, mean
+
+
+@channel_products.gradient
+def _(ctx: Any, h_sum: Tensor, h_product: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    g, x, mean = ctx.inputs
+    return h_sum + (x - mean) * h_product, g * h_product, -ctx.outputs[0] * h_product
 
 
 @operator(

@@ -85,6 +85,9 @@ def connect(launcher: Launcher) -> MPICommunicator:
     if launcher.name == "srun":
         # Slurm asks for munge here, which MPI libraries from PyPI do not contain; without it, both sides agree on one.
         os.environ.pop("PMIX_SECURITY_MODE", None)
+    # Windows are shared memory within a host here. Open MPI's UCX component for those across hosts is of no use, and
+    # prints an error where there is no fast network.
+    os.environ.setdefault("OMPI_MCA_osc", "^ucx")
     import mpi4py
 
     mpi4py.rc(initialize=False, finalize=True)

@@ -170,6 +170,7 @@ def test_too_few_hosts_left(run, hosts):
     assert "2 ranks would be left, fewer than --min-ranks 3" in output
 
 
+@only_one_library
 def test_a_short_break_of_the_network_is_nothing(run, hosts):
     started = run(patience=20)
     started.wait_for("start 0", 3)

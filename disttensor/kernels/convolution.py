@@ -24,7 +24,15 @@ from typing import Any
 import numpy as np
 
 from disttensor.kernels import convolution_ir as code
-from disttensor.kernels.convolution_plan import Geometry, Units, parts_of_sum, taps, units
+from disttensor.kernels.convolution_plan import (
+    Geometry,
+    Units,
+    parts_of_sum,
+    places_to_multiply,
+    places_to_sum,
+    taps,
+    units,
+)
 from disttensor.kernels.native import Bound, NativeCall, NativeSequence
 from disttensor.kernels.windows import Padding, Sizes, offsets, through_float32
 
@@ -236,7 +244,7 @@ def _product(out: np.ndarray, x: np.ndarray, filters: _Filters, shape: Geometry)
             shape, size=shape.output, window=ones, strides=ones, dilation=ones, padding=((0, 0),) * len(ones)
         )
     volume, strides = shape.of_three_axes(), (out.strides[0], *(0,) * (5 - out.ndim), *out.strides[1:-1])
-    work = units(volume, itemsize, strides)
+    work = units(volume, itemsize, strides, places_to_multiply())
     share = shape.filters // shape.groups
     functions = code.functions(_KINDS[out.dtype.char])
     packed = _aligned((shape.groups, _padded(share, itemsize), math.prod(kernel.shape[:-2]) * shape.depth), out.dtype)
@@ -265,7 +273,7 @@ def _kernel_gradient(
         return NativeSequence([])
     volume, itemsize = shape.of_three_axes(), out.itemsize
     steps = (g.strides[0], *(0,) * (5 - g.ndim), *g.strides[1:-1])
-    work = units(volume, itemsize, steps)
+    work = units(volume, itemsize, steps, places_to_sum(volume, itemsize))
     share = shape.filters // groups
     padded = _padded(share, itemsize)
     tiles = code.Tiles.of(_KINDS[out.dtype.char])

@@ -20,6 +20,10 @@ from disttensor.kernels.windows import Padding, Sizes, offsets, output_sizes
 
 # Places of the output in a unit, so that what one needs of input and output stays in the first two caches.
 _PLACES = 256
+# The gradient of the kernel reads one cache line of each place at a time; those of a unit must not evict each other,
+# which depends on how far apart they are.
+_SPAN = 1 << 14
+_FEWEST = 64
 # The gradient of the kernel is summed in so many parts at most, which threads compute side by side.
 _PARTS = 8
 _PART_BYTES = 16 << 20
@@ -175,6 +179,17 @@ def parts_of_sum(unit_count: int, elements: int, row_bytes: int) -> tuple[int, i
     return chunks, max(1, min(_PARTS // max(1, chunks), elements // 64))
 
 
+def places_to_multiply() -> int:
+    """Places of the output in a unit."""
+    return _PLACES
+
+
+def places_to_sum(shape: Geometry, itemsize: int) -> int:
+    """Places of the output in a unit of the gradient of the kernel."""
+    apart = shape.strides[-1] * shape.channels * itemsize
+    return min(_PLACES, max(_FEWEST, _SPAN // max(1, apart)))
+
+
 def taps(shape: Geometry, work: Units) -> tuple[np.ndarray, int]:
     """Where the runs of contiguous numbers of a window lie, and how long they are."""
     run = shape.window[-1] * shape.depth
@@ -184,7 +199,7 @@ def taps(shape: Geometry, work: Units) -> tuple[np.ndarray, int]:
 
 
 @functools.lru_cache(maxsize=256)
-def units(shape: Geometry, itemsize: int, out_strides: Sizes) -> Units:
+def units(shape: Geometry, itemsize: int, out_strides: Sizes, most: int) -> Units:
     """Cut a convolution into units.
 
     Parameters
@@ -194,15 +209,17 @@ def units(shape: Geometry, itemsize: int, out_strides: Sizes) -> Units:
     itemsize : int
     out_strides : tuple of int
         The strides of the output, in bytes, without that of its channels, which are contiguous.
+    most : int
+        Places of the output in a unit.
     """
     steps = zip(shape.size, shape.window, shape.output, shape.strides, shape.padding, shape.dilation, strict=True)
     planes, rows, columns = (_Axis(n, w, o, s, before, d) for n, w, o, s, (before, _), d in steps)
     pixel = shape.channels * itemsize
     line, plane = columns.size * pixel, rows.size * columns.size * pixel
-    wide = min(columns.output, _PLACES) or 1
-    high = min(max(1, _PLACES // wide), rows.output) or 1
+    wide = min(columns.output, most) or 1
+    high = min(max(1, most // wide), rows.output) or 1
     whole = planes.output == 1 and high == rows.output and wide == columns.output
-    images = max(1, min(_PLACES // (high * wide), shape.batch)) if whole else 1
+    images = max(1, min(most // (high * wide), shape.batch)) if whole else 1
     padded = planes.padded or rows.padded or columns.padded
     line_size = columns.seen(wide) * pixel if padded else line
     lines_high = rows.seen(high) if padded else rows.size

@@ -13,6 +13,7 @@ import sys as _sys
 from disttensor import (
     activations,
     callbacks,
+    checkpoint,
     config,
     constraints,
     data,
@@ -81,6 +82,7 @@ __all__ = [
     "activations",
     "callbacks",
     "cast",
+    "checkpoint",
     "config",
     "constant",
     "constraints",

@@ -43,5 +43,9 @@ class SerializationError(DistTensorError, ValueError):
     """A file or configuration cannot be loaded safely."""
 
 
+class CheckpointError(DistTensorError, RuntimeError):
+    """A checkpoint cannot be written."""
+
+
 class RetracingWarning(UserWarning):
     """A function is traced so often that tracing costs more than it saves."""

@@ -1,0 +1,433 @@
+"""`CheckpointManager`: saves that are complete or do not exist, of all ranks together, while training goes on.
+
+A save has three stages. *Snapshot*: each rank copies its share of the tensors; then training may go on. *Shards*: a
+thread on each rank writes its share into a folder with a temporary name, and forces it to disk. *Commit*: when all
+ranks' shards are there, a thread on rank 0 writes the manifest, forces it to disk, and gives the folder its name. So a
+folder with a checkpoint's name is complete, whenever the machine stops; and checksums tell if it was damaged later.
+
+Ranks talk to one another only in the thread that calls these methods, never in the threads that write.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import secrets
+import time
+import warnings
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from disttensor import distributed, dtypes
+from disttensor.checkpoint import disk
+from disttensor.checkpoint.checkpoint import Checkpoint, find_checkpoints, folder_name, number_of
+from disttensor.checkpoint.lock import FolderLock
+from disttensor.checkpoint.manifest import NAME, Manifest, Part, Shard, TensorInfo
+from disttensor.checkpoint.packing import pack
+from disttensor.checkpoint.shards import Piece, Written, share, write_shard
+from disttensor.errors import ArgumentError, CheckpointError, SerializationError
+from disttensor.saving.files import on_main
+from disttensor.tensor import Variable
+from disttensor.version import __version__
+
+_TEMPORARY = ".unfinished-"
+
+
+@dataclass
+class _Save:
+    """A save under way."""
+
+    number: int
+    folder: str
+    manifest: Manifest
+    started: float
+    held_up: float
+    shards: Future[Written] | None = None
+    commit: Future[None] | None = None
+
+
+class CheckpointManager:
+    """Saves and finds checkpoints in a directory.
+
+    All methods but `checkpoints` are collective: all ranks call them, in the same order.
+
+    Parameters
+    ----------
+    directory : path
+        On a file system that all ranks see; made when the first checkpoint is saved.
+    keep : int, default 2
+        How many of the newest checkpoints stay.
+    keep_best : int, default 0
+        How many of those with the best `monitor` stay besides.
+    monitor : str, default "val_loss"
+        A name in the metrics that `save` is given.
+    mode : {"min", "max"}, default "min"
+        Whether less or more is better.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import disttensor as dt
+    >>> weight = dt.Variable([1.0, 2.0])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with CheckpointManager(folder) as manager:
+    ...         manager.save(10, {"weight": weight}, state={"epoch": 1})
+    ...         _ = weight.assign([0.0, 0.0])
+    ...         found = manager.latest()
+    ...         manager.restore(found, {"weight": weight})
+    ...     print(found.name, weight.numpy(), found.state())
+    000001-step-10 [1. 2.] {'epoch': 1}
+    """
+
+    def __init__(
+        self, directory: Any, keep: int = 2, keep_best: int = 0, monitor: str = "val_loss", mode: str = "min"
+    ) -> None:
+        if not isinstance(keep, int) or keep < 1 or not isinstance(keep_best, int) or keep_best < 0:
+            raise ArgumentError(f"keep must be at least 1 and keep_best not negative, got {keep!r} and {keep_best!r}.")
+        if mode not in ("min", "max"):
+            raise ArgumentError(f"mode must be 'min' or 'max', got {mode!r}.")
+        self.directory = os.path.abspath(os.fspath(directory))
+        self.keep, self.keep_best, self.monitor, self.mode = keep, keep_best, monitor, mode
+        self.cost = self.latency = 0.0
+        self._lock: FolderLock | None = None
+        self._opened = False
+        self._last_number = 0
+        self._save: _Save | None = None
+        self._staging: np.ndarray | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="disttensor-checkpoint")
+
+    def __enter__(self) -> CheckpointManager:
+        return self
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        if kind is None:
+            self.wait()
+        self.close()
+
+    # --- finding
+
+    @property
+    def checkpoints(self) -> list[str]:
+        """The folders of the checkpoints, oldest first, whole or not."""
+        return find_checkpoints(self.directory)
+
+    def latest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole, read and compared with its checksums; None if there is none.
+
+        Warns
+        -----
+        UserWarning
+            For each newer one that is damaged: which file, and how.
+        """
+        self.wait()
+        for path in distributed.communicator().broadcast_object(self.checkpoints[::-1]):
+            try:
+                found = open_together(path)
+                found.verify_together()
+                return found
+            except SerializationError as error:
+                warnings.warn(f"checkpoint {os.path.basename(path)} is left out: {error}", stacklevel=2)
+        return None
+
+    def restore(self, checkpoint: Checkpoint, tensors: Mapping[str, Variable]) -> None:
+        """Set variables to the values saved under their names.
+
+        Raises
+        ------
+        SerializationError
+            If a name, shape or dtype differs; then nothing is changed.
+        """
+        checkpoint.restore_together(tensors)
+
+    # --- saving
+
+    def open(self) -> None:
+        """Make the directory, take the right to write there, and remove what killed jobs left; `save` does it too.
+
+        Raises
+        ------
+        CheckpointError
+            If another job is writing there.
+        OSError
+            If the directory cannot be made or written.
+        """
+        if not self._opened:
+            on_main(self._open)
+            self._opened = True
+
+    def _open(self) -> None:
+        os.makedirs(self.directory, exist_ok=True)
+        self._lock = FolderLock(self.directory)
+        for name in os.listdir(self.directory):
+            if name.startswith(_TEMPORARY):
+                disk.remove_tree(os.path.join(self.directory, name))
+        self._last_number = max(map(number_of, self.checkpoints), default=0)
+
+    def save(
+        self,
+        step: int,
+        tensors: Mapping[str, Variable | np.ndarray],
+        state: Any = None,
+        metrics: Mapping[str, float] | None = None,
+        wait: bool = True,
+    ) -> None:
+        """Save tensors and state.
+
+        Parameters
+        ----------
+        step : int
+        tensors : mapping of str to Variable or array
+            The same on every rank; each writes a part.
+        state : nested dict or list of numbers, str, None and arrays, optional
+            See `disttensor.checkpoint.packing`. That of rank 0 is saved.
+        metrics : mapping of str to float, optional
+        wait : bool, default True
+            Return when the checkpoint is complete; otherwise as soon as the values are copied. Then call `poll`
+            now and then, on all ranks; a new save waits for the one before.
+
+        Raises
+        ------
+        CheckpointError
+            On all ranks, if any cannot write, or if the state cannot be saved; checkpoints there are stay.
+        """
+        self.open()
+        self.wait()
+        started = time.monotonic()
+        packed, arrays = pack(state, "state")
+        everything = {name: t.memory if isinstance(t, Variable) else t for name, t in tensors.items()} | arrays
+        self._begin(started, step, everything, packed, dict(metrics or {}))
+        assert self._save is not None
+        self._save.held_up = time.monotonic() - started
+        if wait:
+            self.wait()
+
+    def _begin(
+        self, started: float, step: int, arrays: dict[str, np.ndarray], state: Any, metrics: dict[str, float]
+    ) -> None:
+        group = distributed.communicator()
+        made = on_main(self._make_folder)
+        number, folder = group.broadcast_object(made)
+        manifest = Manifest(
+            step, [], {n: TensorInfo(a.shape, _name(a.dtype), ()) for n, a in arrays.items()}, state, metrics,
+            {"disttensor": __version__, "numpy": np.__version__, "python": platform.python_version()},
+            time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), group.size,
+        )  # fmt: skip
+        pieces = self._snapshot(arrays, share(arrays, group.rank, group.size))
+        path = os.path.join(folder, _shard_name(group.rank, group.size))
+        shapes = {name: info.shape for name, info in manifest.tensors.items()}
+        self._save = _Save(number, folder, manifest, started, 0.0)
+        self._save.shards = self._thread.submit(write_shard, path, pieces, shapes)
+
+    def _make_folder(self) -> tuple[int, str]:
+        number = self._last_number + 1
+        folder = os.path.join(self.directory, f"{_TEMPORARY}{number:06d}-{secrets.token_hex(4)}")
+        try:
+            disk.make_folder(folder)
+        except OSError as error:
+            raise self._failure(f"{folder}: {error.strerror}", 0) from None
+        return number, folder
+
+    def _snapshot(self, arrays: dict[str, np.ndarray], pieces: list[Piece]) -> list[tuple[Piece, np.ndarray]]:
+        """Copies of the pieces, in memory that the next save uses again."""
+        sizes = [piece.count * arrays[piece.tensor].itemsize for piece in pieces]
+        offsets = np.cumsum([0, *(-(-size // 64) * 64 for size in sizes)]).tolist()
+        if self._staging is None or self._staging.size < offsets[-1]:
+            self._staging = np.empty(offsets[-1], np.uint8)
+        copies = []
+        for piece, size, offset in zip(pieces, sizes, offsets, strict=False):
+            source = arrays[piece.tensor]
+            copy = self._staging[offset : offset + size].view(source.dtype)
+            np.copyto(copy, source.reshape(-1)[piece.first : piece.first + piece.count])
+            copies.append((piece, copy))
+        return copies
+
+    # --- the stages of a save under way
+
+    def progress(self) -> tuple[bool, bool]:
+        """Whether this rank's writing is still under way, and whether it failed; not collective.
+
+        A loop that exchanges something in every step anyway can exchange these too, and call `poll` only when no rank
+        is busy, or one failed.
+        """
+        if self._save is None:
+            return False, False
+        stage = self._save.commit or self._save.shards
+        if stage is None:
+            return False, False
+        busy = not stage.done()
+        return busy, not busy and stage.exception() is not None
+
+    def poll(self) -> bool:
+        """Move a save under way on to its next stage, if all ranks are ready; True if none is under way afterwards.
+
+        Raises
+        ------
+        CheckpointError
+            On all ranks, if any could not write.
+        """
+        if self._save is None:
+            return True
+        group = distributed.communicator()
+        reports = group.all_gather_object(self._report())
+        failed = next((r for r, report in enumerate(reports) if "error" in report), None)
+        if failed is not None:
+            self._give_up()
+            raise self._failure(reports[failed]["error"], failed)
+        if any(report["busy"] for report in reports):
+            return False
+        if self._save.shards is not None:
+            written = [Written(b, d, [(o, h) for o, h in ps]) for b, d, ps in (r["written"] for r in reports)]
+            save, self._save.shards = self._save, None
+            if group.rank == 0:
+                self._save.commit = self._thread.submit(self._commit, save, written)
+            return False
+        self.cost, self.latency = self._save.held_up, time.monotonic() - self._save.started
+        self._last_number = self._save.number
+        self._save = None
+        return True
+
+    def wait(self) -> None:
+        """Return when no save is under way; raises what `poll` raises."""
+        while self._save is not None and not self.poll():
+            stage = self._save.commit or self._save.shards
+            if stage is not None:
+                stage.exception()  # blocks until it is done
+
+    def _report(self) -> dict[str, Any]:
+        assert self._save is not None
+        busy, failed = self.progress()
+        if failed:
+            error = ((self._save.commit or self._save.shards) or Future()).exception()
+            where = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else repr(error)
+            return {"busy": busy, "error": where}
+        shards = self._save.shards
+        return {"busy": busy, "written": None if busy or shards is None else list(shards.result())}
+
+    def _commit(self, save: _Save, written: list[Written]) -> None:
+        """Make the folder a checkpoint; on rank 0."""
+        size = len(written)
+        arrays = {name: _Sized(info) for name, info in save.manifest.tensors.items()}
+        parts: dict[str, list[Part]] = {name: [] for name in arrays}
+        for rank, shard in enumerate(written):
+            path = os.path.join(save.folder, _shard_name(rank, size))
+            found = os.stat(path).st_size if os.path.exists(path) else None
+            if found != shard.bytes:
+                raise CheckpointError(
+                    f"rank {rank} wrote {path}, but rank 0 sees {'nothing' if found is None else f'{found} bytes'} "
+                    "there; the directory must be on a file system that all ranks share"
+                )
+            for piece, (offset, digest) in zip(share(arrays, rank, size), shard.pieces, strict=True):  # type: ignore[arg-type]
+                parts[piece.tensor].append(Part(rank, offset, piece.first, piece.count, digest))
+        manifest = Manifest(
+            **vars(save.manifest)
+            | {
+                "shards": [Shard(_shard_name(r, size), w.bytes, w.digest) for r, w in enumerate(written)],
+                "tensors": {n: TensorInfo(i.shape, i.dtype, tuple(parts[n])) for n, i in save.manifest.tensors.items()},
+            }
+        )
+        with disk.new_file(os.path.join(save.folder, NAME)) as write:
+            write(manifest.to_bytes())
+        disk.sync_folder(save.folder)
+        disk.rename(save.folder, os.path.join(self.directory, folder_name(save.number, manifest.step)))
+        disk.sync_folder(self.directory)
+        self._prune()
+
+    def _prune(self) -> None:
+        """Remove checkpoints that are neither among the newest nor among the best."""
+        paths = self.checkpoints
+        stay = set(paths[-self.keep :])
+        if self.keep_best:
+            scores = []
+            for path in paths:
+                try:
+                    score = Manifest.read(path).metrics.get(self.monitor)
+                except SerializationError:
+                    continue
+                if score is not None and score == score:
+                    scores.append((score if self.mode == "min" else -score, path))
+            stay.update(path for _, path in sorted(scores)[: self.keep_best])
+        for path in paths:
+            if path not in stay:
+                self._remove(path)
+
+    def _remove(self, path: str) -> None:
+        """Remove a checkpoint: first its name, so that nobody takes what is left for one."""
+        doomed = os.path.join(self.directory, f"{_TEMPORARY}{os.path.basename(path)}")
+        disk.rename(path, doomed)
+        disk.remove_tree(doomed)
+
+    def _remove_all(self) -> None:
+        for path in self.checkpoints:
+            self._remove(path)
+
+    def _give_up(self) -> None:
+        assert self._save is not None
+        folder, self._save = self._save.folder, None
+        self._thread.submit(lambda: None).result()  # nothing writes any more
+        distributed.barrier()
+        if distributed.is_main():
+            disk.remove_tree(folder)
+
+    def _failure(self, what: str, rank: int) -> CheckpointError:
+        on_rank = f" on rank {rank}" if distributed.size() > 1 else ""
+        there = [os.path.basename(path) for path in self.checkpoints]
+        left = (
+            f"The checkpoints before it are as they were: {', '.join(there)}." if there else "There is none before it."
+        )
+        return CheckpointError(f"a checkpoint could not be saved{on_rank}: {what}. {left}")
+
+    # --- the end
+
+    def delete(self) -> None:
+        """Remove all checkpoints of the directory, and the directory if nothing else is in it."""
+        self.open()
+        self.wait()
+        on_main(self._remove_all)
+        self.close()
+        if distributed.is_main() and not set(os.listdir(self.directory)) - {".lock"}:
+            disk.remove_tree(self.directory)
+
+    def close(self) -> None:
+        """Give the right to write back; what is under way and not complete is left to be removed by the next job."""
+        self._thread.shutdown(wait=True)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="disttensor-checkpoint")
+        self._save = None
+        self._opened = False
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+
+class _Sized:
+    """As much of an array as `share` asks for."""
+
+    def __init__(self, info: TensorInfo):
+        self.itemsize = dtypes.to_numpy(info.dtype).itemsize
+        self.nbytes = info.bytes
+        self.size = self.nbytes // self.itemsize
+
+
+def open_together(path: str) -> Checkpoint:
+    """Open a checkpoint on all ranks, which fail alike."""
+    found, report = None, None
+    try:
+        found = Checkpoint(path)
+    except (SerializationError, OSError) as error:
+        report = str(error)
+    reports = distributed.communicator().all_gather_object(report)
+    first = next((text for text in reports if text is not None), None)
+    if found is None or first is not None:
+        raise SerializationError(first)
+    return found
+
+
+def _shard_name(rank: int, size: int) -> str:
+    return f"shard-{rank:05d}-of-{size:05d}.safetensors"
+
+
+def _name(dtype: np.dtype[Any]) -> str:
+    return dtypes.standardize_dtype(dtype)

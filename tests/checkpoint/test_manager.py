@@ -1,0 +1,275 @@
+"""`CheckpointManager`: what is saved comes back, what is damaged is noticed, a kill or a full disk loses nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import disttensor as dt
+from disttensor import dtypes
+from disttensor.checkpoint import Checkpoint, CheckpointManager, find_checkpoints
+from disttensor.checkpoint.interval import best_interval
+from disttensor.checkpoint.manifest import Manifest
+from disttensor.checkpoint.shards import share
+from disttensor.errors import CheckpointError, SerializationError
+
+
+def variables(seed: int = 0) -> dict[str, dt.Variable]:
+    rng = np.random.default_rng(seed)
+    shapes = [(), (0, 3), (5,), (3, 4)]
+    return {
+        f"{dtype}/{i}": dt.Variable(rng.integers(0, 2, shape).astype(dtypes.to_numpy(dtype)), dtype=dtype)
+        for dtype in dtypes.ALL
+        for i, shape in enumerate(shapes)
+    }
+
+
+def save(folder: Path, step: int, seed: int | None = None) -> None:
+    with CheckpointManager(folder, keep=9) as manager:
+        manager.save(step, variables(step if seed is None else seed), state={"step": step, "a": np.arange(3)})
+
+
+def test_every_dtype_and_the_state_come_back(tmp_path: Path) -> None:
+    save(tmp_path, 7)
+    with CheckpointManager(tmp_path) as manager:
+        found = manager.latest()
+        assert found is not None
+        target = variables(99)
+        manager.restore(found, target)
+    for name, expected in variables(7).items():
+        assert target[name].memory.tobytes() == expected.memory.tobytes(), name
+    state = found.state()
+    assert state["step"] == found.step == 7
+    np.testing.assert_array_equal(state["a"], np.arange(3))
+
+
+def test_the_library_safetensors_reads_a_shard(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    save(tmp_path, 1)
+    (path,) = Path(find_checkpoints(tmp_path)[0]).glob("*.safetensors")
+    found, expected = load_file(path), variables(1)
+    for name, variable in expected.items():
+        if variable.dtype not in dtypes.COMPLEX:
+            assert found[name].tobytes() == variable.memory.tobytes(), name
+            assert found[name].shape == variable.shape
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 50])
+def test_shares_of_ranks_are_all_there_is_and_nothing_twice(size: int) -> None:
+    arrays = {name: v.memory for name, v in variables().items()}
+    elements = {name: [] for name in arrays}
+    for rank in range(size):
+        for piece in share(arrays, rank, size):
+            elements[piece.tensor] += range(piece.first, piece.first + piece.count)
+    assert elements == {name: list(range(a.size)) for name, a in arrays.items()}
+
+
+def test_newest_and_best_stay(tmp_path: Path) -> None:
+    with CheckpointManager(tmp_path, keep=2, keep_best=1, monitor="loss") as manager:
+        for step, loss in enumerate([3.0, 1.0, 2.0, float("nan"), 5.0]):
+            manager.save(step, {"v": np.zeros(3)}, metrics={"loss": loss})
+        assert [Checkpoint(path).step for path in manager.checkpoints] == [1, 3, 4]
+
+
+def damage(path: Path, kind: str) -> None:
+    content = bytearray(path.read_bytes())
+    if kind == "missing":
+        path.unlink()
+    elif kind == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif kind == "longer":
+        path.write_bytes(content + b"x")
+    elif kind == "bit":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "longer", "bit"])
+@pytest.mark.parametrize("name", ["manifest.json", "shard-00000-of-00001.safetensors"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path: Path, name: str, kind: str) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    damage(Path(find_checkpoints(tmp_path)[-1]) / name, kind)
+    with CheckpointManager(tmp_path) as manager, pytest.warns(UserWarning, match=f"000002-step-2 is left out.*{name}"):
+        found = manager.latest()
+    assert found is not None
+    assert found.step == 1
+
+
+def test_swapped_shards_are_noticed(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    first, second = (Path(p) / "shard-00000-of-00001.safetensors" for p in find_checkpoints(tmp_path))
+    shutil.copy(first, second)
+    with pytest.raises(SerializationError, match="damaged"):
+        Checkpoint(second.parent).verify()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    with CheckpointManager(folder) as manager:
+        manager.save(1, {"w": np.arange(3000, dtype=np.float32)}, state={"x": [1.5, "y"]})
+    return Path(find_checkpoints(folder)[0])
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_flipped_bit_or_truncation_is_noticed(small: Path, tmp_path: Path, data: st.DataObject) -> None:
+    copy = tmp_path / small.name
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(small, copy)
+    path = copy / data.draw(st.sampled_from(sorted(p.name for p in small.iterdir())))
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans()):
+        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    else:
+        del content[data.draw(st.integers(0, (len(content) - 1) // 4096)) * 4096 :]
+    path.write_bytes(content)
+    with pytest.raises(SerializationError, match=path.name):
+        Checkpoint(copy).verify()
+
+
+def forged(small: Path, folder: Path, **changes: object) -> Path:
+    """A copy whose manifest was changed by somebody who computes a right checksum."""
+    shutil.copytree(small, folder)
+    manifest = Manifest.read(str(folder))
+    (folder / "manifest.json").write_bytes(Manifest(**vars(manifest) | changes).to_bytes())
+    return folder
+
+
+def test_cve_2026_1669_nothing_outside_the_folder_is_opened(small: Path, tmp_path: Path) -> None:
+    shards = Manifest.read(str(small)).shards
+    outside = [type(shards[0])("../secret", shards[0].bytes, shards[0].digest)]
+    with pytest.raises(SerializationError, match="names a shard"):
+        Checkpoint(forged(small, tmp_path / "a", shards=outside))
+    copy = forged(small, tmp_path / "b")
+    shard = copy / shards[0].name
+    shard.rename(tmp_path / "elsewhere")
+    shard.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(SerializationError, match="is a link"):
+        Checkpoint(copy).verify()
+
+
+def test_cve_2026_0897_sizes_are_checked_before_memory_is_asked_for(small: Path, tmp_path: Path) -> None:
+    manifest = Manifest.read(str(small))
+    info = manifest.tensors["w"]
+    for number, shape in enumerate([(1 << 60,), (1 << 40, 1 << 40), (3001,)]):
+        huge = {"w": type(info)(shape, "float32", info.parts)}
+        with pytest.raises(SerializationError, match="elements"):
+            Checkpoint(forged(small, tmp_path / f"a{number}", tensors=huge))
+    part = info.parts[0]
+    big = type(part)(part.shard, part.offset, 0, 1 << 50, part.digest)
+    with pytest.raises(SerializationError, match="beyond the end"):
+        Checkpoint(forged(small, tmp_path / "b", tensors={"w": type(info)((1 << 50,), "float32", (big,))}))
+    many = {f"w{i}": info for i in range(10)}
+    with pytest.raises(SerializationError, match="beyond the end"):
+        Checkpoint(forged(small, tmp_path / "c", tensors=many))
+
+
+@pytest.mark.parametrize("cve", ["2024-3660", "2025-1550", "2025-9906"])
+def test_cve_code_in_a_file_is_never_run(small: Path, tmp_path: Path, cve: str) -> None:
+    state = {"module": "os", "class_name": "system", "config": "touch ran", "__reduce__": ["os.system", "touch ran"]}
+    found = Checkpoint(forged(small, tmp_path / cve, state=state))
+    assert found.state() == state
+    assert not Path("ran").exists()
+
+
+def test_a_second_job_is_refused_until_the_first_ends(tmp_path: Path) -> None:
+    manager = CheckpointManager(tmp_path)
+    manager.open()
+    with pytest.raises(CheckpointError, match=f"being written by process {os.getpid()} on"):
+        CheckpointManager(tmp_path).open()
+    program = "import sys, disttensor; disttensor.checkpoint.CheckpointManager(sys.argv[1]).open()"
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert "Two jobs must not share" in refused.stderr
+    manager.close()
+    assert subprocess.run(command, capture_output=True).returncode == 0
+
+
+SAVES = """
+import os, signal, sys
+import numpy as np
+from disttensor.checkpoint import CheckpointManager, disk
+manager = CheckpointManager(sys.argv[1], keep=1)
+def save(step):
+    manager.save(step, {"w": np.full(300_000, step, np.float64)}, state={"step": step})
+save(1)
+left = int(sys.argv[2])
+def count(operation, path):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+disk.observer = count
+save(2)
+print("survived", int(sys.argv[2]) - left)
+"""
+
+
+def test_a_kill_before_any_operation_of_a_save_leaves_the_old_or_the_new(tmp_path: Path) -> None:
+    outcomes = []
+    for number in range(1, 60):
+        folder = tmp_path / str(number)
+        ended = subprocess.run([sys.executable, "-c", SAVES, str(folder), str(number)], capture_output=True, text=True)
+        with CheckpointManager(folder) as manager:
+            manager.open()  # what was left by the killed job is no obstacle
+            found = manager.latest()
+            assert found is not None, f"killed before operation {number}"
+            np.testing.assert_array_equal(found.array("w"), np.full(300_000, found.step))
+        assert found.state() == {"step": found.step}
+        assert not [name for name in os.listdir(folder) if name.startswith(".unfinished")]
+        outcomes.append(found.step)
+        if ended.returncode == 0:
+            break
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert ended.returncode == 0, "there were more operations than expected"
+    assert number > 10
+    assert outcomes == sorted(outcomes)
+    assert set(outcomes) == {1, 2}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        with CheckpointManager(tmp_path) as manager:
+            manager.save(1, {"w": np.zeros(1000)})
+            with pytest.raises(CheckpointError, match="No space left on device.*as they were: 000001-step-1"):
+                manager.save(2, {"w": np.zeros(1 << 20)})
+            found = manager.latest()
+            assert found is not None
+            assert found.step == 1
+            assert not [name for name in os.listdir(tmp_path) if name.startswith(".unfinished")]
+            manager.save(3, {"w": np.zeros(1000)})
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+def test_a_failed_writer_surfaces_at_the_next_poll(tmp_path: Path) -> None:
+    manager = CheckpointManager(tmp_path / "folder")
+    manager.save(1, {"w": np.zeros(10)})
+    manager._make_folder = lambda: (2, str(tmp_path / "folder" / "gone"))  # type: ignore[method-assign]
+    manager.save(2, {"w": np.zeros(10)}, wait=False)
+    with pytest.raises(CheckpointError, match="gone.*No such file.*000001-step-1"):
+        manager.wait()
+    manager.close()
+
+
+def test_young_and_daly() -> None:
+    # Daly 2006, equation 37, by hand for C = 2, M = 100: ratio 0.01.
+    assert best_interval(2, 100) == pytest.approx(20 * (1 + 0.1 / 3 + 0.01 / 9) - 2)
+    assert best_interval(300, 100) == 100

@@ -71,6 +71,18 @@ def global_seed() -> int:
     return _seeds.seed
 
 
+def set_global_seed(seed: int) -> None:
+    """Set what `global_seed` returns, and nothing else: for a run that goes on from a checkpoint."""
+    _seeds.seed = seed
+
+
+def shared_generator() -> SeedGenerator:
+    """The generator that functions called without a seed use."""
+    if _seeds.shared is None:
+        _seeds.shared = SeedGenerator(_seeds.derive(0), name="global_seed_generator")
+    return _seeds.shared
+
+
 def bind_seed_source(source: Callable[[], int]) -> None:
     """Say where the global seed comes from while nobody sets one; call it before the first random number.
 
@@ -188,9 +200,7 @@ def draw_seed(seed: int | SeedGenerator | Tensor | None) -> Tensor:
     if isinstance(seed, Tensor):
         return seed
     if seed is None:
-        if _seeds.shared is None:
-            _seeds.shared = SeedGenerator(_seeds.derive(0), name="global_seed_generator")
-        seed = _seeds.shared
+        seed = shared_generator()
     return seed.next() if isinstance(seed, SeedGenerator) else _fresh_state(_checked(seed))
 
 

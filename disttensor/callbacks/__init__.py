@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from disttensor.callbacks.backup_and_restore import BackupAndRestore
 from disttensor.callbacks.callback import Callback, LambdaCallback
 from disttensor.callbacks.callback_list import CallbackList
 from disttensor.callbacks.csv_logger import CSVLogger
@@ -14,6 +15,7 @@ from disttensor.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
 from disttensor.callbacks.terminate_on_nan import TerminateOnNaN
 
 __all__ = [
+    "BackupAndRestore",
     "CSVLogger",
     "Callback",
     "CallbackList",

@@ -26,7 +26,12 @@ class Callback:
     model : Model
     params : dict
         "verbose", "epochs" and "steps" (None if unknown).
+    state_attributes : tuple of str
+        Names of attributes that change while training: numbers, strings, None, arrays, and lists and dicts of them. A
+        checkpoint keeps them (see `BackupAndRestore`). For anything else override `get_state` and `set_state`.
     """
+
+    state_attributes: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.params: dict[str, Any] = {}
@@ -44,6 +49,15 @@ class Callback:
     def set_model(self, model: Any) -> None:
         """Called before training with the model."""
         self._model = model
+
+    def get_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of this callback: `state_attributes` and their values."""
+        return {name: getattr(self, name) for name in self.state_attributes}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Take back what `get_state` returned; called after `on_train_begin`, when training goes on."""
+        for name, value in state.items():
+            setattr(self, name, value)
 
     def on_epoch_begin(self, epoch: int, logs: Logs = None) -> None:
         """Before an epoch, counted from 0."""

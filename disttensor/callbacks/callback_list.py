@@ -60,6 +60,20 @@ class CallbackList:
                 given.append(model.history)
         return cls(given, model, {"verbose": verbose, "epochs": epochs, "steps": steps})
 
+    def get_state(self) -> list[Any]:
+        """The names of the classes of those callbacks that have a state, each with its state."""
+        found = [[type(c).__name__, c.get_state()] for c in self.callbacks]
+        return [entry for entry in found if entry[1]]
+
+    def set_state(self, states: list[Any]) -> None:
+        """Give states back: the n-th of a class to the n-th callback of that class."""
+        left = list(states)
+        for callback in self.callbacks:
+            found = next((entry for entry in left if entry[0] == type(callback).__name__), None)
+            if found is not None:
+                left.remove(found)
+                callback.set_state(found[1])
+
     def __getattr__(self, name: str) -> Callable[..., None]:
         """A hook of all callbacks that define it themselves."""
         if not name.startswith("on_"):

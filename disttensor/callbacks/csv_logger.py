@@ -57,6 +57,16 @@ class CSVLogger(Callback):
         with open(self.filename, "a", newline="", encoding="utf-8") as file:
             self._writer(file).writerow([values.get(name, _MISSING) for name in self._columns])
 
+    def get_state(self) -> dict[str, Any]:
+        """The table, on rank 0: a run that goes on writes it anew, without rows of steps that will come again."""
+        return {"rows": self._read() if distributed.is_main() else []}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Write the table anew."""
+        if distributed.is_main():
+            self._columns = list(state["rows"][0]) if state["rows"] else []
+            self._write(state["rows"])
+
     def _writer(self, file: Any) -> Any:
         return csv.writer(file, delimiter=self.separator)
 

@@ -41,6 +41,8 @@ class EarlyStopping(MonitorCallback):
     >>> callback = keras.callbacks.EarlyStopping("loss", patience=2, restore_best_weights=True)
     """
 
+    state_attributes = ("best", "best_epoch", "stopped_epoch", "wait", "_best_weights")
+
     def __init__(
         self,
         monitor: str = "val_loss",

@@ -15,6 +15,8 @@ class History(Callback):
         The values of each metric, one an epoch.
     """
 
+    state_attributes = ("epoch", "history")
+
     def __init__(self) -> None:
         super().__init__()
         self.epoch: list[int] = []

@@ -44,6 +44,8 @@ class ModelCheckpoint(MonitorCallback):
         If an argument does not fit; while training, if `filepath` names a metric that the logs lack.
     """
 
+    state_attributes = ("best", "_epoch", "_batches")
+
     def __init__(
         self,
         filepath: Any,

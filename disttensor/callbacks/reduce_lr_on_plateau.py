@@ -32,6 +32,8 @@ class ReduceLROnPlateau(MonitorCallback):
         The learning rate does not fall below this.
     """
 
+    state_attributes = ("best", "wait", "cooldown_counter")
+
     def __init__(
         self,
         monitor: str = "val_loss",

@@ -77,15 +77,16 @@ class SaveInterval:
         self._mtbf = mtbf.total_seconds()
         self._clock = clock
         self._last = clock()
+        self._last_steps = 0
         self._cost: float | None = None
         self._latency = 0.0
 
     def is_due(self, steps: int, epoch_ended: bool) -> bool:
-        """Whether to save now, `steps` steps after the run began, at the end of an epoch or not."""
+        """Whether to save now, after so many steps in all, at the end of an epoch or not."""
         if self._save_freq == "epoch":
             return epoch_ended
         if isinstance(self._save_freq, int):
-            return not epoch_ended and steps % self._save_freq == 0
+            return steps - self._last_steps >= self._save_freq
         return self._clock() - self._last >= self.seconds
 
     @property
@@ -97,9 +98,9 @@ class SaveInterval:
             return _FIRST
         return max(best_interval(self._cost, self._mtbf), 2 * self._latency)
 
-    def note_start(self) -> None:
-        """A save begins."""
-        self._last = self._clock()
+    def note_start(self, steps: int) -> None:
+        """A save begins, or a run goes on from one, after so many steps in all."""
+        self._last, self._last_steps = self._clock(), steps
 
     def note_cost(self, held_up: float, latency: float) -> None:
         """A save is complete; it held training up for so many seconds, and took so many in all."""

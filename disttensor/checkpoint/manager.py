@@ -261,6 +261,11 @@ class CheckpointManager:
         busy = not stage.done()
         return busy, not busy and stage.exception() is not None
 
+    @property
+    def is_saving(self) -> bool:
+        """Whether a save is under way; the same on all ranks."""
+        return self._save is not None
+
     def poll(self) -> bool:
         """Move a save under way on to its next stage, if all ranks are ready; True if none is under way afterwards.
 

@@ -19,6 +19,7 @@ from disttensor.data import Batch, unpack_x_y_sample_weight
 from disttensor.errors import ArgumentError, DataError
 from disttensor.random import global_seed
 from disttensor.training.gather import in_batch_order
+from disttensor.training.recovery import Recovery, Start
 
 Logs = dict[str, Any]
 
@@ -53,6 +54,7 @@ class Loops:
         validation_steps: int | None = None,
         validation_batch_size: int | None = None,
         validation_freq: Any = 1,
+        resume: Any = None,
     ) -> Any:
         """Train for a number of epochs.
 
@@ -79,6 +81,9 @@ class Loops:
         validation_batch_size : int, default batch_size
         validation_freq : int or collection of int, default 1
             Validate after every so many epochs, or after the epochs listed (counted from 1).
+        resume : "auto", None or False, default None
+            With a callback `BackupAndRestore`: go on from its newest whole checkpoint if there is one, or with False
+            start anew. "auto" requires such a callback.
 
         Returns
         -------
@@ -94,24 +99,49 @@ class Loops:
         if validation_split and validation_data is None:
             arrays = (x, y, sample_weight)
             (x, y, sample_weight), validation_data = data.train_validation_split(arrays, validation_split)
-        adapter = self._adapter(
-            x, y, sample_weight, batch_size, shuffle=shuffle, class_weight=class_weight, steps=steps_per_epoch,
-            seed=global_seed() % (1 << 31),
-        )  # fmt: skip
-        watchers = CallbackList.make(
-            callbacks, model=self, verbose=verbose, epochs=epochs, steps=adapter.num_batches, history=True
-        )
-        self.stop_training = False
-        step = self._step("train")
-        prepared = False
         evaluation: dict[str, Any] = {"steps": validation_steps, "batch_size": validation_batch_size or batch_size}
-        watchers.on_train_begin()
-        logs: Logs = {}
-        for epoch in range(initial_epoch, epochs):
-            self.reset_metrics()
-            watchers.on_epoch_begin(epoch)
-            logs = {}
-            for number, batch, execution in _executions(adapter.epoch(epoch), self.steps_per_execution):
+        with Recovery(self, callbacks, resume) as recovery:
+            adapter = self._adapter(
+                x, y, sample_weight, batch_size, shuffle=shuffle, class_weight=class_weight, steps=steps_per_epoch,
+                seed=global_seed() % (1 << 31),
+            )  # fmt: skip
+            watchers = CallbackList.make(
+                callbacks, model=self, verbose=verbose, epochs=epochs, steps=adapter.num_batches, history=True
+            )
+            self.stop_training = False
+            watchers.on_train_begin()
+            start = recovery.start(adapter, watchers, initial_epoch, epochs)
+
+            def validate(epoch: int) -> Logs:
+                if validation_data is None or not _validates(epoch, validation_freq):
+                    return {}
+                return self._validate(validation_data, watchers, **evaluation)
+
+            logs = self._train(adapter, watchers, recovery, start, epochs, validate)
+            self.optimizer.finalize_variable_values(self.trainable_variables)  # type: ignore[attr-defined]
+            watchers.on_train_end(logs)
+            recovery.finish()
+        return self.history
+
+    def _train(
+        self,
+        adapter: data.DataAdapter,
+        watchers: CallbackList,
+        recovery: Recovery,
+        start: Start,
+        epochs: int,
+        validate: Callable[[int], Logs],
+    ) -> Logs:
+        """The epochs, from a start on; returns the last logs."""
+        step = self._step("train")
+        prepared, logs = start.prepared, start.logs
+        for epoch in range(start.epoch, start.epoch if start.finished else epochs):
+            if not start.begun:
+                self.reset_metrics()
+                watchers.on_epoch_begin(epoch)
+                logs = {}
+            batches = adapter.epoch(epoch) if start.batches is None else start.batches
+            for number, batch, execution in _executions(batches, self.steps_per_execution, start.batch):
                 if not prepared:
                     self._prepare("train", batch)
                     prepared = True
@@ -119,22 +149,17 @@ class Loops:
                 results = [step(b) for b in execution]
                 logs = _numbers(results[-1])
                 watchers.on_train_batch_end(number + len(results) - 1, logs)
-                if self._must_stop():
+                if recovery.after_step(epoch, number + len(results), logs):
                     break
             else:
                 if not logs:
                     raise DataError("the data gave no batch in this epoch; there is nothing to train on.")
-            epoch_logs = dict(logs)
-            if validation_data is not None and _validates(epoch, validation_freq):
-                found = self._validate(validation_data, watchers, **evaluation)
-                epoch_logs.update({f"val_{name}": value for name, value in found.items()})
-            watchers.on_epoch_end(epoch, epoch_logs)
-            logs = epoch_logs
-            if self._must_stop():
+            logs = logs | {f"val_{name}": value for name, value in validate(epoch).items()}
+            watchers.on_epoch_end(epoch, logs)
+            start = Start(epoch + 1)
+            if recovery.after_step(epoch + 1, 0, logs):
                 break
-        self.optimizer.finalize_variable_values(self.trainable_variables)  # type: ignore[attr-defined]
-        watchers.on_train_end(logs)
-        return self.history
+        return logs
 
     def _validate(self, validation_data: Any, watchers: CallbackList, batch_size: Any, steps: Any) -> Logs:
         x, y, sample_weight = validation_data, None, None
@@ -258,19 +283,14 @@ class Loops:
         group = distributed.communicator()
         return data.make_adapter(x, y, sample_weight, batch_size, rank=group.rank, size=group.size, **options)
 
-    def _must_stop(self) -> bool:
-        """Whether any rank wants to stop: then all do, after the same batch."""
-        if distributed.size() > 1:
-            wish = np.array([self.stop_training], np.uint8)
-            self.stop_training = bool(distributed.communicator().all_reduce(wish, "max")[0])
-        return self.stop_training
-
     def _require_compiled(self, method: str) -> None:
         if not getattr(self, "compiled", False):
             raise ArgumentError(f"call compile() before {method}().")
 
 
-def _executions(batches: Iterable[Batch], steps: int) -> Iterator[tuple[int, Batch, Iterator[Batch]]]:
+def _executions(
+    batches: Iterable[Batch], steps: int, first_number: int = 0
+) -> Iterator[tuple[int, Batch, Iterator[Batch]]]:
     """Group batches by `steps`, the last group perhaps shorter.
 
     Yields
@@ -281,7 +301,7 @@ def _executions(batches: Iterable[Batch], steps: int) -> Iterator[tuple[int, Bat
     """
     source = iter(batches)
     try:
-        for number in itertools.count(0, steps):
+        for number in itertools.count(first_number, steps):
             first = next(source, None)
             if first is None:
                 return

@@ -1,0 +1,265 @@
+"""`Recovery`: what `fit` does to survive: it finds the checkpoint to go on from, saves new ones, and heeds signals.
+
+What a rank wishes for itself (to stop, to save, to leave) becomes what all do after the same step: the wishes travel in
+one small all-reduce.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random as python_random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from disttensor import context, distributed, random
+from disttensor.callbacks import BackupAndRestore, Callback, CallbackList
+from disttensor.callbacks.callback import print_on_main
+from disttensor.checkpoint import Checkpoint
+from disttensor.data import Batch, DataAdapter, IterableAdapter
+from disttensor.data.loader import as_tensors, shard_of
+from disttensor.errors import ArgumentError
+from disttensor.graph.function import Function
+from disttensor.saving.weights import named_variables
+from disttensor.tensor import Variable
+from launch.exit_codes import INTERRUPTED, REQUEUE
+
+_INTERRUPT, _LEAVE = 1, 2
+_SIGNALS = {signal.SIGINT: _INTERRUPT, signal.SIGTERM: _LEAVE, signal.SIGUSR1: _LEAVE}
+_MARGIN = 30.0
+"""Seconds before a Slurm time limit, beside three times what a save took, at which training ends."""
+
+
+@dataclass
+class Start:
+    """Where training begins, or an epoch goes on.
+
+    `batches` are None if the epoch begins with its first one; `begun` says that callbacks know of the epoch already.
+    """
+
+    epoch: int
+    batch: int = 0
+    batches: Iterable[Batch] | None = None
+    logs: dict[str, Any] = field(default_factory=dict)
+    begun: bool = False
+    prepared: bool = False
+    finished: bool = False
+
+
+class Recovery:
+    """The survival of one `fit`; a context manager.
+
+    Parameters
+    ----------
+    model : Model
+    callbacks : as given to `fit`
+        With a `BackupAndRestore`, or nothing is saved.
+    resume : "auto", None or False
+        Whether to go on from a checkpoint if there is one; False starts anew.
+    """
+
+    def __init__(self, model: Any, callbacks: Any, resume: Any):
+        given = callbacks.callbacks if isinstance(callbacks, CallbackList) else callbacks
+        given = [given] if isinstance(given, Callback) else list(given or ())
+        backups = [c for c in given if isinstance(c, BackupAndRestore)]
+        if len(backups) > 1:
+            raise ArgumentError("fit() takes one BackupAndRestore callback.")
+        if resume not in ("auto", None, False):
+            raise ArgumentError(f"resume must be 'auto', None or False, got {resume!r}.")
+        if resume == "auto" and not backups:
+            raise ArgumentError(
+                "fit(resume='auto') needs a callback BackupAndRestore(folder), which keeps checkpoints."
+            )
+        self._model = model
+        self._backup = backups[0] if backups else None
+        self._resume = resume is not False
+        self._found: Checkpoint | None = None
+        self._state: Any = None
+        self._watchers: CallbackList | None = None
+        self._asked = 0
+        self._handlers: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Recovery:
+        """Take the folder, find the newest whole checkpoint, and set the seed that the order of rows depends on."""
+        if self._backup is not None:
+            manager = self._backup.manager
+            manager.open()
+            self._interval = self._backup.interval()
+            try:
+                self._found = manager.latest() if self._resume else None
+                if self._found is not None:
+                    self._state = self._found.state()
+                    random.set_global_seed(self._state["seed"])
+                self._listen()
+            except BaseException:
+                manager.close()
+                raise
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        if self._backup is not None:
+            self._backup.manager.close()
+
+    def _listen(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._handlers = {number: signal.signal(number, self._note) for number in _SIGNALS}
+
+    def _note(self, number: int, frame: Any) -> None:
+        self._asked = max(self._asked, _SIGNALS[signal.Signals(number)])
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one ends at once
+
+    # --- going on
+
+    def start(self, adapter: DataAdapter, watchers: CallbackList, initial_epoch: int, epochs: int) -> Start:
+        """Restore everything from the checkpoint, if there is one; call it when callbacks know that training begins."""
+        self._watchers = watchers
+        if self._found is None:
+            return Start(initial_epoch)
+        model, state = self._model, self._state
+        epoch, batch = state["epoch"], state["batch"]
+        if not isinstance(adapter, IterableAdapter):  # a generator that is asked again makes its own random state
+            _set_host_random(state["host_random"])
+        finished = epoch >= epochs or (state["stop"] and batch == 0)
+        batches = iter(()) if finished else iter(adapter.epoch(epoch, batch))
+        first = next(batches, None)
+        host_random = _host_random() if first is not None else state["host_random"]
+        sample = first if first is not None else next(iter(adapter.epoch(0, 0)))
+        model._prepare("train", sample)
+        self._make_all_variables(sample)
+        model.reset_metrics()
+        if batch:
+            watchers.on_epoch_begin(epoch)
+        assert self._backup is not None
+        self._backup.manager.restore(self._found, self._variables())
+        watchers.set_state(state["callbacks"])
+        model.stop_training = state["stop"]
+        self._interval.note_start(self._found.step)
+        _set_host_random(host_random)
+        print_on_main(f"Going on from checkpoint {self._found.name}: epoch {epoch + 1}, batch {batch + 1}")
+        rest = itertools.chain([] if first is None else [first], batches)
+        return Start(
+            epoch, batch, iter(()) if state["stop"] else rest, state["logs"], begun=batch > 0, prepared=True,
+            finished=finished,
+        )  # fmt: skip
+
+    def _make_all_variables(self, batch: Batch) -> None:
+        """Let the step make what it makes in its first run, such as metrics; the values are restored afterwards."""
+        run = self._model._function("train")
+        saved, context.state.shard = context.state.shard, shard_of(batch)
+        try:
+            if isinstance(run, Function):
+                run.plan(as_tensors(batch))
+            else:
+                run(as_tensors(batch))
+        finally:
+            context.state.shard = saved
+
+    def _variables(self) -> dict[str, Variable]:
+        model = self._model
+        found = {f"model/{name}": v for name, v in named_variables(model).items()}
+        found |= {f"optimizer/{i}": v for i, v in enumerate(model.optimizer.variables)}
+        for name, metric in model._named_metrics():
+            found |= {f"metrics/{name}/{i}": v for i, v in enumerate(metric.variables)}
+        found["random/shared"] = random.shared_generator().state
+        return found
+
+    # --- after each step
+
+    def after_step(self, epoch: int, batch: int, logs: dict[str, Any]) -> bool:
+        """What all ranks do when `batch` batches of an epoch are done: move a save on, save, leave.
+
+        Returns
+        -------
+        bool
+            Whether any rank wants to stop training.
+
+        Raises
+        ------
+        CheckpointError
+            On all ranks, if one could not write.
+        SystemExit
+            On all ranks, after a checkpoint, if a signal came to any of them.
+        """
+        model, backup = self._model, self._backup
+        busy, failed = backup.manager.progress() if backup is not None else (False, False)
+        saving = backup is not None and backup.manager.is_saving
+        due = distributed.is_main() and self._is_due(batch == 0)
+        wishes = np.array([model.stop_training, self._asked, due, busy, failed], np.uint8)
+        if distributed.size() > 1:
+            wishes = distributed.communicator().all_reduce(wishes, "max")
+        stop, asked, due, busy, failed = wishes.tolist()
+        model.stop_training = bool(stop)
+        if backup is None:
+            return model.stop_training
+        if failed or (saving and not busy):
+            backup.manager.poll()
+            self._interval.note_cost(backup.manager.cost, backup.manager.latency)
+        if due or asked:
+            self._save(epoch, batch, logs, wait=bool(asked))
+        if asked:
+            self._leave(asked)
+        return model.stop_training
+
+    def _is_due(self, epoch_ended: bool) -> bool:
+        if self._backup is None:
+            return False
+        end = os.environ.get("SLURM_JOB_END_TIME", "")
+        if end.isdigit() and time.time() > int(end) - _MARGIN - 3 * self._backup.manager.latency:
+            self._asked = max(self._asked, _LEAVE)
+        return self._interval.is_due(int(self._model.optimizer.iterations), epoch_ended)
+
+    def _save(self, epoch: int, batch: int, logs: dict[str, Any], wait: bool) -> None:
+        assert self._backup is not None
+        assert self._watchers is not None
+        step = int(self._model.optimizer.iterations)
+        self._interval.note_start(step)
+        state = {
+            "epoch": epoch,
+            "batch": batch,
+            "logs": logs,
+            "stop": bool(self._model.stop_training),
+            "seed": random.global_seed(),
+            "host_random": _host_random(),
+            "callbacks": self._watchers.get_state(),
+        }
+        self._backup.manager.save(step, self._variables(), state, logs, wait=wait)
+
+    def _leave(self, asked: int) -> None:
+        assert self._backup is not None
+        name = os.path.basename(self._backup.manager.checkpoints[-1])
+        code = REQUEUE if asked == _LEAVE else INTERRUPTED
+        what = "a signal or the time limit ended training" if asked == _LEAVE else "interrupted"
+        print_on_main(f"{what}; checkpoint {name} is complete. The same command goes on from there.")
+        if asked == _INTERRUPT and hasattr(sys, "ps1"):
+            raise KeyboardInterrupt
+        raise SystemExit(code)
+
+    def finish(self) -> None:
+        """Training came to its end: complete what is under way, and remove all if that was asked for."""
+        if self._backup is not None:
+            self._backup.manager.wait()
+            if self._backup.delete_checkpoint:
+                self._backup.manager.delete()
+
+
+def _host_random() -> Any:
+    """The state of Python's and numpy's global generators, in terms of what JSON knows."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, words, gauss_next = python_random.getstate()
+    return [[name, keys.tolist(), position, has_gauss, gauss], [version, list(words), gauss_next]]  # type: ignore[union-attr]
+
+
+def _set_host_random(state: Any) -> None:
+    (name, keys, position, has_gauss, gauss), (version, words, gauss_next) = state
+    np.random.set_state((name, np.array(keys, np.uint32), position, has_gauss, gauss))
+    python_random.setstate((version, tuple(words), gauss_next))

@@ -1,0 +1,52 @@
+"""Ranks that are killed, and started again, end with the bits of a run that was not; other ranks go on from there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from disttensor.checkpoint import Checkpoint, find_checkpoints
+from launch.exit_codes import REQUEUE
+
+PROGRAM = Path(__file__).parents[1] / "training" / "resume_program.py"
+
+
+def weights(path: Path) -> dict[str, np.ndarray]:
+    return dict(np.load(f"{path}.npz"))
+
+
+@pytest.mark.parametrize("n", [2, 4])
+def test_killed_ranks_end_with_the_same_bits(mpirun: Any, tmp_path: Path, n: int) -> None:
+    code, output = mpirun(n, PROGRAM, str(tmp_path / "whole"), str(tmp_path / "expected"))
+    assert code == 0, output
+    arguments = [str(tmp_path / "checkpoints"), str(tmp_path / "found"), "3"]
+    code, output = mpirun(n, PROGRAM, *arguments, env={"DIE_AT": "31", "DIE_RANK": str(n - 1)})
+    assert code != 0, output
+    code, output = mpirun(n, PROGRAM, *arguments, env={"DIE_AT": "14", "DIE_RANK": "1", "DIE_BY": "SIGTERM"})
+    assert code == REQUEUE, output
+    newest = Checkpoint(find_checkpoints(tmp_path / "checkpoints")[-1])
+    assert len(newest.manifest.shards) == n
+    code, output = mpirun(n, PROGRAM, *arguments)
+    assert code == 0, output
+    assert output.count("Going on from checkpoint") == 1
+    for suffix in (".json", ".csv"):
+        assert Path(f"{tmp_path / 'found'}{suffix}").read_text() == Path(f"{tmp_path / 'expected'}{suffix}").read_text()
+    found, expected = weights(tmp_path / "found"), weights(tmp_path / "expected")
+    assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
+
+
+def test_another_number_of_ranks_goes_on(mpirun: Any, tmp_path: Path) -> None:
+    code, output = mpirun(1, PROGRAM, str(tmp_path / "whole"), str(tmp_path / "expected"))
+    assert code == 0, output
+    arguments = [str(tmp_path / "checkpoints"), str(tmp_path / "found")]
+    for n, at in ((4, 20), (3, 15), (2, 9)):
+        code, output = mpirun(n, PROGRAM, *arguments, env={"DIE_AT": str(at), "DIE_BY": "SIGUSR1"})
+        assert code == REQUEUE, output
+    code, output = mpirun(1, PROGRAM, *arguments)
+    assert code == 0, output
+    found, expected = weights(tmp_path / "found"), weights(tmp_path / "expected")
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=2e-3, atol=2e-4, err_msg=name)

@@ -1,0 +1,97 @@
+"""A run that is killed with SIGKILL and started again ends with the bits of one that was not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import disttensor as dt
+from disttensor.checkpoint import find_checkpoints
+from disttensor.errors import ArgumentError
+from launch.exit_codes import INTERRUPTED, REQUEUE
+
+PROGRAM = Path(__file__).with_name("resume_program.py")
+
+
+def run(folder: Path, output: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(PROGRAM), str(folder), str(output), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables}, timeout=100)
+
+
+def assert_same(found: Path, expected: Path) -> None:
+    for suffix in (".json", ".csv"):
+        assert Path(f"{found}{suffix}").read_text() == Path(f"{expected}{suffix}").read_text()
+    one, other = np.load(f"{found}.npz"), np.load(f"{expected}.npz")
+    assert one.files == other.files
+    for name in one.files:
+        assert one[name].tobytes() == other[name].tobytes(), name
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("expected")
+    ended = run(folder / "checkpoints", folder / "out")
+    assert ended.returncode == 0, ended.stderr
+    return folder / "out"
+
+
+# An epoch has 11 batches: within one, after its last batch, and again and again.
+@pytest.mark.parametrize(("save_freq", "kills"), [("epoch", [25]), ("11", [15, 14]), ("1", [12, 5, 30])])
+def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, expected: Path, save_freq: str, kills: list[int]) -> None:
+    arguments = [] if save_freq == "epoch" else [save_freq]
+    for at in kills:
+        ended = run(tmp_path / "checkpoints", tmp_path / "out", *arguments, DIE_AT=str(at))
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+    ended = run(tmp_path / "checkpoints", tmp_path / "out", *arguments)
+    assert ended.returncode == 0, ended.stderr
+    assert "Going on from checkpoint" in ended.stdout
+    assert_same(tmp_path / "out", expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "at"), [("SIGTERM", REQUEUE, 17), ("SIGUSR1", REQUEUE, 11), ("SIGINT", INTERRUPTED, 21)]
+)
+def test_a_signal_saves_and_ends_with_its_code(tmp_path: Path, expected: Path, name: str, code: int, at: int) -> None:
+    ended = run(tmp_path / "checkpoints", tmp_path / "out", DIE_AT=str(at), DIE_BY=name)
+    assert ended.returncode == code, ended.stderr
+    assert "is complete" in ended.stdout
+    (path,) = find_checkpoints(tmp_path / "checkpoints")
+    assert path.endswith(f"-step-{at}")
+    ended = run(tmp_path / "checkpoints", tmp_path / "out")
+    assert f"epoch {1 + (at - 1) // 11}, batch {2 + (at - 1) % 11}" in ended.stdout
+    assert_same(tmp_path / "out", expected)
+
+
+def test_a_finished_run_that_is_started_again_is_still_finished(tmp_path: Path, expected: Path) -> None:
+    for _ in range(2):
+        assert run(tmp_path / "checkpoints", tmp_path / "out").returncode == 0
+    assert_same(tmp_path / "out", expected)
+
+
+def fit(folder: Path, **options: object) -> object:
+    model = dt.Sequential([dt.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    backup = dt.callbacks.BackupAndRestore(folder, **options.pop("backup", {}))
+    return model.fit(np.ones((8, 2)), np.ones((8, 1)), epochs=2, verbose=0, callbacks=[backup], **options)
+
+
+def test_the_end_of_training_removes_what_it_saved(tmp_path: Path) -> None:
+    fit(tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    fit(tmp_path / "b", backup={"delete_checkpoint": False, "double_checkpoint": True, "save_freq": 1})
+    assert len(find_checkpoints(tmp_path / "b")) == 2
+
+
+def test_resume_wants_a_place(tmp_path: Path) -> None:
+    model = dt.Sequential([dt.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.raises(ArgumentError, match="BackupAndRestore"):
+        model.fit(np.ones((8, 2)), np.ones((8, 1)), verbose=0, resume="auto")
+    with pytest.raises(ArgumentError, match="save_freq"):
+        fit(tmp_path, backup={"save_freq": 0})

@@ -15,6 +15,7 @@ from disttensor.errors import DistTensorError
 from disttensor.version import __version__
 
 COMMANDS = {
+    "checkpoint": "list, verify, show and compare checkpoints",
     "info": "show versions, processor, threads, MPI library and caches",
     "doctor": "check what a run needs, before it starts, on all hosts",
     "submit": "write a batch script for Slurm and submit it",

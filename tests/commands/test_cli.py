@@ -33,7 +33,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     assert end.value.code == 0
     out = capsys.readouterr().out
-    assert all(re.search(rf"^ +{name} ", out, re.MULTILINE) for name in cli.COMMANDS)
+    assert all(re.search(rf"^ +{name}\s", out, re.MULTILINE) for name in cli.COMMANDS)
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["info", "--nonsense"]])

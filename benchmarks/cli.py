@@ -16,6 +16,7 @@ _COMMANDS = {
     "start": "time to the first step, memory, installed size",
     "replay": "what fit adds to the bare replay of the plan",
     "profile": "time of each kernel in one replay of the plan",
+    "convolution": "speed of the convolution kernels, as a share of a matrix product's",
     "install": "install the peers into .venv-peers",
 }
 _ROUNDS = {"steps": 7, "start": 3, "replay": 3, "profile": 3}
@@ -66,6 +67,9 @@ def parser() -> argparse.ArgumentParser:
                 "--threads", nargs="+", type=_positive, help="numbers of threads (default: all cores, and mostly 1)"
             )
     made["profile"].add_argument("--calls", type=_positive, default=15, help="how many single calls to list")
+    made["convolution"].add_argument(
+        "--threads", nargs="+", type=_positive, help="numbers of threads (default: 1, and all cores)"
+    )
     made["install"].add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="default: all")
     return main_parser
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import profile, replay, start, steps
+from benchmarks import convolution, profile, replay, start, steps
 from benchmarks.catalogue import WORKLOADS
 from benchmarks.cli import main, parser
 from benchmarks.contestants import CONTESTANTS, OURS, PEERS
@@ -16,6 +16,7 @@ from benchmarks.install import REQUIREMENTS, torch_requirement
 from benchmarks.processes import WorkerError
 from benchmarks.report import interval, milliseconds, table, write_json
 from benchmarks.steps import Comparison, Series
+from disttensor import config
 
 
 def comparison() -> Comparison:
@@ -141,3 +142,16 @@ def test_report(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_json(tmp_path / "x.json", {"not JSON": object()})
     assert not list(tmp_path.iterdir())
+
+
+def test_convolution(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(convolution, "SHAPES", {"small": (2, 5, 3, 4, 3, 2, (1, 0))})
+    monkeypatch.setattr(convolution, "_SECONDS", 0.001)
+    before = config.threads()
+    try:
+        assert main(["convolution", "--threads", "1", "2"]) == 0
+    finally:
+        config.set_threads(before)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| small")]
+    assert [[cell.strip() for cell in row.split("|")[2:4]] for row in rows] == [["1", "0"], ["2", "0"]]
+    assert all(row.count("%)") == 3 for row in rows)

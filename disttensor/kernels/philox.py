@@ -22,7 +22,9 @@ from typing import Any
 import numpy as np
 
 from disttensor.errors import ArgumentError, DTypeError
+from disttensor.kernels import philox_ir
 from disttensor.kernels._jit import kernel, prange
+from disttensor.kernels.native import NativeCall
 from disttensor.kernels.normal import quantile_central, quantile_tail
 
 State = np.ndarray
@@ -171,6 +173,33 @@ def bernoulli(out: np.ndarray, state: State, offset: Offset, probability: float)
     _bernoulli(ones.reshape(-1), *_key(state), np.int64(int(offset)), bound)
     if ones is not out:
         out[...] = ones
+
+
+def bind_dropout(out: np.ndarray, state: State, row: np.ndarray, rate: float) -> NativeCall | None:
+    """A call that fills `out` with `bernoulli(1 − rate) / (1 − rate)`, from the stream's place of a row on.
+
+    Parameters
+    ----------
+    out : array, shape (rows, …)
+    state : uint32 array, shape (2,)
+    row : integer array, shape ()
+        The number of the first row.
+    rate : float
+        Between 0 and 1.
+
+    Returns
+    -------
+    NativeCall or None
+        None where there is no machine code for these dtypes.
+    """
+    dtypes = (out.dtype, np.float32), (state.dtype, np.uint32), (row.dtype, np.int64)
+    if any(a != b for a, b in dtypes) or not all(a.flags.c_contiguous for a in (out, state, row)):
+        return None
+    bound, value = round((1 - float(rate)) * 2**32), 1 / (1 - rate) if rate < 1 else 0.0
+    return NativeCall(
+        philox_ir.functions()["dropout"], (out, state, row, math.prod(out.shape[1:]), bound, float(value)),
+        extent=out.size, grain=_CHUNK,
+    )  # fmt: skip
 
 
 def _key(state: State) -> tuple[np.uint64, np.uint64]:

@@ -7,6 +7,7 @@ on ``i`` and on ``j`` alone, so ranks that hold slices of a batch draw the slice
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -16,6 +17,7 @@ from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.errors import DTypeError, ShapeError
 from disttensor.kernels import philox
+from disttensor.kernels.native import Bound
 from disttensor.ops.registry import Example, operator
 
 __all__: list[str] = []
@@ -74,6 +76,14 @@ def dropout_mask(
     philox.bernoulli(out, state, _first(out, row), 1 - rate)
     if rate < 1:
         np.multiply(out, np.asarray(1 / (1 - rate), out.dtype), out=out)
+
+
+@dropout_mask.bind
+def _(
+    out: np.ndarray, state: np.ndarray, row: np.ndarray, *, rate: float, shape: tuple[int, ...], dtype: str
+) -> Bound:  # fmt: skip
+    native = philox.bind_dropout(out, state, row, rate)
+    return native or functools.partial(dropout_mask.kernel, out, state, row, rate=rate, shape=shape, dtype=dtype)
 
 
 for _continuous in (random_uniform, random_normal, random_truncated_normal, dropout_mask):

@@ -151,3 +151,15 @@ def test_arguments_are_checked() -> None:
         philox.randint(np.empty(3, np.int8), STATE, 0, 0, 200)
     with pytest.raises(ArgumentError, match="between 0 and 1"):
         philox.bernoulli(np.empty(3, np.float32), STATE, 0, 1.5)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (5, 1), (3, 7), (1, 0), (130, 67)])
+@pytest.mark.parametrize("row", [0, 1, 3, 10**9])
+@pytest.mark.parametrize("rate", [0.0, 0.3, 1.0])
+def test_dropout_is_bernoulli_scaled(shape: tuple[int, int], row: int, rate: float) -> None:
+    out, expected = np.full(shape, np.nan, np.float32), np.empty(shape, np.float32)
+    call = philox.bind_dropout(out, STATE, np.array(row, np.int64), rate)
+    assert call is not None
+    call()
+    philox.bernoulli(expected, STATE, row * shape[1], 1 - rate)
+    np.testing.assert_array_equal(out, expected * np.float32(1 / (1 - rate) if rate < 1 else 0))

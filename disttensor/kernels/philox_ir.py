@@ -1,0 +1,81 @@
+"""The machine code of dropout masks: Philox4x32-10 on several blocks side by side, compared and stored in one pass."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+
+from disttensor.kernels import ir, machine
+from disttensor.kernels.ir import Function, Value
+
+ARGUMENTS = ("out", "state", "row", "row_size", "bound", "value")
+"""Of `dropout`: a float32 array; two uint32; the int64 number of its first row and the elements of a row; what a word
+must be below; and the float32 that is written then, as the bits of a double."""
+
+_MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
+_WEYL = 0x9E3779B9, 0xBB67AE85
+_LOW_WORD = 0xFFFFFFFF
+
+
+@functools.cache
+def functions() -> Mapping[str, int]:
+    """The address of `dropout`, which fills elements [start, stop)."""
+    return machine.load(ir.written("philox", lambda: ir.module([_dropout()]), machine.vector_bytes()))
+
+
+def _dropout() -> Function:
+    f = Function("dropout", [("ptr", "arguments"), ("i64", "start"), ("i64", "stop")])
+    kinds = ("ptr", "ptr", "ptr", "i64", "i64", "double")
+    a = {n: f.field(f["arguments"], i, kind) for i, (n, kind) in enumerate(zip(ARGUMENTS, kinds, strict=True))}
+    # Two vectors of words at a time: one alone would wait for its multiplications.
+    lanes = machine.vector_bytes() // 4
+    words, floats = f"<{lanes} x i64>", f"<{lanes} x float>"
+    keys = [f.emit("i64", f"zext {f.load('i32', f.at(a['state'], 4 * i), 4)} to i64") for i in range(2)]
+    value = f.splat(floats, f.emit("float", f"fptrunc {a['value']} to float"))
+    bound = f.splat(words, a["bound"])
+    numbers = Value(f, words, f"<{', '.join(f'i64 {i}' for i in range(lanes))}>")
+    edge = Value(f, "ptr", f.reserve("float", 4 * lanes))
+    # Numbers of elements in the stream.
+    offset = f.load("i64", a["row"], 8) * a["row_size"]
+    first, last = offset + f["start"], offset + f["stop"]
+    with f.loop(first // 4, (last + 3) // 4, lanes) as block:
+        counter = f.splat(words, block) + numbers
+        kept = [
+            f.select(f.emit(f"<{lanes} x i1>", f"icmp ult {word}, {bound.name}"), value, 0)
+            for word in _philox(f, words, counter, keys)
+        ]
+        pairs = [i for lane in range(lanes) for i in (lane, lane + lanes)]
+        left, right = f.shuffle(kept[0], kept[1], pairs), f.shuffle(kept[2], kept[3], pairs)
+        fours = [
+            i for lane in range(lanes) for i in (2 * lane, 2 * lane + 1, 2 * (lane + lanes), 2 * (lane + lanes) + 1)
+        ]
+        mask, begin = f.shuffle(left, right, fours), block * 4
+        inside = f.emit("i1", f"and {begin >= first}, {(begin + 4 * lanes <= last).name}")
+        with f.when(inside):
+            f.store(mask, f.at(a["out"], (begin - offset) * 4), 4)
+        with f.unless(inside):
+            f.store(mask, edge, 64)
+            end = f.minimum(begin + 4 * lanes, last)
+            with f.loop(f.select(begin < first, first, begin), end) as number:
+                single = f.load("float", f.at(edge, (number - begin) * 4), 4)
+                f.store(single, f.at(a["out"], (number - offset) * 4), 4)
+    return f
+
+
+def _philox(f: Function, words: str, counter: Value, keys: list[Value]) -> list[Value]:
+    """The four words of blocks, in the lower halves of 64-bit lanes."""
+    low, zero = f.constant(words, _LOW_WORD), f.constant(words, 0)
+
+    def high(x: Value) -> Value:
+        return f.emit(words, f"lshr {x}, {f.constant(words, 32).name}")
+
+    def exclusive(x: Value, y: Value, z: Value) -> Value:
+        return f.emit(words, f"xor {f.emit(words, f'xor {x}, {y.name}')}, {z.name}")
+
+    c = [counter & low, high(counter), zero, zero]
+    for step in range(10):
+        bumped = [(key + step * weyl) & f.integer(_LOW_WORD) for key, weyl in zip(keys, _WEYL, strict=True)]
+        k = [f.splat(words, key) for key in bumped]
+        p, q = c[0] * _MULTIPLIERS[0], c[2] * _MULTIPLIERS[1]
+        c = [exclusive(high(q), c[1], k[0]), q & low, exclusive(high(p), c[3], k[1]), p & low]
+    return c

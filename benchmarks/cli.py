@@ -17,6 +17,7 @@ _COMMANDS = {
     "replay": "what fit adds to the bare replay of the plan",
     "profile": "time of each kernel in one replay of the plan",
     "convolution": "speed of the convolution kernels, as a share of a matrix product's",
+    "gemm": "products of matrices, beside numpy's BLAS",
     "install": "install the peers into .venv-peers",
 }
 _ROUNDS = {"steps": 7, "start": 3, "replay": 3, "profile": 3}
@@ -70,6 +71,9 @@ def parser() -> argparse.ArgumentParser:
     made["convolution"].add_argument(
         "--threads", nargs="+", type=_positive, help="numbers of threads (default: 1, and all cores)"
     )
+    made["gemm"].add_argument("--rounds", type=_positive, default=15, help="how often each is measured (%(default)s)")
+    made["gemm"].add_argument("--threads", nargs="+", type=_positive, default=[1, 2], help="default: 1 2")
+    made["gemm"].add_argument("--json", type=Path, metavar="FILE", help="also write all results here")
     made["install"].add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="default: all")
     return main_parser
 

@@ -16,7 +16,7 @@ from disttensor.checkpoint.shards import read_piece, verify_shard
 from disttensor.errors import ArgumentError, SerializationError
 from disttensor.tensor import Variable
 
-_FOLDER = re.compile(r"(\d{6})-step-(\d+)")
+_FOLDER = re.compile(r"(\d{6,})-step-(\d+)")
 _MOST_LISTED = 10
 
 
@@ -40,7 +40,8 @@ def find_checkpoints(directory: Any) -> list[str]:
     directory = os.fspath(directory)
     if not os.path.isdir(directory):
         return []
-    return [os.path.join(directory, name) for name in sorted(os.listdir(directory)) if _FOLDER.fullmatch(name)]
+    found = [os.path.join(directory, name) for name in os.listdir(directory) if _FOLDER.fullmatch(name)]
+    return sorted(found, key=number_of)
 
 
 class Checkpoint:

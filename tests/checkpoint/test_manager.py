@@ -74,6 +74,13 @@ def test_shares_of_ranks_are_all_there_is_and_nothing_twice(size: int) -> None:
     assert elements == {name: list(range(a.size)) for name, a in arrays.items()}
 
 
+def test_order_is_that_of_numbers_whatever_their_length(tmp_path: Path) -> None:
+    names = ["1000000-step-3", "000002-step-9", "999999-step-1"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert [Path(path).name for path in find_checkpoints(tmp_path)] == [names[1], names[2], names[0]]
+
+
 def test_newest_and_best_stay(tmp_path: Path) -> None:
     with CheckpointManager(tmp_path, keep=2, keep_best=1, monitor="loss") as manager:
         for step, loss in enumerate([3.0, 1.0, 2.0, float("nan"), 5.0]):

@@ -9,6 +9,7 @@ from disttensor.callbacks.csv_logger import CSVLogger
 from disttensor.callbacks.early_stopping import EarlyStopping
 from disttensor.callbacks.history import History
 from disttensor.callbacks.learning_rate_scheduler import LearningRateScheduler
+from disttensor.callbacks.learning_rate_warmup import LearningRateWarmup
 from disttensor.callbacks.model_checkpoint import ModelCheckpoint
 from disttensor.callbacks.progress import ProgbarLogger
 from disttensor.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
@@ -23,6 +24,7 @@ __all__ = [
     "History",
     "LambdaCallback",
     "LearningRateScheduler",
+    "LearningRateWarmup",
     "ModelCheckpoint",
     "ProgbarLogger",
     "ReduceLROnPlateau",

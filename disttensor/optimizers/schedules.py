@@ -126,6 +126,35 @@ def _periods(step: Any, decay_steps: float, staircase: bool) -> Tensor:
     return ops.floor(periods) if staircase else periods
 
 
+class LinearWarmup(LearningRateSchedule):
+    """Another schedule, scaled for a large batch: · (1 + (scale − 1) · min(1, (step + 1) / warmup_steps)).
+
+    Parameters
+    ----------
+    learning_rate : float or LearningRateSchedule
+    warmup_steps : int
+        Positive.
+    scale : float
+        Of the steps after the warm-up: how many times larger the batch is than that for which the rate was chosen.
+    name : str, default "LinearWarmup"
+
+    References
+    ----------
+    Goyal et al., "Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour", arXiv:1706.02677, 2017.
+    """
+
+    def __init__(self, learning_rate: Any, warmup_steps: int, scale: float, name: str = "LinearWarmup"):
+        self.learning_rate = learning_rate
+        self.warmup_steps = _positive(self, "warmup_steps", warmup_steps)
+        self.scale = _positive(self, "scale", scale)
+        self.name = name
+
+    def __call__(self, step: Any) -> Tensor:
+        """The formula of the class."""
+        rate = self.learning_rate(step) if callable(self.learning_rate) else _float(self.learning_rate)
+        return rate * (1 + (self.scale - 1) * ops.minimum(1.0, (_float(step) + 1) / self.warmup_steps))
+
+
 class PiecewiseConstantDecay(LearningRateSchedule):
     """values[0] up to and with step boundaries[0], values[1] up to boundaries[1], …, values[-1] after the last.
 

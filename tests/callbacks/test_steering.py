@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import disttensor as keras
-from disttensor.callbacks import Callback, LearningRateScheduler, TerminateOnNaN
+from disttensor.callbacks import Callback, LearningRateScheduler, LearningRateWarmup, TerminateOnNaN
 from disttensor.errors import ArgumentError
 
 X, Y = np.linspace(-1, 1, 16, dtype="float32").reshape(8, 2), np.linspace(0, 1, 8, dtype="float32")
@@ -91,3 +91,63 @@ def test_stopping_by_hand_ends_after_the_batch(model):
     assert stop.batches == 3
     assert history.epoch == [0, 1]
     assert len(model.fit(X, Y, epochs=2, verbose=0).epoch) == 2
+
+
+# --- warm-up
+
+
+class Rates(Callback):
+    def __init__(self):
+        super().__init__()
+        self.rates = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.rates.append(float(self.model.optimizer.learning_rate))
+
+
+def rates_of(model, *callbacks, epochs=2, **options):
+    rates = Rates()
+    model.fit(X, Y, batch_size=2, epochs=epochs, verbose=0, callbacks=[*callbacks, rates], **options)
+    return rates.rates
+
+
+def test_warm_up_leads_from_the_rate_to_the_scaled_one(model):
+    rates = rates_of(model, LearningRateWarmup(5, scale=4.0))
+    np.testing.assert_allclose(rates, [0.16, 0.22, 0.28, 0.34, 0.4, 0.4, 0.4, 0.4], rtol=1e-6)
+    assert model.train_function.trace_count == 1
+
+
+def test_warm_up_goes_on_where_the_optimizer_stands(model):
+    first = rates_of(model, LearningRateWarmup(5, scale=4.0), epochs=1)
+    second = rates_of(model, LearningRateWarmup(5, scale=4.0), epochs=1)
+    np.testing.assert_allclose(first + second, [0.16, 0.22, 0.28, 0.34, 0.4, 0.4, 0.4, 0.4], rtol=1e-6)
+
+
+def test_by_default_one_process_scales_nothing(model):
+    assert rates_of(model, LearningRateWarmup(3)) == [pytest.approx(0.1)] * 8
+
+
+def test_warm_up_scales_what_others_set_and_leaves_it_alone_afterwards(model):
+    halve = LearningRateScheduler(lambda epoch, rate: rate / 2 if epoch else rate)
+    rates = rates_of(model, halve, LearningRateWarmup(6, scale=3.0), epochs=3)
+    whole = 0.1 * (1 + 2 * np.minimum(1, np.arange(1, 13) / 6))
+    np.testing.assert_allclose(rates, whole * np.repeat([1, 0.5, 0.25], 4), rtol=1e-5)
+
+
+def test_warm_up_of_a_schedule_is_a_schedule():
+    schedules = keras.optimizers.schedules
+    inner = schedules.ExponentialDecay(0.1, 2, 0.5)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(inner), "mse")
+    with pytest.raises(ArgumentError, match="LinearWarmup"):
+        rates_of(model, LearningRateWarmup(4, scale=2.0))
+    schedule = schedules.deserialize(schedules.serialize(schedules.LinearWarmup(inner, 4, 2.0)))
+    steps = np.arange(8)
+    expected = 0.1 * 0.5 ** (steps / 2) * (1 + np.minimum(1, (steps + 1) / 4))
+    np.testing.assert_allclose([float(schedule(step)) for step in steps], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("arguments", [{"warmup_steps": -1}, {"warmup_steps": 1.5}, {"warmup_steps": 3, "scale": 0.0}])
+def test_wrong_arguments_of_warm_up(arguments):
+    with pytest.raises(ArgumentError, match="LearningRateWarmup"):
+        LearningRateWarmup(**arguments)

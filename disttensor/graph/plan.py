@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from disttensor.graph.graph import Graph, Node, Value
 from disttensor.graph.memory import Lifetime, place
 from disttensor.graph.passes.fusion import fused
 from disttensor.kernels import blas, denormals
+from disttensor.kernels.native import Bound, NativeSequence, segments
 from disttensor.tensor import Variable, aligned_empty
 
 Key = tuple[int, int]
@@ -57,7 +58,7 @@ class Plan:
     ----------
     graph : Graph
     calls : list of (Node, callable)
-        The prepared kernel calls in order, each with the node that it computes.
+        The prepared kernel calls in order, each with the node that it computes. Setting it makes `run` use others.
     arena_bytes : int
         Memory of all intermediates together.
     """
@@ -69,9 +70,20 @@ class Plan:
         arrays, self.arena_bytes = _allocate(layout)
         self._inputs = [arrays[_key(Value(n))] for n in graph.inputs]
         self._outputs = [arrays[_key(v)] for v in graph.outputs]
-        self.calls = _kernel_calls(layout, arrays)
         self._staged, self._commits = _commits(graph, layout, arrays)
         self._updated = list(graph.updates)
+        self.calls = _kernel_calls(layout, arrays)
+
+    @property
+    def calls(self) -> list[tuple[Node, Bound]]:  # noqa: D102
+        return self._calls
+
+    @calls.setter
+    def calls(self, calls: list[tuple[Node, Bound]]) -> None:
+        self._calls = calls
+        self._program = segments([call for _, call in calls])
+        # What comes back to Python runs numpy, and needs its settings; native calls bring their own.
+        self._is_native = all(isinstance(call, NativeSequence) for call in self._program)
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run once.
@@ -86,11 +98,16 @@ class Plan:
         list of arrays
             Copies of the outputs; nothing the caller gets shares memory with the plan.
         """
-        with self._lock, blas.single_threaded(), denormals.flushed(), np.errstate(all="ignore"):
+        with self._lock:
             for buffer, array in zip(self._inputs, inputs, strict=True):
                 np.copyto(buffer, array, casting="no")
-            for _, call in self.calls:
-                call()
+            if self._is_native:
+                for call in self._program:
+                    call()
+            else:
+                with blas.single_threaded(), denormals.flushed(), np.errstate(all="ignore"):
+                    for call in self._program:
+                        call()
             outputs = [o.copy() for o in self._outputs]
             staged = [a.copy() for a in self._staged]
             for memory, array, stage in self._commits:
@@ -256,8 +273,8 @@ def _allocate(layout: _Layout) -> tuple[dict[Key, np.ndarray], int]:
     return arrays, total
 
 
-def _kernel_calls(layout: _Layout, arrays: dict[Key, np.ndarray]) -> list[tuple[Node, Callable[[], None]]]:
-    calls: list[tuple[Node, Callable[[], None]]] = []
+def _kernel_calls(layout: _Layout, arrays: dict[Key, np.ndarray]) -> list[tuple[Node, Bound]]:
+    calls: list[tuple[Node, Bound]] = []
     for node in layout.nodes:
         if node.op is None or layout.root[(id(node), 0)] != (id(node), 0):
             continue

@@ -16,9 +16,10 @@ callable without arguments where there is no native kernel for these dtypes or s
 ``bind(out, *arrays)()``: native calls can be called from Python, so eager and planned runs share the code. Consecutive
 native calls of a plan are run by a single call of the executor.
 
-`grain` says whether threads may share the work. 0: one thread does [0, extent). Otherwise several may, each with a part
-that starts at a multiple of `grain` and is at least `grain` long, but for the last: so ``start // grain`` is a number
-that no other part has, to find scratch memory by. A part should be 20 µs of work or more. **However [0, extent) is cut,
+`grain` says whether threads may share the work. 0: one thread does [0, extent). Otherwise several may
+(`disttensor.kernels.executor`), in any number of parts that each start at a multiple of `grain` and are at least
+`grain` long, but for the last: so ``start // grain`` is a number that no other part has, to find scratch memory by. A
+part should be 20 µs of work or more. **However [0, extent) is cut,
 the results must have the same bits**: a part owns its outputs, and sums are cut by shape, never by part.
 
 (a) From LLVM IR, generated or by hand: `disttensor.kernels.machine.load` compiles a module and gives addresses::
@@ -47,16 +48,14 @@ a shim of IR that takes the block apart, one for each list of types. The kernel 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from disttensor import config
-from disttensor.kernels import blas
-
-_SIGNATURE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+from disttensor.kernels import executor
 
 
 class NativeCall:
@@ -77,7 +76,7 @@ class NativeCall:
         Anything else that must live as long as the call.
     """
 
-    __slots__ = ("_keep", "_words", "address", "extent", "grain")
+    __slots__ = ("_instruction", "_keep", "_words", "address", "extent", "grain")
 
     def __init__(
         self, address: int, arguments: Sequence[np.ndarray | int | float], extent: int = 1, grain: int = 0,
@@ -89,22 +88,11 @@ class NativeCall:
         self._words = (ctypes.c_int64 * len(arguments))(*map(_word, arguments))
         self._keep = [a for a in arguments if isinstance(a, np.ndarray)], keep
 
-    @property
-    def block(self) -> int:
-        """The address of the block of arguments."""
-        return ctypes.addressof(self._words)
+        self._instruction = (ctypes.c_int64 * 4)(address, ctypes.addressof(self._words), self.extent, self.grain)
 
     def __call__(self) -> None:
         """Run the kernel, on `config.threads` threads if its grain allows."""
-        function = _SIGNATURE(self.address)
-        parts = min(config.threads(), self.extent // self.grain) if self.grain else 1
-        if parts <= 1:
-            if self.extent:
-                function(self.block, 0, self.extent)
-            return
-        units = -(-self.extent // self.grain)
-        cuts = [min(units * i // parts * self.grain, self.extent) for i in range(parts + 1)]
-        blas.for_each(lambda i: function(self.block, cuts[i], cuts[i + 1]), range(parts))
+        executor.execute(ctypes.addressof(self._instruction), 1, self.grain > 0)
 
     def __iter__(self) -> Iterator[NativeCall]:
         """The native calls that this is: itself."""
@@ -122,15 +110,17 @@ class NativeSequence:
     calls : sequence of NativeCall or NativeSequence
     """
 
-    __slots__ = ("_calls",)
+    __slots__ = ("_calls", "_parallel", "_program")
 
     def __init__(self, calls: Sequence[NativeCall | NativeSequence]):
         self._calls = tuple(call for group in calls for call in group)
+        instructions = [word for call in self._calls for word in call._instruction]
+        self._program = (ctypes.c_int64 * len(instructions))(*instructions)
+        self._parallel = any(call.grain for call in self._calls)
 
     def __call__(self) -> None:
         """Run all."""
-        for call in self._calls:
-            call()
+        executor.execute(ctypes.addressof(self._program), len(self._calls), self._parallel)
 
     def __iter__(self) -> Iterator[NativeCall]:
         """The native calls in order."""
@@ -142,6 +132,15 @@ class NativeSequence:
 
 Bound = NativeCall | NativeSequence | Callable[[], Any]
 """What a bind rule returns."""
+
+
+def segments(calls: Sequence[Bound]) -> list[Bound]:
+    """The same calls, with each run of consecutive native ones as one sequence."""
+    result: list[Bound] = []
+    for is_native, group in itertools.groupby(calls, lambda call: isinstance(call, (NativeCall, NativeSequence))):
+        members: list[Any] = list(group)
+        result += [NativeSequence(members)] if is_native else members
+    return result
 
 
 def _word(value: np.ndarray | int | float) -> int:

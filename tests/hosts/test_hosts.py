@@ -38,7 +38,7 @@ print("done after", steps, "steps", flush=True)
 class Run:
     """A disttensor-run on the first host."""
 
-    def __init__(self, hosts, python, folder, *options, patience=6):
+    def __init__(self, hosts, python, folder, *options, patience=4):
         (folder / "program.py").write_text(PROGRAM)
         self.stop = folder / "stop"
         self.program = str(folder / "program.py")

@@ -213,10 +213,16 @@ def _stop(folder: Path) -> None:
 
 def _end(process: int) -> None:
     for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
+        if _lives(process):
             os.kill(process, number)
-            for _ in range(50):
-                time.sleep(0.1)
-                os.kill(process, 0)
-        except ProcessLookupError:
-            return
+        limit = time.monotonic() + 5
+        while _lives(process) and time.monotonic() < limit:
+            time.sleep(0.05)
+
+
+def _lives(process: int) -> bool:
+    """Whether it is there and more than a zombie, which in a container may stay for ever."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

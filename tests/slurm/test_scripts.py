@@ -42,7 +42,8 @@ def program(tmp_path):
 def test_without_disttensor_run(sbatch, environment, tmp_path, how):
     program = tmp_path / "hello.py"
     program.write_text(
-        "from disttensor import distributed as d\nc = d.communicator()\nprint('rank', c.rank, 'of', c.size)"
+        "from disttensor import distributed as d\nc = d.communicator()\n"
+        "print('rank', c.rank, 'of', c.size, flush=True)\nc.barrier()"
     )
     srun = "pmi2" if (environment / "bin" / "mpichversion").exists() else "pmix"
     job = sbatch("plain.sbatch", srun if how == "srun" else "mpirun", str(program))

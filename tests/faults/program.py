@@ -85,7 +85,11 @@ def main() -> None:
         BATCH,
         epochs=-(-STEPS // 30),
         verbose=0,
-        callbacks=[trace, dt.callbacks.TerminateOnNaN(raise_error=True)],
+        callbacks=[
+            trace,
+            dt.callbacks.TerminateOnNaN(raise_error=True),
+            dt.callbacks.BackupAndRestore(FOLDER / "backup", save_freq=5),
+        ],
     )
     if distributed.rank() == 0:
         digest = hashlib.sha256()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,13 @@ def convert(out: np.ndarray, x: np.ndarray, *, dtype: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", np.exceptions.ComplexWarning)
         np.copyto(out, x, casting="unsafe")
+
+
+@convert.bind
+def _(out: np.ndarray, x: np.ndarray, *, dtype: str) -> Callable[[], Any]:
+    if x.dtype.kind == "c":
+        return functools.partial(convert.kernel, out, x, dtype=dtype)
+    return functools.partial(np.copyto, out, x, casting="unsafe")
 
 
 @convert.infer
@@ -161,12 +170,21 @@ def broadcast_to(x: Any, shape: Any) -> Tensor:
 )
 def sum_over_broadcast(out: np.ndarray, x: np.ndarray, *, shape: tuple[int, ...]) -> None:
     """The sum over the axes along which `shape` would be repeated to become x.shape; the adjoint of `broadcast`."""
-    extra = x.ndim - len(shape)
-    axes = tuple(range(extra)) + tuple(
-        extra + i for i, n in enumerate(shape) if n == 1 and x.shape[extra + i] != 1
-    )  # fmt: skip
     wide = np.asarray(x, np.float32 if x.dtype.itemsize == 2 else x.dtype, order="C")
-    np.copyto(out, sums.total(wide, axes).reshape(shape), casting="unsafe")
+    np.copyto(out, sums.total(wide, _repeated_axes(x.shape, shape)).reshape(shape), casting="unsafe")
+
+
+def _repeated_axes(shape: tuple[int, ...], source: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes along which an array of shape `source` is repeated to become one of `shape`."""
+    extra = len(shape) - len(source)
+    repeated = (extra + i for i, n in enumerate(source) if n == 1 and shape[extra + i] != 1)
+    return (*range(extra), *repeated)
+
+
+@sum_over_broadcast.bind
+def _(out: np.ndarray, x: np.ndarray, *, shape: tuple[int, ...]) -> Callable[[], Any]:
+    call = sums.bind(out, x, _repeated_axes(x.shape, shape))
+    return call or functools.partial(sum_over_broadcast.kernel, out, x, shape=shape)
 
 
 @sum_over_broadcast.infer

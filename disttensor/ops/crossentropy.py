@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,18 +11,17 @@ import numpy as np
 from disttensor import config, dtypes
 from disttensor.context import Spec
 from disttensor.errors import DTypeError, ShapeError
+from disttensor.kernels import crossentropy
+from disttensor.kernels.native import Bound
 from disttensor.ops.activations import sigmoid
 from disttensor.ops.arithmetic import log
 from disttensor.ops.core import cast
 from disttensor.ops.logic import logical_and
 from disttensor.ops.nn import (
-    below_maximum,
     log_softmax,
     one_hot,
     require_floating,
     softmax,
-    stable_softmax,
-    store_rounded,
 )
 from disttensor.ops.reductions import reduce_sum
 from disttensor.ops.registry import Example, elementwise, operator, promote, public
@@ -127,11 +128,7 @@ _LABEL_EXAMPLES = [Example(_LABELS, (4, 3), axis=1), Example(_LABELS.reshape(2, 
 @operator(examples=_LABEL_EXAMPLES)
 def softmax_crossentropy(out: np.ndarray, labels: np.ndarray, logits: np.ndarray, *, axis: int) -> None:
     """−ln softmax(logits) at the label, along an axis; 0 where the label is not the number of a class."""
-    shifted = below_maximum(logits, (axis,))
-    place, known = _places(labels, logits.shape[axis])
-    at_label = np.take_along_axis(shifted, np.expand_dims(place, axis), axis).squeeze(axis)
-    loss = np.log(np.exp(shifted).sum(axis=axis)) - at_label
-    np.copyto(out, np.where(known, loss, 0), casting="unsafe")
+    _by_rows(crossentropy.bind_losses, out, labels, logits, axis)
 
 
 @softmax_crossentropy.infer
@@ -147,11 +144,42 @@ def _(ctx: Any, g: Tensor) -> Any:
 @operator(examples=_LABEL_EXAMPLES)
 def softmax_minus_one_hot(out: np.ndarray, labels: np.ndarray, logits: np.ndarray, *, axis: int) -> None:
     """The derivative of `softmax_crossentropy`: softmax(logits), minus 1 at the label; 0 where that is no class."""
-    y = stable_softmax(logits, (axis,), out)
-    place, known = (np.expand_dims(a, axis) for a in _places(labels, logits.shape[axis]))
-    np.put_along_axis(y, place, np.take_along_axis(y, place, axis) - 1, axis)
-    y *= known
-    store_rounded(out, y)
+    _by_rows(crossentropy.bind_slopes, out, labels, logits, axis)
+
+
+@softmax_crossentropy.bind
+def _(out: np.ndarray, labels: np.ndarray, logits: np.ndarray, *, axis: int) -> Callable[[], Any]:
+    if _are_rows(logits, axis) and labels.flags.c_contiguous:
+        classes = logits.shape[axis]
+        return crossentropy.bind_losses(out.reshape(-1), labels.reshape(-1), logits.reshape(-1, classes))
+    return functools.partial(_by_rows, crossentropy.bind_losses, out, labels, logits, axis)
+
+
+@softmax_minus_one_hot.bind
+def _(out: np.ndarray, labels: np.ndarray, logits: np.ndarray, *, axis: int) -> Callable[[], Any]:
+    if _are_rows(logits, axis) and labels.flags.c_contiguous:
+        classes = logits.shape[axis]
+        return crossentropy.bind_slopes(out.reshape(-1, classes), labels.reshape(-1), logits.reshape(-1, classes))
+    return functools.partial(_by_rows, crossentropy.bind_slopes, out, labels, logits, axis)
+
+
+def _are_rows(logits: np.ndarray, axis: int) -> bool:
+    return axis == logits.ndim - 1 and logits.dtype.char in "fd" and logits.flags.c_contiguous
+
+
+def _by_rows(bind: Callable[..., Bound], out: np.ndarray, labels: np.ndarray, logits: np.ndarray, axis: int) -> None:
+    """Run a kernel on rows along any axis; half precision in float32, rounded once."""
+    classes = logits.shape[axis]
+    wide = np.float32 if logits.dtype.itemsize == 2 else logits.dtype
+    rows = np.ascontiguousarray(np.moveaxis(logits, axis, -1), wide).reshape(-1, classes)
+    is_slope = out.ndim == logits.ndim
+    result = np.empty(rows.shape if is_slope else len(rows), wide)
+    bind(result, np.ascontiguousarray(labels).reshape(-1), rows)()
+    if is_slope:
+        moved = np.moveaxis(out, axis, -1)
+        np.copyto(moved, result.reshape(moved.shape), casting="unsafe")
+    else:
+        np.copyto(out, result.reshape(out.shape), casting="unsafe")
 
 
 def _infer_slope(labels: Spec, logits: Spec, *, axis: int) -> Spec:
@@ -176,11 +204,6 @@ def _(ctx: Any, g: Tensor) -> Any:
     known = logical_and(labels >= 0, labels < logits.shape[axis])
     p = softmax(logits, axis) * expand_dims(cast(known, g.dtype), axis)
     return None, p * (g - reduce_sum(g * p, axes=(axis,), keepdims=True))
-
-
-def _places(labels: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Labels forced into the range of the classes, and which were in it."""
-    return np.clip(labels, 0, classes - 1), (labels >= 0) & (labels < classes)
 
 
 @public

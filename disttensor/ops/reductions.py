@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,11 @@ def _(ctx: Any, g: Tensor) -> Tensor:
 def reduce_sum(out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...], keepdims: bool) -> None:
     """The sum along some axes."""
     accumulate(np.add, out, x, axes, keepdims)
+
+
+@reduce_sum.bind
+def _(out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...], keepdims: bool) -> Callable[[], Any]:
+    return sums.bind(out, x, axes) or functools.partial(accumulate, np.add, out, x, axes, keepdims)
 
 
 @reduce_sum.infer

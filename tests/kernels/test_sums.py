@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from disttensor.kernels import sums
 from disttensor.kernels.sums import total
 
 
@@ -53,3 +54,18 @@ def test_threads_change_no_bit():
     lines = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
     assert len(lines) == 2
     assert lines[0] == lines[1]
+
+
+@pytest.mark.parametrize("shape", [(1,), (7,), (16,), (33, 5), (4, 3, 50), (2, 1000)])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_small_sums_as_native_calls_have_the_same_bits(shape: tuple[int, ...], dtype: str) -> None:
+    x = np.random.default_rng(1).normal(size=shape).astype(dtype)
+    for count in range(len(shape) + 1):
+        for axes in {tuple(range(count)), tuple(range(len(shape) - count, len(shape)))}:
+            expected = sums.total(x, axes)
+            np.testing.assert_allclose(expected, x.astype(np.float64).sum(axis=axes), rtol=1e-4, atol=1e-5)
+            out = np.empty_like(expected)
+            call = sums.bind(out, x, axes)
+            assert call is not None
+            call()
+            np.testing.assert_array_equal(out, expected)

@@ -28,9 +28,6 @@ from disttensor.ops.formula import Constant
 from disttensor.ops.reductions import reduced_shape, spread
 from disttensor.ops.registry import Example, operator
 
-ALONE_FROM = 1 << 14
-"""An operator of so many elements becomes a loop, which several threads can share, even without neighbours."""
-
 MAX_STEPS = 96
 """A group takes no further operator when its loop has as many steps."""
 
@@ -65,18 +62,14 @@ def _(out: tuple[np.ndarray, ...], *inputs: np.ndarray, loop: Loop, shape: Shape
 
 
 def fuse_elementwise(graph: Graph) -> Graph:
-    """Replace groups of elementwise operators, and large ones that stand alone, by `fused` ones."""
-    groups = [group for group in _Grouping(graph).groups() if len(group) > 1 or _is_worth_a_loop(group[0])]
+    """Replace groups of elementwise operators by `fused` ones, also groups of one: loops run without Python."""
+    groups = _Grouping(graph).groups()
     users = graph.users()
 
     def build(members: Sequence[Node], inputs: Sequence[Sequence[Value]]) -> dict[int, Sequence[Value]]:
         return _Builder(members, inputs, users).build()
 
     return graph.contract(groups, build)
-
-
-def _is_worth_a_loop(node: Node) -> bool:
-    return math.prod(node.specs[0].shape) >= ALONE_FROM
 
 
 def steps_of(node: Node) -> list[Step] | None:

@@ -181,6 +181,14 @@ def test_submit(slurm, environment, tmp_path):
     while time.monotonic() < limit and (not output.exists() or len(output.read_text().splitlines()) < 2):
         time.sleep(0.2)
     assert sorted(output.read_text().splitlines()) == [f"{rank} 2 ['--epochs', '2 3']" for rank in range(2)]
+    while time.monotonic() < limit and number in _queue(slurm):  # else its processes outlive Slurm
+        time.sleep(0.2)
+    assert number not in _queue(slurm)
+
+
+def _queue(slurm):
+    command = ["squeue", "--noheader", "--format=%i"]
+    return subprocess.run(command, env=slurm, capture_output=True, text=True, check=True).stdout.split()
 
 
 def test_the_doctor_visits_the_nodes_of_a_job(slurm, environment, tmp_path):

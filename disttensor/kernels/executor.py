@@ -214,7 +214,7 @@ define void @help(ptr %pool) {
 }
 """
 
-# The pool, by lines of the cache:
+# The pool, by lines of the cache (padded by hand: IR that names no target aligns i64 to 4 bytes):
 #   wake, sleepers                                  (0)   helpers sleep on `wake`, which counts the jobs
 #   state                                           (64)  bit 30: open to helpers; bit 29: the caller sleeps; how many
 #                                                         helpers are at work
@@ -222,7 +222,8 @@ define void @help(ptr %pool) {
 #   instruction, units, share, limit, floating-point state  (192) the job
 #   owner, skip, backoff                            (256) whether someone has the helpers; how many splits to leave out
 _THREADS = """
-%pool = type { i32, i32, [56 x i8], i32, [60 x i8], i64, [56 x i8], ptr, i64, i64, i32, i64, [24 x i8], i32, i32, i32 }
+%pool = type { i32, i32, [56 x i8], i32, [60 x i8], i64, [56 x i8], ptr, i64, i64, i32, [4 x i8], i64, [24 x i8],
+               i32, i32, i32 }
 
 declare i64 @syscall(i64, ...)
 declare i64 @llvm.readcyclecounter()
@@ -230,14 +231,14 @@ declare i64 @llvm.readcyclecounter()
 ; Open an instruction to the helpers and work on it; false if it is not worth it, or the helpers are taken.
 define internal i1 @share(ptr %at, i64 %threads, ptr %pool) {
 entry:
-  %owner = getelementptr %pool, ptr %pool, i64 0, i32 13
+  %owner = getelementptr %pool, ptr %pool, i64 0, i32 14
   %pair = cmpxchg ptr %owner, i32 0, i32 1 acquire monotonic
   %mine = extractvalue { i32, i1 } %pair, 1
   br i1 %mine, label %have, label %refuse
 refuse:
   ret i1 false
 have:
-  %skip.at = getelementptr %pool, ptr %pool, i64 0, i32 14
+  %skip.at = getelementptr %pool, ptr %pool, i64 0, i32 15
   %skip = load i32, ptr %skip.at
   %skips = icmp sgt i32 %skip, 0
   br i1 %skips, label %leave, label %publish
@@ -262,7 +263,7 @@ publish:
   %units.at = getelementptr %pool, ptr %pool, i64 0, i32 8
   %share.at = getelementptr %pool, ptr %pool, i64 0, i32 9
   %limit.at = getelementptr %pool, ptr %pool, i64 0, i32 10
-  %float.at = getelementptr %pool, ptr %pool, i64 0, i32 11
+  %float.at = getelementptr %pool, ptr %pool, i64 0, i32 12
   %next.at = getelementptr %pool, ptr %pool, i64 0, i32 5
   %state.at = getelementptr %pool, ptr %pool, i64 0, i32 3
   %wake.at = getelementptr %pool, ptr %pool, i64 0, i32 0
@@ -321,7 +322,7 @@ finish:
   %working = sub i64 %worked, %start
   %waiting = sub i64 %end, %worked
   %slow = icmp sgt i64 %waiting, %working
-  %backoff.at = getelementptr %pool, ptr %pool, i64 0, i32 15
+  %backoff.at = getelementptr %pool, ptr %pool, i64 0, i32 16
   %backoff = load i32, ptr %backoff.at
   %double = mul i32 %backoff, 2
   %more = add i32 %double, 1
@@ -385,7 +386,7 @@ entry:
   %sleepers.at = getelementptr %pool, ptr %pool, i64 0, i32 1
   %state.at = getelementptr %pool, ptr %pool, i64 0, i32 3
   %limit.at = getelementptr %pool, ptr %pool, i64 0, i32 10
-  %float.at = getelementptr %pool, ptr %pool, i64 0, i32 11
+  %float.at = getelementptr %pool, ptr %pool, i64 0, i32 12
   br label %look
 look:
   %seen = load atomic i32, ptr %wake.at acquire, align 4

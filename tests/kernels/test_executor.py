@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from disttensor import config
-from disttensor.kernels import machine
+from disttensor.kernels import executor, machine
 from disttensor.kernels.codegen import Literal, Loop, Step, source
 from disttensor.kernels.native import NativeCall, NativeSequence, segments
 
@@ -130,3 +130,19 @@ assert good and os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
+
+
+def test_splits_are_left_out_while_they_do_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    if executor._SYSTEM_CALL_FUTEX is None:
+        pytest.skip("no helpers on this system")
+    monkeypatch.setattr(config, "_threads", 2)
+    run, x, result = chain(20)
+    x[:] = 1
+    run()
+    pool = executor._pool()
+    owner_skip_backoff = pool._memory[pool._address - pool._memory.ctypes.data :].view(np.int32)[64:67]
+    assert owner_skip_backoff[0] == 0
+    owner_skip_backoff[1:] = 50, 50
+    run()
+    assert owner_skip_backoff.tolist() == [0, 50 - 20, 50]
+    assert result.tobytes() == iterate(x, 20).tobytes()

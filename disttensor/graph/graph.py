@@ -108,11 +108,11 @@ class Graph:
     Examples
     --------
     >>> import disttensor as dt
-    >>> f = dt.function(lambda x: dt.ops.exp(2 * x + 1))
+    >>> f = dt.function(lambda x: dt.ops.sin(2 * x + 1))
     >>> print(f.graph(dt.constant([1.0, 2.0])))
     %0: float32[2] = input
     %1: float32[2] = fused(%0, loop=[v1 = multiply(2.0, v0); v2 = add(v1, 1.0) -> v2], shape=(2,), columns=1)
-    %2: float32[2] = exp(%1)
+    %2: float32[2] = sin(%1)
     return %2
     """
 

@@ -1,366 +1,468 @@
-"""Machine code for elementwise loops, straight from a list of primitive instructions.
+"""Machine code for loops over the elements of arrays, straight from a list of primitive steps.
 
-A `Loop` says what to compute for each element. It is written out as LLVM IR, optimised and vectorised for this machine,
-kept on disk (`disttensor.kernels.machine`), and run as a native call. There is no front end in between, so a kernel
-costs 10 to 20 ms the first time and a tenth of one when it is loaded again. Arithmetic is that of IEEE 754, rounded
-after every instruction: nothing is contracted or reordered, so a loop gives the bits that numpy gives one instruction
-after the other.
+A `Loop` (`disttensor.kernels.loop`) says what to compute. It is written out as LLVM IR on vectors of 16 elements,
+compiled for this machine, kept on disk (`disttensor.kernels.machine`), and run as a native call. There is no front end
+in between, so a kernel costs 10 to 40 ms the first time and a tenth of one when it is loaded again. Arithmetic is that
+of IEEE 754, rounded after every instruction: nothing is contracted or reordered, so a loop gives the bits that numpy
+gives one instruction after the other.
+
+A row is passed over as often as its reductions need: the softmax, for one, finds the largest element in the first pass,
+adds up exponentials in the second and divides in the third. What a later pass needs again is computed again if that is
+cheap, or else kept in a row of scratch memory.
 """
 
 from __future__ import annotations
 
-import struct
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from disttensor.kernels import machine
+from disttensor.kernels import elementary, machine
+from disttensor.kernels.loop import BLOCK, LANES, ROW_REDUCTIONS, Literal, Loop, Step
 from disttensor.kernels.native import Bound, NativeCall, NativeSequence
+from disttensor.kernels.scalar_ir import TYPES, Block, Module, Value
 
-_TYPES = {
-    "bool": "i1", "int8": "i8", "int16": "i16", "int32": "i32", "int64": "i64", "uint8": "i8", "uint16": "i16",
-    "uint32": "i32", "uint64": "i64", "float32": "float", "float64": "double",
-}  # fmt: skip
-DTYPES = frozenset(_TYPES)
-"""The dtypes that loops can work on."""
+_WORK = 1 << 20
+"""Instructions (about) that make a part for one of several threads."""
 
-_BINARY = {"add": "add", "subtract": "sub", "multiply": "mul"}
-_COMPARE = {
-    "equal": ("oeq", "eq"), "not_equal": ("une", "ne"), "less": ("olt", "lt"), "less_equal": ("ole", "le"),
-    "greater": ("ogt", "gt"), "greater_equal": ("oge", "ge"),
-}  # fmt: skip
-_LOGICAL = {"logical_and": "and", "logical_or": "or", "logical_xor": "xor"}
-_BITWISE = {"bitwise_and": "and", "bitwise_or": "or", "bitwise_xor": "xor"}
-_INTRINSIC = {"absolute": "fabs", "sqrt": "sqrt", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "rint": "rint"}
-_FLOATING = frozenset(
-    ("divide", "negative", "square", "reciprocal", "maximum", "minimum", "sign", "copysign", "isnan", "isinf")
-    + ("isfinite", "where", "copy")
-)
-BOOLEAN = frozenset((*_COMPARE, *_LOGICAL, "logical_not", "isnan", "isinf", "isfinite"))
-"""The primitives whose result is bool, whatever the dtype of their operands."""
+_KEPT = 1 << 16
+"""Bytes of scratch memory that a row may take; beyond, values are computed again."""
 
-_GRAIN = 1 << 17
-"""Elements that make a part for one of several threads."""
+_COMBINE = {"sum": "add", "max": "maximum", "min": "minimum"}
 
 
-@dataclass(frozen=True)
-class Literal:
-    """A number in a loop, of the dtype of the instruction that uses it."""
-
-    value: Any
-
-    def __repr__(self) -> str:
-        return repr(self.value)
-
-
-@dataclass(frozen=True)
-class Step:
-    """``register = function(*operands)``, in the dtype of the operands; ``convert`` gives `dtype`.
-
-    Operands are numbers of registers, or literals. Inputs are the first registers, then comes one for each step.
-    """
-
-    function: str
-    operands: tuple[Any, ...]
-    dtype: str
-
-
-@dataclass(frozen=True)
-class Loop:
-    """What to compute for each element.
-
-    Attributes
-    ----------
-    inputs : tuple of (dtype, access)
-        How an input is read in row r and column c: "full" (element r·columns + c), "row" (element c, the same for every
-        row), "column" (element r), or "scalar" (its only element).
-    steps : tuple of Step
-    outputs : tuple of int
-        The registers that are stored.
-    """
-
-    inputs: tuple[tuple[str, str], ...]
-    steps: tuple[Step, ...]
-    outputs: tuple[int, ...]
-
-    @property
-    def dtypes(self) -> list[str]:
-        """The dtype of each register."""
-        return [dtype for dtype, _ in self.inputs] + [step.dtype for step in self.steps]
-
-    @property
-    def is_flat(self) -> bool:
-        """Whether rows and columns do not matter."""
-        return all(access in ("full", "scalar") for _, access in self.inputs)
-
-    def __repr__(self) -> str:
-        lines = []
-        for number, step in enumerate(self.steps, len(self.inputs)):
-            operands = ", ".join(f"v{o}" if isinstance(o, int) else repr(o) for o in step.operands)
-            lines.append(f"v{number} = {step.function}({operands})")
-        return f"[{'; '.join(lines)} -> {', '.join(f'v{o}' for o in self.outputs)}]"
-
-
-def supports(function: str, dtype: str) -> bool:
-    """Whether a loop can apply a primitive to operands of this dtype, with the same bits as numpy."""
-    if dtype not in DTYPES:
-        return False
-    if dtype.startswith("float"):
-        return function in _BINARY or function in _COMPARE or function in _INTRINSIC or function in _FLOATING
+def _identity(function: str, dtype: str) -> float | int:
+    """What changes nothing in a reduction."""
+    if function == "sum":
+        return 0
     if dtype == "bool":
-        return function in _LOGICAL or function in _BITWISE or function in ("logical_not", "invert", "where", "copy")
-    return function in _BINARY or function in _COMPARE or function in _BITWISE or function in ("where", "copy")
-
-
-def converts(source: str, target: str) -> bool:
-    """Whether a loop can convert between these dtypes as numpy does, whatever the value."""
-    if source not in DTYPES or target not in DTYPES:
-        return False
-    # A float too large for an integer type is undefined in LLVM.
-    return not (source.startswith("float") and not target.startswith("float") and target != "bool")
+        return function == "min"
+    if dtype.startswith("float"):
+        return -np.inf if function == "max" else np.inf
+    limits = np.iinfo(dtype)
+    return int(limits.min if function == "max" else limits.max)
 
 
 class _Writer:
-    """Writes the body of a loop."""
+    """Writes the function of a loop."""
 
-    def __init__(self, loop: Loop):
+    def __init__(self, loop: Loop, keep: bool):
         self.loop = loop
+        self.module = Module()
         self.lines: list[str] = []
-        self.types = loop.dtypes
-        self.names: list[str] = []
-        self.count = 0
-        self.intrinsics: set[str] = set()
+        self.reduces = any(step.function in ROW_REDUCTIONS for step in loop.steps)
+        wide = any(dtype.endswith("64") for dtype in loop.dtypes)
+        self.width = 8 if wide and not self.reduces else LANES
+        self.scalars: dict[int, Value] = {}
+        self.segments = 0
+        self.first_step = len(loop.inputs)
+        last = max(loop.passes, default=0)
+        self.passes = last + 1
+        self.kept = self._to_keep() if keep else set()
 
-    def emit(self, text: str) -> str:
-        self.count += 1
-        self.lines.append(f"  %t{self.count} = {text}")
-        return f"%t{self.count}"
+    # What is computed where
 
-    def operand(self, operand: Any, dtype: str) -> str:
-        return self.names[operand] if isinstance(operand, int) else _literal(operand.value, dtype)
+    def step(self, register: int) -> Step | None:
+        """The step that makes a register; None for an input."""
+        return self.loop.steps[register - self.first_step] if register >= self.first_step else None
 
-    def step(self, step: Step) -> str:
-        registers = [o for o in step.operands if isinstance(o, int)]
+    def wanted(self, number: int) -> list[int]:
+        """The full registers that a pass must compute: what it reduces, what it stores."""
+        loop = self.loop
+        found = [o for o in loop.outputs if loop.levels[o] == "full" and loop.passes[o] == number]
+        for step in loop.steps:
+            if step.function in ROW_REDUCTIONS or step.function == "sum_rows":
+                (operand,) = step.operands
+                if loop.passes[operand] == number:
+                    found.append(operand)
+        return found
+
+    def _to_keep(self) -> set[int]:
+        """Registers that are made in one pass and used in a later one, and not cheap."""
+        loop, kept = self.loop, set()
+        for number in range(1, self.passes):
+            stack = self.wanted(number)
+            while stack:
+                step = self.step(stack.pop())
+                for o in step.operands if step is not None else ():
+                    if not isinstance(o, int) or loop.levels[o] != "full" or o < self.first_step:
+                        continue
+                    if loop.passes[o] < number and not loop.is_cheap(o):
+                        kept.add(o)
+                    else:
+                        stack.append(o)
+        return kept
+
+    # Writing
+
+    def block(self, width: int = 1) -> Block:
+        """A new stretch of instructions."""
+        self.segments += 1
+        return Block(self.module, width, elementary.FUNCTIONS, f"t{self.segments}.")
+
+    def close(self, block: Block) -> None:
+        """Put a stretch of instructions where we are."""
+        self.lines += block.lines
+        block.lines = []
+
+    def write(self, *lines: str) -> None:
+        """Write lines."""
+        self.lines += lines
+
+    def source(self) -> str:
+        loop = self.loop
+        self.write("define void @loop(ptr %arguments, i64 %start, i64 %stop) nounwind {", "entry:")
+        count = len(loop.inputs) + len(loop.outputs)
+        for i in range(count):
+            self.write(f"  %a{i} = getelementptr i64, ptr %arguments, i64 {i}", f"  %p{i} = load ptr, ptr %a{i}")
+        for i, name in enumerate(("columns", "rows", "total"), count):
+            self.write(f"  %a{i} = getelementptr i64, ptr %arguments, i64 {i}", f"  %{name} = load i64, ptr %a{i}")
+        self.write("  %place = alloca i64")
+        for i, step in enumerate(loop.steps):
+            if step.function in ROW_REDUCTIONS:
+                kind = f"<{self.width} x {_memory(step.dtype)}>"
+                self.write(f"  %sum{i} = alloca {kind}, align 64")
+        for register in sorted(self.kept):
+            kind = _memory(loop.dtypes[register])
+            self.write(f"  %kept{register} = alloca {kind}, i64 %columns, align 64")
+        block = self.block()
+        for i, (dtype, access) in enumerate(loop.inputs):
+            if access == "scalar":
+                self.scalars[i] = self._load(block, f"%p{i}", dtype, "0", None)
+        self._narrow_steps(block, "scalar", 0)
+        self.close(block)
+        if loop.is_flat:
+            self.write("  %n = sub i64 %stop, %start")
+            self._pass(0, "%start", "entry.rows")
+            self.write("  ret void")
+        else:
+            self._rows()
+        self.write("}")
+        return "\n".join([*sorted(self.module.declarations), *self.module.functions.values(), *self.lines, ""])
+
+    def _rows(self) -> None:
+        """The loop over rows; with sums of columns, over blocks of rows around it."""
+        loop = self.loop
+        sums = loop.sums_columns
+        first, last = ("%first", "%last") if sums else ("%start", "%stop")
+        self.write("  %some = icmp slt i64 %start, %stop", "  br i1 %some, label %begin, label %end", "begin:")
+        if sums:
+            self.write(
+                "  br label %block", "block:",
+                "  %b = phi i64 [%start, %begin], [%b.next, %block.end]",
+                f"  %first = mul nsw i64 %b, {BLOCK}", f"  %beyond = add nsw i64 %first, {BLOCK}",
+                "  %within = icmp slt i64 %beyond, %rows", "  %last = select i1 %within, i64 %beyond, i64 %rows",
+                "  %offset = mul nsw i64 %b, %columns",
+            )  # fmt: skip
+            self.module.declarations.add("declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)")
+            for i, output in enumerate(loop.outputs, len(loop.inputs)):
+                if loop.levels[output] == "row":
+                    kind = _memory(loop.dtypes[output])
+                    self.write(
+                        f"  %row{i} = getelementptr {kind}, ptr %p{i}, i64 %offset",
+                        f"  %bytes{i} = mul i64 %columns, {_size(loop.dtypes[output])}",
+                        f"  call void @llvm.memset.p0.i64(ptr %row{i}, i8 0, i64 %bytes{i}, i1 false)",
+                    )
+        before = "block" if sums else "begin"
+        self.write(
+            "  br label %row", "row:", f"  %r = phi i64 [{first}, %{before}], [%r.next, %row.end]",
+            "  %base = mul nsw i64 %r, %columns", "  %left = sub i64 %total, %base",
+            "  %short = icmp slt i64 %left, %columns", "  %n = select i1 %short, i64 %left, i64 %columns",
+        )  # fmt: skip
+        block = self.block()
+        for i, (dtype, access) in enumerate(loop.inputs):
+            if access == "column":
+                self.scalars[i] = self._load(block, f"%p{i}", dtype, "%r", None)
+        for number in range(self.passes):
+            self._narrow_steps(block, "column", number)
+            self.close(block)
+            self._pass(number, "%base", f"pass{number}")
+            block = self.block()
+            self._finish_reductions(block, number)
+        self._narrow_steps(block, "column", self.passes)
+        for i, output in enumerate(loop.outputs, len(loop.inputs)):
+            if loop.levels[output] in ("column", "scalar"):
+                self._store(block, f"%p{i}", self.scalars[output], "%r", None)
+        self.close(block)
+        self.write("  br label %row.end", "row.end:", "  %r.next = add nsw i64 %r, 1")
+        self.write(f"  %again = icmp slt i64 %r.next, {last}")
+        self.write(f"  br i1 %again, label %row, label %{'block.end' if sums else 'end'}")
+        if sums:
+            self.write("block.end:", "  %b.next = add nsw i64 %b, 1", "  %more = icmp slt i64 %b.next, %stop")
+            self.write("  br i1 %more, label %block, label %end")
+        self.write("end:", "  ret void")
+
+    def _narrow_steps(self, block: Block, level: str, number: int) -> None:
+        """The steps on one number for each row, or one for all, that are known before a pass."""
+        for register, step in enumerate(self.loop.steps, self.first_step):
+            if self.loop.levels[register] != level or step.function in ROW_REDUCTIONS or register in self.scalars:
+                continue
+            if level == "scalar" or self.loop.passes[register] == number:
+                self.scalars[register] = self._apply(block, step, self.scalars)
+
+    def _apply(self, block: Block, step: Step, values: dict[int, Value]) -> Value:
+        def operand(o: int | Literal, dtype: str) -> Value:
+            return values[o] if isinstance(o, int) else block.constant(o.value, dtype)
+
         if step.function == "where":
-            return self.select(step)
-        source = self.types[registers[0]]
-        kind = _TYPES[source]
-        values = [self.operand(o, source) for o in step.operands]
+            condition, x, y = step.operands
+            return block.where(operand(condition, "bool"), operand(x, step.dtype), operand(y, step.dtype))
+        source = next(self.loop.dtypes[o] for o in step.operands if isinstance(o, int))
+        operands = [operand(o, source) for o in step.operands]
         if step.function == "convert":
-            return self.convert(values[0], source, step.dtype)
-        if step.function == "copy":
-            return values[0]
-        if source.startswith("float"):
-            return self.floating(step.function, kind, values)
-        return self.integer(step.function, source, kind, values)
+            return block.convert(operands[0], step.dtype)
+        return block.apply(step.function, *operands)
 
-    def select(self, step: Step) -> str:
-        condition = self.operand(step.operands[0], "bool")
-        kind = _TYPES[step.dtype]
-        x, y = (self.operand(o, step.dtype) for o in step.operands[1:])
-        return self.emit(f"select i1 {condition}, {kind} {x}, {kind} {y}")
+    def _pass(self, number: int, base: str, name: str) -> None:
+        """One pass over the elements %n of a row: whole vectors, then the rest with a mask."""
+        wanted = self.wanted(number)
+        if not wanted:
+            return
+        width = self.width
+        for i, step in enumerate(self.loop.steps):
+            if step.function in ROW_REDUCTIONS and self.loop.passes[step.operands[0]] == number:
+                block = self.block(width)
+                start = block.constant(_identity(step.function, step.dtype), step.dtype)
+                self._keep_vector(block, f"%sum{i}", start)
+                self.close(block)
+        cleared = -width
+        self.write(
+            f"  %{name}.whole = and i64 %n, {cleared}", f"  %{name}.any = icmp sgt i64 %{name}.whole, 0",
+            f"  br i1 %{name}.any, label %{name}.ready, label %{name}.rest", f"{name}.ready:",
+        )  # fmt: skip
+        # What does not change along the row.
+        fixed = self.block(width)
+        self.write(f"  br label %{name}.each", f"{name}.each:")
+        head = len(self.lines) - 2
+        self.write(f"  %{name}.c = phi i64 [0, %{name}.ready], [%{name}.next, %{name}.each]")
+        block = self.block(width)
+        self._body(number, block, fixed, base, f"%{name}.c", None)
+        self.close(block)
+        self.lines[head:head] = fixed.lines
+        self.write(
+            f"  %{name}.next = add nsw i64 %{name}.c, {width}",
+            f"  %{name}.more = icmp slt i64 %{name}.next, %{name}.whole",
+            f"  br i1 %{name}.more, label %{name}.each, label %{name}.rest", f"{name}.rest:",
+            f"  %{name}.left = sub i64 %n, %{name}.whole", f"  %{name}.ragged = icmp sgt i64 %{name}.left, 0",
+            f"  br i1 %{name}.ragged, label %{name}.last, label %{name}.end", f"{name}.last:",
+        )  # fmt: skip
+        block = self.block(width)
+        left = block.splat(Value(block, f"%{name}.left", "int64"))
+        mask = block.convert(left, "int32").__gt__(self._iota(block))
+        self._body(number, block, block, base, f"%{name}.whole", mask)
+        self.close(block)
+        self.write(f"  br label %{name}.end", f"{name}.end:")
 
-    def floating(self, function: str, kind: str, values: list[str]) -> str:
-        x, y = values[0], values[-1]
-        if function in _BINARY or function == "divide":
-            return self.emit(f"f{_BINARY.get(function, 'div')} {kind} {x}, {y}")
-        if function in _COMPARE:
-            return self.emit(f"fcmp {_COMPARE[function][0]} {kind} {x}, {y}")
-        if function in _INTRINSIC or function == "copysign":
-            return self.intrinsic(_INTRINSIC.get(function, function), kind, values)
-        if function == "negative":
-            return self.emit(f"fneg {kind} {x}")
-        if function == "square":
-            return self.emit(f"fmul {kind} {x}, {x}")
-        if function == "reciprocal":
-            return self.emit(f"fdiv {kind} 1.0, {x}")
-        if function == "isnan":
-            return self.emit(f"fcmp uno {kind} {x}, {x}")
-        if function in ("isinf", "isfinite"):
-            size = self.intrinsic("fabs", kind, [x])
-            infinity = _literal(np.inf, "float32")
-            return self.emit(f"fcmp {'oeq' if function == 'isinf' else 'olt'} {kind} {size}, {infinity}")
-        if function == "sign":
-            return self.sign(kind, x)
-        # As the processor's max and min: the second of two equal operands, which matters for zeros of both signs; a NaN
-        # in the first wins, one in the second makes the comparison false.
-        better = self.emit(f"fcmp {'ogt' if function == 'maximum' else 'olt'} {kind} {x}, {y}")
-        nan = self.emit(f"fcmp uno {kind} {x}, {x}")
-        first = self.emit(f"or i1 {better}, {nan}")
-        return self.emit(f"select i1 {first}, {kind} {x}, {kind} {y}")
+    def _iota(self, block: Block) -> Value:
+        places = ", ".join(f"i32 {i}" for i in range(block.width))
+        return Value(block, f"<{places}>", "int32")
 
-    def sign(self, kind: str, x: str) -> str:
-        zero = self.emit(f"fcmp oeq {kind} {x}, 0.0")
-        result = self.emit(f"select i1 {zero}, {kind} 0.0, {kind} {x}")
-        for compare, value in (("olt", "-1.0"), ("ogt", "1.0")):
-            found = self.emit(f"fcmp {compare} {kind} {x}, 0.0")
-            result = self.emit(f"select i1 {found}, {kind} {value}, {kind} {result}")
-        return result
+    def _body(self, number: int, block: Block, fixed: Block, base: str, column: str, mask: Value | None) -> None:
+        """The instructions of a pass for one vector."""
+        loop = self.loop
+        values: dict[int, Value] = {}
+        index = block.emit(f"add nsw i64 {base}, {column}", "int64").name
 
-    def integer(self, function: str, dtype: str, kind: str, values: list[str]) -> str:
-        x, y = values[0], values[-1]
-        if function in _COMPARE:
-            name = _COMPARE[function][1]
-            signed = "" if name in ("eq", "ne") else ("u" if dtype.startswith("u") else "s")
-            return self.emit(f"icmp {signed}{name} {kind} {x}, {y}")
-        if function in ("logical_not", "invert"):
-            return self.emit(f"xor i1 {x}, true")
-        return self.emit(f"{({**_BINARY, **_LOGICAL, **_BITWISE})[function]} {kind} {x}, {y}")
+        def value(register: int) -> Value:
+            if register not in values:
+                values[register] = compute(register)
+            return values[register]
 
-    def intrinsic(self, name: str, kind: str, values: list[str]) -> str:
-        suffix = "f32" if kind == "float" else "f64"
-        self.intrinsics.add(f"declare {kind} @llvm.{name}.{suffix}({', '.join([kind] * len(values))})")
-        return self.emit(f"call {kind} @llvm.{name}.{suffix}({', '.join(f'{kind} {v}' for v in values)})")
+        def compute(register: int) -> Value:
+            dtype = loop.dtypes[register]
+            if loop.levels[register] in ("scalar", "column"):
+                return fixed.splat(self.scalars[register])
+            step = self.step(register)
+            if step is None:
+                place = index if loop.inputs[register][1] == "full" else column
+                return self._load(block, f"%p{register}", dtype, place, mask)
+            if register in self.kept and loop.passes[register] < number:
+                return self._load(block, f"%kept{register}", dtype, column, mask)
+            if step.function == "column":
+                at = block.splat(block.convert(Value(block, column, "int64"), "int64"))
+                return block.convert(at, "int32") + self._iota(block)
+            if step.function == "spread":
+                return value(step.operands[0])
+            return self._apply(block, step, {o: value(o) for o in step.operands if isinstance(o, int)})
 
-    def convert(self, x: str, source: str, target: str) -> str:
-        if source == target:
-            return x
-        a, b = _TYPES[source], _TYPES[target]
-        floats = source.startswith("float"), target.startswith("float")
-        if target == "bool":
-            return self.emit(f"fcmp une {a} {x}, 0.0" if floats[0] else f"icmp ne {a} {x}, 0")
-        if all(floats):
-            return self.emit(f"{'fpext' if target == 'float64' else 'fptrunc'} {a} {x} to {b}")
-        unsigned = source == "bool" or source.startswith("u")
-        if floats[1]:
-            return self.emit(f"{'u' if unsigned else 's'}itofp {a} {x} to {b}")
-        bits = int(a[1:]), int(b[1:])
-        if bits[0] == bits[1]:
-            return x
-        widen = "zext" if unsigned else "sext"
-        return self.emit(f"{'trunc' if bits[0] > bits[1] else widen} {a} {x} to {b}")
+        for register in self.wanted(number):
+            value(register)
+        for register in sorted(self.kept):
+            if loop.passes[register] == number:
+                self._store(block, f"%kept{register}", value(register), column, mask)
+        for i, step in enumerate(loop.steps):
+            if step.function not in ROW_REDUCTIONS or loop.passes[step.operands[0]] != number:
+                continue
+            element = value(step.operands[0])
+            if mask is not None:
+                element = block.where(mask, element, block.constant(_identity(step.function, step.dtype), step.dtype))
+            before = self._kept_vector(block, f"%sum{i}", step.dtype)
+            self._keep_vector(block, f"%sum{i}", block.apply(_combining(step), before, element))
+        for i, output in enumerate(loop.outputs, len(loop.inputs)):
+            made_by = self.step(output)
+            if made_by is not None and made_by.function == "sum_rows":
+                if loop.passes[output] == number:
+                    element = value(made_by.operands[0])
+                    before = self._load(block, f"%row{i}", made_by.dtype, column, mask)
+                    self._store(block, f"%row{i}", before + element, column, mask)
+            elif loop.levels[output] == "full" and loop.passes[output] == number:
+                self._store(block, f"%p{i}", value(output), index, mask)
+
+    def _finish_reductions(self, block: Block, number: int) -> None:
+        """Each vector of partial results to one number, half by half."""
+        for i, step in enumerate(self.loop.steps):
+            if step.function not in ROW_REDUCTIONS or self.loop.passes[step.operands[0]] != number:
+                continue
+            kind = TYPES[step.dtype]
+            width = self.width
+            value = self._kept_vector(self._sized(block, width), f"%sum{i}", step.dtype)
+            while width > 1:
+                half = width // 2
+                parts = []
+                for start in (0, half):
+                    places = ", ".join(f"i32 {start + j}" for j in range(half))
+                    parts.append(
+                        value.block.emit(
+                            f"shufflevector <{width} x {kind}> {value.name}, <{width} x {kind}> poison, "
+                            f"<{half} x i32> <{places}>",
+                            step.dtype,
+                        )
+                    )
+                narrow = self._sized(block, half)
+                if half == 1:
+                    parts = [
+                        narrow.emit(f"extractelement <1 x {kind}> {part.name}, i64 0", step.dtype) for part in parts
+                    ]
+                value = narrow.apply(_combining(step), *(Value(narrow, p.name, p.dtype) for p in parts))
+                width = half
+            self.scalars[self.first_step + i] = Value(block, value.name, step.dtype)
+
+    def _sized(self, block: Block, width: int) -> Block:
+        """A block of another width that writes to the same place."""
+        self.segments += 1
+        other = Block(self.module, width, elementary.FUNCTIONS, f"t{self.segments}.")
+        other.lines = block.lines
+        return other
+
+    # Memory; booleans are bytes there
+
+    def _load(self, block: Block, pointer: str, dtype: str, index: str, mask: Value | None) -> Value:
+        kind = _memory(dtype)
+        vector = kind if block.width == 1 else f"<{block.width} x {kind}>"
+        address = block.emit(f"getelementptr {kind}, ptr {pointer}, i64 {index}", dtype).name
+        if mask is None:
+            value = block.emit(f"load {vector}, ptr {address}, align {_size(dtype)}", dtype)
+        else:
+            name = f"@llvm.masked.load.v{block.width}{_suffix(dtype)}.p0"
+            lanes = f"<{block.width} x i1>"
+            self.module.declarations.add(f"declare {vector} {name}(ptr, i32, {lanes}, {vector})")
+            value = block.emit(
+                f"call {vector} {name}(ptr {address}, i32 {_size(dtype)}, {lanes} {mask.name}, "
+                f"{vector} zeroinitializer)",
+                dtype,
+            )
+        if dtype != "bool":
+            return value
+        zero = "0" if block.width == 1 else "zeroinitializer"
+        return block.emit(f"icmp ne {vector} {value.name}, {zero}", dtype)
+
+    def _store(self, block: Block, pointer: str, value: Value, index: str, mask: Value | None) -> None:
+        kind, name = _memory(value.dtype), value.name
+        vector = kind if block.width == 1 else f"<{block.width} x {kind}>"
+        if value.dtype == "bool":
+            name = block.emit(f"zext {block.type('bool')} {name} to {vector}", "uint8").name
+        address = block.emit(f"getelementptr {kind}, ptr {pointer}, i64 {index}", value.dtype).name
+        if mask is None:
+            block.lines.append(f"  store {vector} {name}, ptr {address}, align {_size(value.dtype)}")
+            return
+        function = f"@llvm.masked.store.v{block.width}{_suffix(value.dtype)}.p0"
+        lanes = f"<{block.width} x i1>"
+        self.module.declarations.add(f"declare void {function}({vector}, ptr, i32, {lanes})")
+        block.lines.append(
+            f"  call void {function}({vector} {name}, ptr {address}, i32 {_size(value.dtype)}, {lanes} {mask.name})"
+        )
+
+    def _kept_vector(self, block: Block, pointer: str, dtype: str) -> Value:
+        vector = f"<{block.width} x {_memory(dtype)}>"
+        value = block.emit(f"load {vector}, ptr {pointer}, align 64", dtype)
+        return block.emit(f"icmp ne {vector} {value.name}, zeroinitializer", dtype) if dtype == "bool" else value
+
+    def _keep_vector(self, block: Block, pointer: str, value: Value) -> None:
+        vector, name = f"<{block.width} x {_memory(value.dtype)}>", value.name
+        if value.dtype == "bool":
+            name = block.emit(f"zext {block.type('bool')} {name} to {vector}", "uint8").name
+        block.lines.append(f"  store {vector} {name}, ptr {pointer}, align 64")
 
 
-def _literal(value: Any, dtype: str) -> str:
-    if dtype == "bool":
-        return "true" if value else "false"
-    if not dtype.startswith("float"):
-        return str(int(value))
-    rounded = float(np.float32(value)) if dtype == "float32" else float(value)
-    return f"0x{struct.unpack('<Q', struct.pack('<d', rounded))[0]:016X}"
+def _combining(step: Step) -> str:
+    if step.dtype == "bool":
+        return "logical_or" if step.function == "max" else "logical_and"
+    return _COMBINE[step.function]
 
 
-def source(loop: Loop) -> str:
+def _memory(dtype: str) -> str:
+    return "i8" if dtype == "bool" else TYPES[dtype]
+
+
+def _size(dtype: str) -> int:
+    return 1 if dtype == "bool" else np.dtype(dtype).itemsize
+
+
+def _suffix(dtype: str) -> str:
+    return {"float": "f32", "double": "f64"}.get(_memory(dtype), _memory(dtype))
+
+
+@functools.lru_cache(maxsize=4096)
+def source(loop: Loop, keep: bool = True) -> str:
     """The LLVM IR of a loop, a native kernel named ``loop``, which works from row (if flat: element) start to stop.
 
-    Its arguments are the inputs, the outputs, and the number of columns.
+    With sums of columns, from block of rows to block of rows. Its arguments are the inputs, the outputs, the number of
+    columns, of rows, and of elements (the last row may be shorter).
+
+    Parameters
+    ----------
+    loop : Loop
+    keep : bool, default True
+        Whether a row of values that are costly to compute is kept for a later pass, in scratch memory on the stack.
     """
-    writer = _Writer(loop)
-    head: list[str] = []
-    pointers = [*(dtype for dtype, _ in loop.inputs), *(loop.dtypes[o] for o in loop.outputs)]
-    for i in range(len(pointers)):
-        head += [f"  %a{i} = getelementptr i64, ptr %arguments, i64 {i}", f"  %p{i} = load ptr, ptr %a{i}"]
-    if not loop.is_flat:
-        head += [f"  %a = getelementptr i64, ptr %arguments, i64 {len(pointers)}", "  %columns = load i64, ptr %a"]
-    index = {"full": "%i", "row": "%c", "column": "%r", "scalar": "0"}
-    if loop.is_flat:
-        index["full"] = "%c"
-    for i, (dtype, access) in enumerate(loop.inputs):
-        writer.names.append(_load(writer, i, dtype, index[access]))
-    for step in loop.steps:
-        writer.names.append(writer.step(step))
-    for i, register in enumerate(loop.outputs, len(loop.inputs)):
-        _store(writer, i, loop.dtypes[register], writer.names[register], index["full"])
-    body = "\n".join(writer.lines)
-    text = _FLAT if loop.is_flat else _NESTED
-    function = text.format(head="\n".join(head), body=body)
-    return "\n".join([*sorted(writer.intrinsics), function, _METADATA])
+    return _Writer(loop, keep).source()
 
 
-def _load(writer: _Writer, number: int, dtype: str, index: str) -> str:
-    memory = "i8" if dtype == "bool" else _TYPES[dtype]
-    address = writer.emit(f"getelementptr {memory}, ptr %p{number}, i64 {index}")
-    value = writer.emit(f"load {memory}, ptr {address}, align {_align(memory)}, !llvm.access.group !0")
-    return writer.emit(f"icmp ne i8 {value}, 0") if dtype == "bool" else value
-
-
-def _store(writer: _Writer, number: int, dtype: str, value: str, index: str) -> None:
-    memory = "i8" if dtype == "bool" else _TYPES[dtype]
-    if dtype == "bool":
-        value = writer.emit(f"zext i1 {value} to i8")
-    address = writer.emit(f"getelementptr {memory}, ptr %p{number}, i64 {index}")
-    writer.lines.append(f"  store {memory} {value}, ptr {address}, align {_align(memory)}, !llvm.access.group !0")
-
-
-def _align(memory: str) -> int:
-    return {"float": 4, "double": 8}.get(memory) or int(memory[1:]) // 8
-
-
-_FLAT = """define void @loop(ptr %arguments, i64 %start, i64 %stop) nounwind {{
-entry:
-{head}
-  %some = icmp slt i64 %start, %stop
-  br i1 %some, label %each, label %end
-each:
-  %c = phi i64 [%start, %entry], [%c.next, %each]
-{body}
-  %c.next = add nsw i64 %c, 1
-  %more = icmp slt i64 %c.next, %stop
-  br i1 %more, label %each, label %end, !llvm.loop !1
-end:
-  ret void
-}}"""
-
-_NESTED = """define void @loop(ptr %arguments, i64 %start, i64 %stop) nounwind {{
-entry:
-{head}
-  %some = icmp slt i64 %start, %stop
-  %wide = icmp sgt i64 %columns, 0
-  %any = and i1 %some, %wide
-  br i1 %any, label %row, label %end
-row:
-  %r = phi i64 [%start, %entry], [%r.next, %row.end]
-  %base = mul nsw i64 %r, %columns
-  br label %each
-each:
-  %c = phi i64 [0, %row], [%c.next, %each]
-  %i = add nsw i64 %base, %c
-{body}
-  %c.next = add nsw i64 %c, 1
-  %more = icmp slt i64 %c.next, %columns
-  br i1 %more, label %each, label %row.end, !llvm.loop !1
-row.end:
-  %r.next = add nsw i64 %r, 1
-  %again = icmp slt i64 %r.next, %stop
-  br i1 %again, label %row, label %end
-end:
-  ret void
-}}"""
-
-# Iterations are independent, also where a result takes the place of an operand: its element is read before it is
-# written. So no checks whether arrays overlap.
-_METADATA = """!0 = distinct !{}
-!1 = distinct !{!1, !2}
-!2 = !{!"llvm.loop.parallel_accesses", !0}"""
-
-
-def bind(loop: Loop, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray], columns: int) -> Bound:
+def bind(
+    loop: Loop,
+    inputs: Sequence[np.ndarray],
+    outputs: Sequence[np.ndarray],
+    columns: int,
+    size: int | None = None,
+) -> Bound:
     """A call of a loop on fixed arrays.
 
     Parameters
     ----------
     loop : Loop
     inputs, outputs : sequence of arrays
-        Outputs are contiguous, of one shape; they may be the same memory as an input that is read "full".
+        Outputs are contiguous; if the loop allows (`Loop.in_place`), they may be the same memory as an input that is
+        read "full".
     columns : int
         The length of a row.
+    size : int, optional
+        The number of elements; by default that of the first output. The last row may be shorter than the others.
 
     Returns
     -------
     NativeCall, or a callable
         Takes no arguments and may be called any number of times.
     """
-    size = outputs[0].size
-    if size == 0:
+    size = outputs[0].size if size is None else size
+    if size == 0 and loop.is_flat:
         return NativeSequence(())
+    # Arithmetic of numpy makes scalars of arrays without axes.
+    inputs = [np.asarray(x) for x in inputs]
     copies = [(np.empty(x.shape, x.dtype), x) for x in inputs if not x.flags.c_contiguous]
     replaced = {id(x): copy for copy, x in copies}
-    arrays = [replaced.get(id(x), x) for x in inputs] + list(outputs)
-    rows = size if loop.is_flat else size // columns
-    grain = max(_GRAIN * rows // size, 1)
-    call = NativeCall(machine.load(source(loop))["loop"], [*arrays, columns], rows, grain if rows > grain else 0)
+    arrays = [replaced.get(id(x), x) for x in inputs]
+    call = _native(loop, arrays, list(outputs), columns, size)
     if not copies:
         return call
 
@@ -370,3 +472,30 @@ def bind(loop: Loop, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]
         call()
 
     return run
+
+
+def _native(
+    loop: Loop, inputs: list[np.ndarray], outputs: list[np.ndarray], columns: int, size: int
+) -> NativeCall | NativeSequence:
+    widest = max(_size(dtype) for dtype in loop.dtypes)
+    address = machine.load(source(loop, columns * widest <= _KEPT))["loop"]
+    least = max(_WORK // loop.cost, LANES) & -LANES
+    if loop.is_flat:
+        return NativeCall(address, [*inputs, *outputs, 1, size, size], size, least if size > least else 0)
+    # Rows without an element have results all the same.
+    rows = -(-size // columns) if columns else max(o.size for o in outputs)
+    least = max(least // max(columns, 1), 1)
+    if not loop.sums_columns:
+        return NativeCall(address, [*inputs, *outputs, columns, rows, size], rows, least if rows > least else 0)
+    blocks = max(-(-rows // BLOCK), 1)
+    targets, more = list(outputs), []
+    if blocks > 1:
+        for i, register in enumerate(loop.outputs):
+            if loop.levels[register] == "row":
+                dtype = loop.dtypes[register]
+                targets[i] = np.empty((blocks, columns), dtype)
+                combine = Loop(((dtype, "full"),), (Step("sum_rows", (0,), dtype),), (1,))
+                more.append(_native(combine, [targets[i]], [outputs[i]], columns, blocks * columns))
+    grain = max(least // BLOCK, 1)
+    first = NativeCall(address, [*inputs, *targets, columns, rows, size], blocks, grain if blocks > grain else 0)
+    return NativeSequence([first, *more])

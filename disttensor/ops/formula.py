@@ -5,21 +5,24 @@ A formula is a Python function of a math namespace and of scalars::
     def sigmoid(m, x):
         return 1 / (1 + m.exp(-x))
 
-It is run once over symbols, which yields a `Program`: a list of primitive instructions. numpy executes that list here;
-a code generator can read the same list.
+It is run once over symbols, which yields a `Program`: a list of primitive instructions. numpy executes the list if all
+its primitives are exact in IEEE 754; generated loops do if there are exponentials and the like in it, whose one
+definition is in `disttensor.kernels.elementary`, and wherever operators are fused.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from disttensor.errors import ArgumentError
-from disttensor.kernels import blas
+from disttensor.kernels import blas, codegen, elementary, loop
+from disttensor.kernels.loop import Literal, Loop, Step
+from disttensor.kernels.native import Bound
 
 Formula = Callable[..., Any]
 
@@ -151,6 +154,10 @@ class Program:
 
         Large arrays are done piece by piece, on several threads: intermediate results then stay in the cache.
         """
+        call = self.bind(out, *inputs)
+        if call is not None:
+            call()
+            return
         if out.dtype.kind == "c" or any(i.function in _LAYOUT_DEPENDENT for i in self.instructions):
             inputs = tuple(np.asarray(x, order="C") for x in inputs)
         arrays = (out, *inputs)
@@ -175,12 +182,84 @@ class Program:
         if is_complex:
             np.copyto(out, registers[self.instructions[-1].target])
 
+    def steps(self, dtypes: Sequence[str], result: str) -> list[Step] | None:
+        """The steps of a generated loop; None if it cannot compute this.
+
+        Parameters
+        ----------
+        dtypes : sequence of str
+            The dtypes of the inputs.
+        result : str
+            The dtype of the result.
+        """
+        known = list(dtypes)
+        steps = []
+        for number, instruction in enumerate(self.instructions, 1):
+            operands = tuple(Literal(o.value) if isinstance(o, Constant) else o for o in instruction.operands)
+            last = result if number == len(self.instructions) else None
+            step = _typed(instruction.function, operands, known, last)
+            if step is None:
+                return None
+            steps.append(step)
+            known.append(step.dtype)
+        return steps if known[-1] == result else None
+
+    def bind(self, out: np.ndarray, *inputs: np.ndarray) -> Bound | None:
+        """A call of a generated loop on these arrays, if the formula has functions that only such loops compute."""
+        if not any(i.function in elementary.FUNCTIONS for i in self.instructions) or not out.flags.c_contiguous:
+            return None
+        generated = _generate(self, tuple((x.dtype.name, x.size == 1) for x in inputs), out.dtype.name)
+        if generated is None:
+            return None
+        arrays = [x if x.size == 1 else np.broadcast_to(x, out.shape) for x in inputs]
+        return codegen.bind(generated, arrays, [out], 1)
+
     def as_ufunc(self) -> Callable[..., Any] | None:
         """The ufunc of numpy that this program is, applied to its inputs in order; None if it is more than that."""
         first, *more = self.instructions
+        if first.function in elementary.FUNCTIONS:
+            return None
         simple = not more and first.operands == tuple(range(self.arity)) and first.function not in _LAYOUT_DEPENDENT
         function = _function(first.function) if simple else None
         return function if isinstance(function, np.ufunc) else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _generate(program: Program, inputs: tuple[tuple[str, bool], ...], result: str) -> Loop | None:
+    """The loop of a program for inputs of these dtypes, which are single numbers or not."""
+    steps = program.steps([dtype for dtype, _ in inputs], result)
+    if steps is None or any(dtype not in loop.DTYPES for dtype, _ in inputs):
+        return None
+    accesses = tuple((dtype, "scalar" if single else "full") for dtype, single in inputs)
+    generated = Loop(accesses, tuple(steps), (len(inputs) + len(steps) - 1,))
+    if generated.levels[generated.outputs[0]] == "full":
+        return generated
+    spread = Step("spread", generated.outputs, result)
+    return Loop(accesses, (*generated.steps, spread), (generated.outputs[0] + 1,))
+
+
+def _typed(function: str, operands: tuple[Any, ...], dtypes: list[str], result: str | None) -> Step | None:
+    values = operands[1:] if function == "where" else operands
+    kinds = {dtypes[o] for o in values if isinstance(o, int)}
+    if function == "where" and not kinds and result is not None:
+        kinds = {result}
+    if len(kinds) != 1 or (function == "where" and not _is_condition(operands[0], dtypes)):
+        return None
+    kind = kinds.pop()
+    literals = [o.value for o in values if isinstance(o, Literal)]
+    if not loop.supports(function, kind) or any(not _fits(value, kind) for value in literals):
+        return None
+    return Step(function, operands, "bool" if function in loop.BOOLEAN else kind)
+
+
+def _is_condition(operand: Any, dtypes: list[str]) -> bool:
+    return isinstance(operand, int) and dtypes[operand] == "bool"
+
+
+def _fits(value: Any, dtype: str) -> bool:
+    if isinstance(value, bool) or dtype == "bool":
+        return isinstance(value, bool) and dtype == "bool"
+    return isinstance(value, int) or (isinstance(value, float) and dtype.startswith("float"))
 
 
 def trace(formula: Formula, arity: int, **attrs: Any) -> Program:

@@ -251,10 +251,13 @@ def elementwise(
                 run(out, *inputs)
 
         def bind(out: np.ndarray, *inputs: np.ndarray, **attrs: Any) -> Bound:
-            ufunc = program(tuple(attrs.items())).as_ufunc()
-            plain = all(i.dtype.itemsize != 2 and i.dtype.kind != "c" for i in inputs)
-            if ufunc is not None and plain:
-                return functools.partial(ufunc, *inputs, out=out)
+            formula = program(tuple(attrs.items()))
+            if all(i.dtype.itemsize != 2 and i.dtype.kind != "c" for i in inputs):
+                ufunc, call = formula.as_ufunc(), formula.bind(out, *inputs)
+                if call is not None:
+                    return call
+                if ufunc is not None:
+                    return functools.partial(ufunc, *inputs, out=out)
             return functools.partial(kernel, out, *inputs, **attrs)
 
         def infer(*specs: Spec, **attrs: Any) -> Spec:

@@ -7,7 +7,8 @@ import pytest
 
 from disttensor import config
 from disttensor.kernels import codegen, denormals
-from disttensor.kernels.codegen import DTYPES, Literal, Loop, Step, bind, converts, source, supports
+from disttensor.kernels.codegen import bind, source
+from disttensor.kernels.loop import BOOLEAN, DTYPES, Literal, Loop, Step, converts, supports
 
 UNARY = "negative absolute sqrt square reciprocal floor ceil trunc rint sign isnan isinf isfinite logical_not invert"
 BINARY = (
@@ -50,7 +51,7 @@ def test_primitives_give_the_bits_of_numpy(dtype: str) -> None:
             if not supports(name, dtype):
                 continue
             tried += 1
-            result = "bool" if name in codegen.BOOLEAN else dtype
+            result = "bool" if name in BOOLEAN else dtype
             inputs = [numbers(dtype, 67, seed) for seed in range(arity)]
             loop = Loop(((dtype, "full"),) * arity, (Step(name, tuple(range(arity)), result),), (arity,))
             with np.errstate(all="ignore"), denormals.flushed():
@@ -137,4 +138,57 @@ def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_source_is_readable_and_the_description_short() -> None:
     loop = Loop((("float32", "full"),), (Step("maximum", (0, Literal(0.0)), "float32"),), (1,))
     assert repr(loop) == "[v1 = maximum(v0, 0.0) -> v1]"
-    assert "fcmp ogt float" in source(loop)
+    assert "fcmp ogt <16 x float>" in source(loop)
+
+
+def total(x: np.ndarray) -> np.ndarray:
+    """The sums of rows in the order that loops promise."""
+    padded = np.zeros((x.shape[0], -(-x.shape[1] // 16) * 16), x.dtype)
+    padded[:, : x.shape[1]] = x
+    sums = np.zeros((x.shape[0], 16), x.dtype)
+    for c in range(0, padded.shape[1], 16):
+        sums = sums + padded[:, c : c + 16]
+    while sums.shape[1] > 1:
+        half = sums.shape[1] // 2
+        sums = sums[:, :half] + sums[:, half:]
+    return sums
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 10), (3, 16), (2, 17), (4, 100), (0, 4)])
+@pytest.mark.parametrize("keep", [True, False])
+def test_rows_are_reduced_in_a_fixed_order(
+    dtype: str, shape: tuple[int, int], keep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(codegen, "_KEPT", 1 << 16 if keep else 0)
+    x = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    # The softmax without its exponential: y = √(max − x), y / Σ y; and the sums.
+    steps = (
+        Step("max", (0,), dtype), Step("subtract", (1, 0), dtype), Step("sqrt", (2,), dtype), Step("sum", (3,), dtype),
+        Step("divide", (3, 4), dtype),
+    )  # fmt: skip
+    outputs = [np.empty(shape, dtype), np.empty((shape[0], 1), dtype)]
+    bind(Loop(((dtype, "full"),), steps, (5, 4)), [x], outputs, shape[1])()
+    with np.errstate(all="ignore"):
+        y = np.sqrt(x.max(axis=1, keepdims=True) - x)
+        assert same_bits(outputs[1], total(y))
+        assert same_bits(outputs[0], y / total(y))
+
+
+@pytest.mark.parametrize("rows", [1, 3, 256, 257, 1000])
+@pytest.mark.parametrize("columns", [1, 10, 32])
+def test_columns_are_added_up_in_blocks(rows: int, columns: int) -> None:
+    x = np.random.default_rng(0).normal(size=(rows, columns)).astype("float32")
+    loop = Loop((("float32", "full"),), (Step("square", (0,), "float32"), Step("sum_rows", (1,), "float32")), (1, 2))
+    squares, sums = np.empty_like(x), np.empty(columns, "float32")
+    bind(loop, [x], [squares, sums], columns)()
+
+    def one_by_one(rows: np.ndarray) -> np.ndarray:
+        result = np.zeros(columns, "float32")
+        for row in rows:
+            result = result + row
+        return result
+
+    blocks = [one_by_one((x * x)[i : i + 256]) for i in range(0, rows, 256)]
+    assert squares.tobytes() == (x * x).tobytes()
+    assert sums.tobytes() == (one_by_one(np.array(blocks)) if len(blocks) > 1 else blocks[0]).tobytes()

@@ -1,8 +1,9 @@
 """Fusion: neighbouring elementwise operators become one loop over their elements.
 
 Each operator's formula (see `disttensor.ops.formula`) is a list of primitives; the lists of a group are put together
-into one `disttensor.kernels.codegen.Loop`. A value that only the group uses never reaches memory. Only primitives that
-the generated code computes with numpy's bits are fused, so the results do not change.
+into one `disttensor.kernels.loop.Loop`. A value that only the group uses never reaches memory. Only what loops compute
+with the bits of the operator alone is fused: primitives that are exact in IEEE 754, and the functions whose definition
+is in `disttensor.kernels.elementary`. So the results do not change.
 
 Operators join a group greedily, in program order, when they have its shape and no path leads from the group through
 another operator back into it (the graph must stay acyclic).
@@ -21,10 +22,10 @@ from disttensor.context import Shape, Spec
 from disttensor.errors import DTypeError
 from disttensor.graph.graph import Graph, Node, Value
 from disttensor.kernels import codegen
-from disttensor.kernels.codegen import Literal, Loop, Step
+from disttensor.kernels import loop as loops
+from disttensor.kernels.loop import Literal, Loop, Step
 from disttensor.kernels.native import Bound
 from disttensor.ops.core import broadcast, convert
-from disttensor.ops.formula import Constant
 from disttensor.ops.reductions import reduced_shape, spread
 from disttensor.ops.registry import Example, operator
 
@@ -76,45 +77,11 @@ def steps_of(node: Node) -> list[Step] | None:
     """The primitives of an operator node, its inputs being registers 0, 1, …; None if they cannot be generated."""
     if node.op is convert:
         source, target = node.inputs[0].spec.dtype, node.specs[0].dtype
-        return [Step("convert", (0,), target)] if codegen.converts(source, target) else None
+        return [Step("convert", (0,), target)] if loops.converts(source, target) else None
     if node.op is None or node.op.program is None:
         return None
-    dtypes = [v.spec.dtype for v in node.inputs]
-    steps = []
-    instructions = node.op.program(tuple(node.attrs.items())).instructions
-    for number, instruction in enumerate(instructions):
-        operands = tuple(Literal(o.value) if isinstance(o, Constant) else o for o in instruction.operands)
-        last = node.specs[0].dtype if number == len(instructions) - 1 else None
-        step = _typed(instruction.function, operands, dtypes, last)
-        if step is None:
-            return None
-        steps.append(step)
-        dtypes.append(step.dtype)
-    return steps if dtypes[-1] == node.specs[0].dtype else None
-
-
-def _typed(function: str, operands: tuple[Any, ...], dtypes: list[str], result: str | None) -> Step | None:
-    values = operands[1:] if function == "where" else operands
-    kinds = {dtypes[o] for o in values if isinstance(o, int)}
-    if function == "where" and not kinds and result is not None:
-        kinds = {result}
-    if len(kinds) != 1 or (function == "where" and not _is_condition(operands[0], dtypes)):
-        return None
-    kind = kinds.pop()
-    literals = [o.value for o in values if isinstance(o, Literal)]
-    if not codegen.supports(function, kind) or any(not _fits(value, kind) for value in literals):
-        return None
-    return Step(function, operands, "bool" if function in codegen.BOOLEAN else kind)
-
-
-def _is_condition(operand: Any, dtypes: list[str]) -> bool:
-    return isinstance(operand, int) and dtypes[operand] == "bool"
-
-
-def _fits(value: Any, dtype: str) -> bool:
-    if isinstance(value, bool) or dtype == "bool":
-        return isinstance(value, bool) and dtype == "bool"
-    return isinstance(value, int) or (isinstance(value, float) and dtype.startswith("float"))
+    program = node.op.program(tuple(node.attrs.items()))
+    return program.steps([v.spec.dtype for v in node.inputs], node.specs[0].dtype)
 
 
 def access_of(shape: Shape, whole: Shape) -> tuple[str, int | None] | None:
@@ -271,6 +238,12 @@ class _Builder:
                 steps.append(Step(step.function, tuple(_place(o, numbers, base) for o in step.operands), step.dtype))
             register[id(member)] = len(self.values) + len(steps) - 1
         outputs = [m for m in self.members if any(u is None or id(u) not in inside for u in self.users[id(m)])]
+        levels = Loop(tuple(self.accesses), tuple(steps), ()).levels
+        for member in outputs:
+            # What is one number for a row, or for all, is stored for each element.
+            if levels[register[id(member)]] != "full":
+                steps.append(Step("spread", (register[id(member)],), member.specs[0].dtype))
+                register[id(member)] = len(self.values) + len(steps) - 1
         loop = Loop(tuple(self.accesses), tuple(steps), tuple(register[id(m)] for m in outputs))
         attrs = {"loop": loop, "shape": self.shape, "columns": self.columns or 1}
         specs = [m.specs[0] for m in outputs]
@@ -290,7 +263,7 @@ class _Builder:
         access = access_of(_through_broadcast(old)[1], self.shape)
         assert access is not None
         new = _through_broadcast(new)[0]
-        if new.node.kind == "constant" and new.node.source.size == 1 and new.spec.dtype in codegen.DTYPES:
+        if new.node.kind == "constant" and new.node.source.size == 1 and new.spec.dtype in loops.DTYPES:
             return Literal(new.node.source.item())
         key = (id(new.node), new.slot)
         if key not in self.external:

@@ -1,0 +1,187 @@
+"""What a generated loop computes: a list of primitive steps over the elements of a matrix.
+
+A loop runs over rows and columns. Its registers live on one of three levels, which follow from how they are made:
+
+* "full": a number for each element; made from what is read for each element or each column;
+* "column": a number for each row; made from columns and from reductions of rows, which may feed "full" steps again;
+* "scalar": one number.
+
+Rows are added up in a fixed order: element c of a row goes to sum c mod 16, and the 16 sums are added pairwise, s₀ + s₈
+and so on. Columns are added up row by row in blocks of `BLOCK` rows, then the sums of blocks in the same way. So the
+order depends on the shape alone, never on threads or the processor.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from disttensor.kernels import elementary, scalar_ir
+
+DTYPES = frozenset(scalar_ir.TYPES)
+"""The dtypes that loops can work on."""
+
+LANES = 16
+"""Sums of a row that run side by side."""
+
+BLOCK = 256
+"""Rows whose columns are added up one after the other."""
+
+BOOLEAN = frozenset((*scalar_ir.COMPARISONS, *scalar_ir.LOGICAL, "logical_not", "isnan", "isinf", "isfinite"))
+"""The primitives whose result is bool, whatever the dtype of their operands."""
+
+ROW_REDUCTIONS = frozenset(("sum", "max", "min"))
+"""Steps that make one number of a row."""
+
+_COSTLY = frozenset((*elementary.FUNCTIONS, "divide", "sqrt", "reciprocal"))
+
+
+@dataclass(frozen=True)
+class Literal:
+    """A number in a loop, of the dtype of the instruction that uses it."""
+
+    value: Any
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+@dataclass(frozen=True)
+class Step:
+    """``register = function(*operands)``, in the dtype of the operands; ``convert`` gives `dtype`.
+
+    Operands are numbers of registers, or literals. Inputs are the first registers, then comes one for each step.
+    Beside the primitives and functions there are "sum", "max" and "min" of a row; "sum_rows", the sums of columns,
+    which no other step can use; "column", the number of the column, without operands; and "spread", which makes a
+    number of each element.
+    """
+
+    function: str
+    operands: tuple[Any, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Loop:
+    """What to compute for each element.
+
+    Attributes
+    ----------
+    inputs : tuple of (dtype, access)
+        How an input is read in row r and column c: "full" (element r·columns + c), "row" (element c, the same for every
+        row), "column" (element r), or "scalar" (its only element).
+    steps : tuple of Step
+    outputs : tuple of int
+        The registers that are stored: for each element, each row, or (sums of columns) each column.
+    """
+
+    inputs: tuple[tuple[str, str], ...]
+    steps: tuple[Step, ...]
+    outputs: tuple[int, ...]
+
+    @functools.cached_property
+    def _hash(self) -> int:
+        return hash((self.inputs, self.steps, self.outputs))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @functools.cached_property
+    def dtypes(self) -> list[str]:
+        """The dtype of each register."""
+        return [dtype for dtype, _ in self.inputs] + [step.dtype for step in self.steps]
+
+    @functools.cached_property
+    def levels(self) -> list[str]:
+        """The level of each register: "full", "column" or "scalar"; "row" for sums of columns."""
+        levels = ["full" if access == "row" else access for _, access in self.inputs]
+        for step in self.steps:
+            operands = {levels[o] for o in step.operands if isinstance(o, int)}
+            if step.function in ROW_REDUCTIONS:
+                level = "column"
+            elif step.function == "sum_rows":
+                level = "row"
+            elif step.function in ("column", "spread") or "full" in operands:
+                level = "full"
+            else:
+                level = "column" if "column" in operands else "scalar"
+            levels.append(level)
+        return levels
+
+    @functools.cached_property
+    def passes(self) -> list[int]:
+        """In which pass over its row a register is known: reductions are after the pass that makes their operand."""
+        passes = [0] * len(self.inputs)
+        for step in self.steps:
+            known = max((passes[o] for o in step.operands if isinstance(o, int)), default=0)
+            passes.append(known + (step.function in ROW_REDUCTIONS))
+        return passes
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether rows and columns do not matter."""
+        return all(access in ("full", "scalar") for _, access in self.inputs) and not (
+            {step.function for step in self.steps} & {*ROW_REDUCTIONS, "sum_rows", "column"}
+        )
+
+    @property
+    def sums_columns(self) -> bool:
+        """Whether there are sums of columns."""
+        return any(step.function == "sum_rows" for step in self.steps)
+
+    @functools.cached_property
+    def in_place(self) -> bool:
+        """Whether a result may take the place of an operand: no element is read after its result is written."""
+        last = max(self.passes, default=0)
+        return not self.sums_columns and all(self.passes[o] == last for o in self.outputs if self.levels[o] == "full")
+
+    @functools.cached_property
+    def cost(self) -> int:
+        """About how many instructions an element takes."""
+        full = [
+            step.function
+            for step, level in zip(self.steps, self.levels[len(self.inputs) :], strict=True)
+            if level == "full"
+        ]
+        return 2 + len(full) + sum(24 if f in elementary.FUNCTIONS else 8 if f in _COSTLY else 0 for f in full)
+
+    def is_cheap(self, register: int) -> bool:
+        """Whether a register is as quickly computed again as kept: at most two additions or the like."""
+        step = self.steps[register - len(self.inputs)]
+        operands = [o for o in step.operands if isinstance(o, int) and o >= len(self.inputs)]
+        if step.function in _COSTLY:
+            return False
+        inner = [o for o in operands if self.levels[o] == "full"]
+        return all(
+            self.steps[o - len(self.inputs)].function not in _COSTLY
+            and not any(
+                isinstance(p, int) and p >= len(self.inputs) and self.levels[p] == "full"
+                for p in self.steps[o - len(self.inputs)].operands
+            )
+            for o in inner
+        )
+
+    def __repr__(self) -> str:
+        lines = []
+        for number, step in enumerate(self.steps, len(self.inputs)):
+            operands = ", ".join(f"v{o}" if isinstance(o, int) else repr(o) for o in step.operands)
+            lines.append(f"v{number} = {step.function}({operands})")
+        return f"[{'; '.join(lines)} -> {', '.join(f'v{o}' for o in self.outputs)}]"
+
+
+def supports(function: str, dtype: str) -> bool:
+    """Whether a loop can apply a primitive to operands of this dtype; with numpy's bits, if numpy computes exactly."""
+    if dtype not in DTYPES:
+        return False
+    if dtype.startswith("float"):
+        return function in scalar_ir.FLOATING or function in elementary.FUNCTIONS
+    return function in (scalar_ir.TRUTH if dtype == "bool" else scalar_ir.INTEGRAL)
+
+
+def converts(source: str, target: str) -> bool:
+    """Whether a loop can convert between these dtypes as numpy does, whatever the value."""
+    if source not in DTYPES or target not in DTYPES:
+        return False
+    # A float too large for an integer type is undefined in LLVM.
+    return not (source.startswith("float") and not target.startswith("float") and target != "bool")

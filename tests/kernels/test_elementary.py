@@ -1,0 +1,133 @@
+"""Elementary functions: accuracy over the whole range, limits, and the same bits in every place of every array."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from disttensor.kernels.codegen import bind, source
+from disttensor.kernels.elementary import FUNCTIONS
+from disttensor.kernels.loop import Loop, Step
+
+# Units in the last place, of the correctly rounded result.
+ULP = {
+    "exp": 1.1, "exp2": 1.1, "expm1": 2, "log": 1, "log1p": 1, "log2": 1, "log10": 1, "tanh": 2.6, "power": 0.7,
+}  # fmt: skip
+ERF_ULP = {("erf", "float32"): 5.5, ("erf", "float64"): 4, ("erfc", "float32"): 1.1, ("erfc", "float64"): 8}
+LIMITS = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e300, -1e300]
+
+
+def apply(name: str, *inputs: np.ndarray) -> np.ndarray:
+    dtype = inputs[0].dtype.name
+    count = len(inputs)
+    loop = Loop(((dtype, "full"),) * count, (Step(name, tuple(range(count)), dtype),), (count,))
+    out = np.empty_like(inputs[0])
+    bind(loop, inputs, [out], 1)()
+    return out
+
+
+def numbers(dtype: str, seed: int) -> np.ndarray:
+    """Numbers of every size, and many of the sizes where functions bend."""
+    rng = np.random.default_rng(seed)
+    count = 4000
+    any_bits = np.frombuffer(rng.bytes(count * np.dtype(dtype).itemsize), dtype)
+    any_bits = any_bits[np.isfinite(any_bits) & (np.abs(any_bits) >= np.finfo(dtype).tiny)]
+    parts = [any_bits] + [rng.normal(size=count) * scale for scale in (1e-3, 0.3, 1, 20)]
+    return np.concatenate([*parts, 1 + rng.normal(size=count) * 0.01, rng.uniform(-800, 800, count)]).astype(dtype)
+
+
+def ulps(actual: np.ndarray, exact: np.ndarray) -> float:
+    """The largest error where the exact result is a normal number."""
+    info = np.finfo(actual.dtype)
+    size = np.abs(exact)
+    normal = np.isfinite(size) & (size >= info.tiny) & (size <= info.max)
+    unit = np.exp2(np.floor(np.log2(size[normal])) - info.nmant)
+    return float(np.max(np.abs(actual[normal].astype(np.longdouble) - exact[normal]) / unit, initial=0))
+
+
+def assert_same_kind(actual: np.ndarray, exact: np.ndarray) -> None:
+    """NaN and infinite where the exact result is, and 0 where it is below the normal range."""
+    with np.errstate(all="ignore"):
+        rounded = exact.astype(actual.dtype)
+    np.testing.assert_array_equal(np.isnan(actual), np.isnan(rounded))
+    np.testing.assert_array_equal(np.isinf(actual), np.isinf(rounded))
+    tiny = np.finfo(actual.dtype).tiny
+    assert np.all(np.abs(actual[np.abs(exact) < tiny * 0.999]) <= tiny)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", [n for n in ULP if n != "power"])
+def test_functions_are_accurate(name: str, dtype: str) -> None:
+    x = numbers(dtype, 0)
+    with np.errstate(all="ignore"):
+        exact = getattr(np, name)(x.astype(np.longdouble))
+    actual = apply(name, x)
+    assert ulps(actual, exact) <= ULP[name]
+    assert_same_kind(actual, exact)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["erf", "erfc"])
+def test_error_functions_are_accurate(name: str, dtype: str) -> None:
+    x = numbers(dtype, 0)
+    exact = np.array([getattr(math, name)(v) for v in x.astype(np.float64)]).astype(np.longdouble)
+    assert ulps(apply(name, x), exact) <= ERF_ULP[name, dtype]
+    assert_same_kind(apply(name, x), exact)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_powers_are_accurate(dtype: str) -> None:
+    x, rng = np.abs(numbers(dtype, 0)), np.random.default_rng(1)
+    for scale in (0.5, 5, 100):
+        y = (rng.normal(size=x.size) * scale).astype(dtype)
+        with np.errstate(all="ignore"):
+            exact = np.power(x.astype(np.longdouble), y.astype(np.longdouble))
+        assert ulps(apply("power", x, y), exact) <= ULP["power"]
+        assert_same_kind(apply("power", x, y), exact)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_powers_have_the_limits_of_c(dtype: str) -> None:
+    values = np.array([0, -0.0, 1, -1, 2, -2, 0.5, -0.5, 3, -3, math.inf, -math.inf, math.nan, 2.5, -2.5], dtype)
+    x, y = (a.ravel().copy() for a in np.meshgrid(values, values))
+    with np.errstate(all="ignore"):
+        expected = np.power(x, y)
+    actual = apply("power", x, y)
+    np.testing.assert_allclose(actual, expected, rtol=2 * np.finfo(dtype).eps)
+    known = ~np.isnan(expected)
+    np.testing.assert_array_equal(np.signbit(actual[known]), np.signbit(expected[known]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", [n for n in FUNCTIONS if n != "power"])
+def test_limits_and_the_sign_of_zero(name: str, dtype: str) -> None:
+    with np.errstate(all="ignore"):
+        x = np.array(LIMITS, dtype)
+        if name.startswith("erf"):
+            expected = np.array([getattr(math, name)(v) for v in x.astype(float)], dtype)
+        else:
+            expected = getattr(np, name)(x)
+    actual = apply(name, x)
+    if not (name.startswith("log") and name != "log1p"):  # logarithms of 1e300 are rounded
+        np.testing.assert_array_equal(actual[:5], expected[:5])
+    known = ~np.isnan(expected)
+    np.testing.assert_array_equal(np.isnan(actual), np.isnan(expected))
+    np.testing.assert_array_equal(np.signbit(actual[known]), np.signbit(expected[known]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", [n for n in FUNCTIONS if n != "power"])
+def test_an_element_has_the_same_bits_wherever_it_stands(name: str, dtype: str) -> None:
+    x = np.random.default_rng(0).normal(size=71).astype(dtype)
+    together = apply(name, x)
+    alone = np.concatenate([apply(name, x[i : i + 1]) for i in range(x.size)])
+    assert together.tobytes() == alone.tobytes()
+
+
+def test_functions_are_defined_once_in_a_module_and_have_no_fast_math() -> None:
+    steps = (Step("exp", (0,), "float32"), Step("exp", (1,), "float32"))
+    text = source(Loop((("float32", "full"),), steps, (2,)))
+    assert text.count("define internal <16 x float> @exp.float32.x16") == 1
+    assert not any(flag in text for flag in (" fast ", " contract ", " reassoc "))

@@ -204,7 +204,8 @@ class Block:
         if function == "where":
             return self.where(*operands)
         dtype = next(o.dtype for o in operands if isinstance(o, Value))
-        values = [o if isinstance(o, Value) else self.constant(o, dtype) for o in operands]
+        # A value may come from another block that stands before this one: what is made of it belongs here.
+        values = [Value(self, o.name, o.dtype) if isinstance(o, Value) else self.constant(o, dtype) for o in operands]
         if function in self.functions:
             return self._call(function, dtype, values)
         if function == "copy":

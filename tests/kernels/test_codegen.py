@@ -192,3 +192,21 @@ def test_columns_are_added_up_in_blocks(rows: int, columns: int) -> None:
     blocks = [one_by_one((x * x)[i : i + 256]) for i in range(0, rows, 256)]
     assert squares.tobytes() == (x * x).tobytes()
     assert sums.tobytes() == (one_by_one(np.array(blocks)) if len(blocks) > 1 else blocks[0]).tobytes()
+
+
+@pytest.mark.parametrize("name", ["maximum", "minimum", "sign", "square", "reciprocal", "isinf"])
+@pytest.mark.parametrize("access", ["scalar", "column"])
+def test_what_is_fixed_along_a_row_may_be_the_first_operand(name: str, access: str) -> None:
+    x = np.random.default_rng(0).normal(size=(3, 40)).astype("float32")
+    y = np.float32([[0.5]] if access == "scalar" else [[0.5], [-1], [2]])
+    binary = name in ("maximum", "minimum")
+    dtype = "bool" if name in BOOLEAN else "float32"
+    steps = (
+        Step("greater", (0, 1), "bool"), Step(name, (0, 1) if binary else (0,), dtype),
+        Step("where", (2, 1, Literal(0.0)), "float32"), Step("spread", (3,), dtype),
+    )  # fmt: skip
+    loop = Loop((("float32", access), ("float32", "full")), steps, (4, 5))
+    chosen, found = run(loop, [y, x], x.shape, 40)
+    expected = getattr(np, name)(y, x) if binary else getattr(np, name)(y)
+    assert same_bits(chosen, np.where(y > x, x, np.float32(0)))
+    assert same_bits(found, np.broadcast_to(expected, x.shape).copy())

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -131,3 +134,30 @@ def test_functions_are_defined_once_in_a_module_and_have_no_fast_math() -> None:
     text = source(Loop((("float32", "full"),), steps, (2,)))
     assert text.count("define internal <16 x float> @exp.float32.x16") == 1
     assert not any(flag in text for flag in (" fast ", " contract ", " reassoc "))
+
+
+_DIGEST = """
+import hashlib
+import numpy as np
+from disttensor import ops
+rng = np.random.default_rng(0)
+digest = hashlib.sha256()
+for dtype in ("float32", "float64"):
+    x = (rng.normal(size=2001) * 10.0 ** rng.integers(-6, 3, 2001)).astype(dtype)
+    for name in ("exp", "exp2", "expm1", "tanh", "erf", "sigmoid", "softplus", "gelu"):
+        digest.update(getattr(ops, name)(x).numpy().tobytes())
+    for name in ("log", "log1p", "log2", "log10"):
+        digest.update(getattr(ops, name)(np.abs(x)).numpy().tobytes())
+    digest.update(ops.power(np.abs(x), x[::-1].copy()).numpy().tobytes())
+print(digest.hexdigest())
+"""
+
+
+def test_the_bits_do_not_depend_on_what_the_processor_can_do():
+    digests = set()
+    for features in ("", "-avx512f", "-avx2", "-avx2,-avx,-fma"):
+        environment = {**os.environ, "DISTTENSOR_CPU_FEATURES": features}
+        command = [sys.executable, "-c", _DIGEST]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=100)
+        digests.add(done.stdout)
+    assert len(digests) == 1

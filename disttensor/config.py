@@ -208,8 +208,8 @@ def set_all_reduce_algorithm(name: str) -> None:
     ----------
     name : {"auto", "mpi", "shared", "hierarchical"}
         "mpi": the MPI library's all-reduce. "shared": through memory that the ranks share, which must all be on one
-        host. "hierarchical": through shared memory within each host, and the MPI library between hosts. "auto": what a
-        measurement finds fastest; it is done once for a set of hosts, and its result is kept in the user's cache.
+        host. "hierarchical": through shared memory within each host, and the MPI library between hosts. "auto": on one
+        host what a measurement finds fastest, which is done once and kept in the user's cache; on several "mpi".
     """
     global _all_reduce_algorithm
     if name not in ALL_REDUCE_ALGORITHMS:

@@ -66,7 +66,8 @@ def choose(comm: Any, memory: NodeMemory | None, places: list[list[int]]) -> Cho
         )
     hosts = Counter(host for host, _ in places)
     possible = memory is not None and all(segment >= 0 for _, segment in places) and max(hosts.values()) > 1
-    if way == "mpi" or not possible:
+    # Between hosts nothing is chosen by itself before it has been measured there.
+    if way == "mpi" or not possible or (way == "auto" and comm.nodes > 1):
         return Choice()
     assert memory is not None
     local = [rank for rank, (host, _) in enumerate(places) if host == comm.node]

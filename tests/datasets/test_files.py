@@ -202,12 +202,12 @@ def test_idx_is_read_as_it_is(tmp_path, shape):
     [
         b"",
         b"not gzipped",
-        gzip.compress(b""),
-        gzip.compress(b"\0\0\x09\x01" + b"\0\0\0\4" + b"\0\0\0\0"),
-        gzip.compress(idx(np.zeros((2, 3), np.uint8))[:-1]),
-        gzip.compress(idx(np.zeros((2, 3), np.uint8)) + b"\0"),
-        gzip.compress(b"\0\0\x08\xff" + b"\xff" * 40),
-        gzip.compress(idx(np.zeros((200, 3), np.uint8)))[:-9],
+        gzip.compress(b"", mtime=0),
+        gzip.compress(b"\0\0\x09\x01" + b"\0\0\0\4" + b"\0\0\0\0", mtime=0),
+        gzip.compress(idx(np.zeros((2, 3), np.uint8))[:-1], mtime=0),
+        gzip.compress(idx(np.zeros((2, 3), np.uint8)) + b"\0", mtime=0),
+        gzip.compress(b"\0\0\x08\xff" + b"\xff" * 40, mtime=0),
+        gzip.compress(idx(np.zeros((200, 3), np.uint8)), mtime=0)[:-9],
     ],
 )
 def test_idx_that_is_damaged_is_refused(tmp_path, data):

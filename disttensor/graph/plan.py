@@ -57,8 +57,6 @@ class Plan:
     Attributes
     ----------
     graph : Graph
-    calls : list of (Node, callable)
-        The prepared kernel calls in order, each with the node that it computes. Setting it makes `run` use others.
     arena_bytes : int
         Memory of all intermediates together.
     """
@@ -75,12 +73,13 @@ class Plan:
         self.calls = _kernel_calls(layout, arrays)
 
     @property
-    def calls(self) -> list[tuple[Node, Bound]]:  # noqa: D102
+    def calls(self) -> tuple[tuple[Node, Bound], ...]:
+        """The prepared kernel calls in order, each with the node that it computes; set it to run others instead."""
         return self._calls
 
     @calls.setter
-    def calls(self, calls: list[tuple[Node, Bound]]) -> None:
-        self._calls = calls
+    def calls(self, calls: Sequence[tuple[Node, Bound]]) -> None:
+        self._calls = tuple(calls)
         self._program = segments([call for _, call in calls])
         # What comes back to Python runs numpy, and needs its settings; native calls bring their own.
         self._is_native = all(isinstance(call, NativeSequence) for call in self._program)

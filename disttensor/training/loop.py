@@ -233,7 +233,7 @@ class Loops:
             for b in execution:
                 outputs.append(tree.map_structure(lambda t: t.array, step(b)))
                 totals.append(b.total)
-            joined = tree.map_structure(lambda *parts: np.concatenate(parts), *outputs[done:])
+            joined = tree.map_structure(_joined, *outputs[done:])
             watchers.on_predict_batch_end(len(outputs) - 1, {"outputs": joined})
         watchers.on_predict_end()
         if not outputs:
@@ -319,3 +319,8 @@ def _validates(epoch: int, frequency: Any) -> bool:
     if isinstance(frequency, int):
         return (epoch + 1) % frequency == 0
     return epoch + 1 in frequency
+
+
+def _joined(*parts: np.ndarray) -> np.ndarray:
+    """What several batches of one execution gave, for callbacks."""
+    return parts[0] if len(parts) == 1 else np.concatenate([np.atleast_1d(part) for part in parts])

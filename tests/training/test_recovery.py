@@ -48,9 +48,11 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, expected: Path, sa
     for at in kills:
         ended = run(tmp_path / "checkpoints", tmp_path / "out", *arguments, DIE_AT=str(at))
         assert ended.returncode == -signal.SIGKILL, ended.stderr
+    # Steps take a millisecond: a save that was begun just before the kill need not have come to its end.
+    saved = list((tmp_path / "checkpoints").glob("[0-9]*-step-*"))
     ended = run(tmp_path / "checkpoints", tmp_path / "out", *arguments)
     assert ended.returncode == 0, ended.stderr
-    assert "Going on from checkpoint" in ended.stdout
+    assert ("Going on from checkpoint" in ended.stdout) == bool(saved)
     assert_same(tmp_path / "out", expected)
 
 

@@ -94,7 +94,7 @@ def test_a_source_that_does_not_end_is_reported(monkeypatch):
         iterator.close()
     free.set()
     for thread in threading.enumerate():
-        if thread.name.startswith("disttensor-"):
+        if thread.name == "disttensor-prefetch":
             thread.join()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import stat
 import subprocess
@@ -30,12 +31,14 @@ def call(address: int, x: int) -> int:
 
 
 @pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A machine that has loaded nothing, with an empty cache."""
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine that has loaded nothing, with an empty cache.
+
+    The machine of the process stays alive meanwhile: its code is in use wherever an address of it is kept.
+    """
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    machine._machine.cache_clear()
-    yield tmp_path / "disttensor" / "code"
-    machine._machine.cache_clear()
+    monkeypatch.setattr(machine, "_machine", functools.cache(machine._Machine))
+    return tmp_path / "disttensor" / "code"
 
 
 def test_modules_may_define_the_same_names() -> None:

@@ -18,6 +18,7 @@ from disttensor.distributed.allreduce_pass import insert_allreduce
 from disttensor.distributed.collectives import sync_mean, sync_sum
 from disttensor.distributed.communicator import Communicator, Handle, SerialCommunicator
 from disttensor.distributed.environment import Launcher, launcher
+from disttensor.distributed.functional import all_gather, all_reduce, broadcast, reduce_scatter
 from disttensor.distributed.virtual_shards import DividedCall
 from disttensor.distributed.world import (
     barrier,
@@ -25,8 +26,11 @@ from disttensor.distributed.world import (
     communicator,
     initialize,
     is_main,
+    local_rank,
+    local_size,
     rank,
     size,
+    split,
     use_communicator,
 )
 from disttensor.graph.function import bind_parts
@@ -38,15 +42,22 @@ __all__ = [
     "Handle",
     "Launcher",
     "SerialCommunicator",
+    "all_gather",
+    "all_reduce",
     "barrier",
+    "broadcast",
     "broadcast_variables",
     "communicator",
     "initialize",
     "insert_allreduce",
     "is_main",
     "launcher",
+    "local_rank",
+    "local_size",
     "rank",
+    "reduce_scatter",
     "size",
+    "split",
     "sync_mean",
     "sync_sum",
     "use_communicator",

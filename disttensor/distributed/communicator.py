@@ -15,11 +15,19 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from disttensor import dtypes
-from disttensor.errors import ArgumentError, DTypeError, ShapeError
+from disttensor.distributed.checks import (
+    check_array,
+    check_color,
+    check_items,
+    check_reduction,
+    check_root,
+    check_rows,
+    check_target,
+    make_target,
+    share_of,
+    to_json,
+)
 from disttensor.tensor import aligned_empty
-
-REDUCTIONS = ("sum", "max", "min")
-_DTYPES = frozenset(dtypes.to_numpy(name) for name in dtypes.ALL)
 
 
 class Handle:
@@ -232,6 +240,26 @@ class Communicator(Protocol):
         """The values of all ranks, in their order, each made of what JSON knows."""
         ...
 
+    def require_alike(self, call: str, array: np.ndarray, shape: tuple[int, ...] | None = None) -> None:
+        """Raise on every rank unless all ranks make the same call with arrays of one shape and dtype.
+
+        One message of 16 bytes. Two ranks that call different collectives find out as well, if both check.
+
+        Parameters
+        ----------
+        call : str
+            As it shall stand in messages, for example ``"all_reduce(op='sum')"``.
+        array : ndarray
+        shape : tuple of int, optional
+            What must be equal, if it is not the whole shape of `array`.
+
+        Raises
+        ------
+        ShapeError, DTypeError, DistributedError
+            If shapes, dtypes or calls differ; it names the ranks and what they have.
+        """
+        ...
+
     def barrier(self) -> None:
         """Return when every rank has called it."""
         ...
@@ -328,6 +356,9 @@ class SerialCommunicator:
         """A list of `value` alone, as it looks after a journey through JSON."""
         return [json.loads(to_json("all_gather_object", value, self.rank))]
 
+    def require_alike(self, call: str, array: np.ndarray, shape: tuple[int, ...] | None = None) -> None:
+        """Nobody else to differ from."""
+
     def barrier(self) -> None:
         """Nobody else to wait for."""
 
@@ -345,95 +376,3 @@ def _copied(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     if target is not source:
         np.copyto(target, source)
     return target
-
-
-# The checks below are shared by all communicators. Each looks at this rank's arguments only and sends nothing.
-
-
-def check_array(name: str, array: np.ndarray, rank: int) -> None:
-    """Require a numpy array of a dtype that disttensor knows."""
-    if not isinstance(array, np.ndarray):
-        raise DTypeError(f"{name}() on rank {rank} needs a numpy array, got {type(array).__name__}.")
-    if array.dtype not in _DTYPES:
-        raise DTypeError(
-            f"{name}() on rank {rank} got an array of shape {array.shape} and dtype {array.dtype}; "
-            f"dtypes that ranks exchange are {', '.join(dtypes.ALL)}."
-        )
-
-
-def check_reduction(name: str, array: np.ndarray, op: str, rank: int) -> None:
-    """Require an array and an operation that can combine its elements."""
-    check_array(name, array, rank)
-    if op not in REDUCTIONS:
-        raise ArgumentError(f"{name}() on rank {rank} got op={op!r}; use one of {', '.join(REDUCTIONS)}.")
-    if array.dtype.kind == "c" and op != "sum":
-        raise DTypeError(f"{name}() on rank {rank}: complex numbers ({array.dtype}) have no {op}; use op='sum'.")
-
-
-def check_rows(name: str, array: np.ndarray, rank: int) -> None:
-    """Require an array with a first axis."""
-    check_array(name, array, rank)
-    if array.ndim == 0:
-        raise ShapeError(f"{name}() on rank {rank} needs an array with at least one axis, got a scalar.")
-
-
-def check_items(name: str, array: np.ndarray, rank: int, size: int) -> None:
-    """Require an array with one item for every rank."""
-    check_rows(name, array, rank)
-    if array.shape[0] != size:
-        raise ShapeError(
-            f"{name}() on rank {rank} got an array of shape {array.shape}; its first dimension must be the number of "
-            f"ranks, {size}."
-        )
-
-
-def share_of(name: str, array: np.ndarray, rank: int, size: int) -> tuple[int, ...]:
-    """The shape of one of `size` equal blocks of rows."""
-    check_rows(name, array, rank)
-    if array.shape[0] % size:
-        raise ShapeError(
-            f"{name}() on rank {rank} got an array of shape {array.shape}; its first dimension must be a multiple of "
-            f"the number of ranks, {size}. Pad it to {-(-array.shape[0] // size) * size} rows."
-        )
-    return (array.shape[0] // size, *array.shape[1:])
-
-
-def check_target(name: str, target: np.ndarray, shape: tuple[int, ...], dtype: np.dtype[Any], rank: int) -> np.ndarray:
-    """Require a writable array of this shape and dtype, and return it."""
-    if not isinstance(target, np.ndarray) or target.dtype != dtype:
-        found = target.dtype if isinstance(target, np.ndarray) else type(target).__name__
-        raise DTypeError(f"{name}() on rank {rank} needs an array of dtype {dtype} for its result, got {found}.")
-    if target.shape != shape:
-        raise ShapeError(f"{name}() on rank {rank} needs shape {shape} for its result, got {target.shape}.")
-    if not target.flags.writeable:
-        raise ArgumentError(f"{name}() on rank {rank} cannot write its result: the array is read-only. Pass a copy.")
-    return target
-
-
-def make_target(
-    name: str, out: np.ndarray | None, shape: tuple[int, ...], dtype: np.dtype[Any], rank: int
-) -> np.ndarray:
-    """`out` after `check_target`, or a new array."""
-    return np.empty(shape, dtype) if out is None else check_target(name, out, shape, dtype, rank)
-
-
-def check_root(name: str, root: int, rank: int, size: int) -> None:
-    """Require a rank of the group."""
-    if not 0 <= root < size:
-        raise ArgumentError(f"{name}() on rank {rank} got root={root}; ranks are 0 to {size - 1}.")
-
-
-def check_color(color: int, rank: int) -> None:
-    """Require a number that may name a group."""
-    if color < 0:
-        raise ArgumentError(f"split() on rank {rank} got color={color}; it must not be negative.")
-
-
-def to_json(name: str, value: Any, rank: int) -> bytes:
-    """The value as JSON."""
-    try:
-        return json.dumps(value).encode()
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(
-            f"{name}() on rank {rank} sends values as JSON (numbers, strings, booleans, None, lists, dicts): {error}."
-        ) from None

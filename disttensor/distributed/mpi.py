@@ -18,9 +18,7 @@ from numpy.typing import DTypeLike
 
 from disttensor import config, dtypes
 from disttensor.distributed import choice
-from disttensor.distributed.choice import Choice
-from disttensor.distributed.communicator import (
-    Handle,
+from disttensor.distributed.checks import (
     check_array,
     check_color,
     check_items,
@@ -28,14 +26,17 @@ from disttensor.distributed.communicator import (
     check_root,
     check_rows,
     check_target,
+    disagreement,
     make_target,
     share_of,
     to_json,
 )
+from disttensor.distributed.choice import Choice
+from disttensor.distributed.communicator import Handle
 from disttensor.distributed.environment import Launcher
 from disttensor.distributed.node_memory import NodeMemory
 from disttensor.distributed.shared_reduce import SharedReducer
-from disttensor.errors import DistributedError, DTypeError, ShapeError
+from disttensor.errors import DistributedError
 from disttensor.tensor import aligned_empty
 
 _HALVES = frozenset((dtypes.to_numpy("float16"), dtypes.to_numpy("bfloat16")))
@@ -260,7 +261,7 @@ class MPICommunicator:
         """See `Communicator.all_gather`."""
         check_array("all_gather", array, self.rank)
         target = make_target("all_gather", out, (self.size, *array.shape), array.dtype, self.rank)
-        self._require_alike("all_gather", array.shape, array)
+        self.require_alike("all_gather", array)
         send, receive = _words(array), _space(target, _words)
         self._call("all_gather", array, self.mpi.Allgather, send, receive)
         return _land(receive, target)
@@ -276,7 +277,7 @@ class MPICommunicator:
     def all_gatherv(self, array: np.ndarray) -> np.ndarray:
         """See `Communicator.all_gatherv`."""
         check_rows("all_gatherv", array, self.rank)
-        self._require_alike("all_gatherv", array.shape[1:], array)
+        self.require_alike("all_gatherv", array, array.shape[1:])
         rows = self.all_gather(np.array(array.shape[0]))
         target = np.empty((int(rows.sum()), *array.shape[1:]), array.dtype)
         send, receive = _words(array), _space(target, _words)
@@ -297,7 +298,7 @@ class MPICommunicator:
         check_array("broadcast", array, self.rank)
         check_root("broadcast", root, self.rank, self.size)
         check_target("broadcast", array, array.shape, array.dtype, self.rank)
-        self._require_alike("broadcast", array.shape, array)
+        self.require_alike("broadcast", array)
         words = _words(array)
         self._call("broadcast", array, self.mpi.Bcast, words, root)
         return _land(words, array)
@@ -379,21 +380,16 @@ class MPICommunicator:
         finally:
             del _waiting[thread]
 
-    def _require_alike(self, name: str, shape: tuple[int, ...], array: np.ndarray) -> None:
-        """Raise on every rank if shapes or dtypes differ between ranks."""
-        mark = zlib.crc32(repr((shape, array.dtype)).encode())
+    def require_alike(self, call: str, array: np.ndarray, shape: tuple[int, ...] | None = None) -> None:
+        """See `Communicator.require_alike`."""
+        compared = array.shape if shape is None else shape
+        mark = zlib.crc32(repr((call, compared, array.dtype)).encode())
         marks = np.array([mark, -mark])
-        self._call(name, array, self.mpi.Allreduce, self._MPI.IN_PLACE, marks, self._MPI.MAX)
+        self._call(call, array, self.mpi.Allreduce, self._MPI.IN_PLACE, marks, self._MPI.MAX)
         if marks[0] == -marks[1]:
             return
-        facts = self.all_gather_object([str(array.dtype), list(shape)])
-        other = next(r for r, fact in enumerate(facts) if fact != facts[0])
-        which = "after the first axis " if name == "all_gatherv" else ""
-        message = (
-            f"{name}() on rank {self.rank} needs the same shape {which}and dtype on all ranks, but rank 0 has "
-            f"{facts[0][0]}{facts[0][1]} and rank {other} has {facts[other][0]}{facts[other][1]}."
-        )
-        raise (DTypeError if facts[other][0] != facts[0][0] else ShapeError)(message)
+        facts = self.all_gather_object([str(array.dtype), list(compared), call])
+        raise disagreement(facts, self.members, self.rank, "" if shape is None else "after the first axis ")
 
 
 def _flat_pair(array: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from disttensor import config, dtypes
-from disttensor.distributed.communicator import REDUCTIONS
+from disttensor.distributed.checks import REDUCTIONS
 from disttensor.distributed.node_memory import NodeMemory
 from disttensor.errors import DistributedError
 from disttensor.kernels import blas, shared_memory

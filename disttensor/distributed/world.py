@@ -8,9 +8,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
+
 from disttensor import config, random
+from disttensor.context import state
 from disttensor.distributed import environment
 from disttensor.distributed.communicator import Communicator, SerialCommunicator
+from disttensor.errors import ArgumentError, TracingError
 from disttensor.tensor import Variable
 
 _communicator: Communicator | None = None
@@ -82,14 +86,39 @@ def use_communicator(replacement: Communicator) -> Iterator[Communicator]:
         _communicator = saved
 
 
-def rank() -> int:
-    """The number of this process, 0 to `size` - 1."""
-    return communicator().rank
+def member(group: Communicator | None) -> Communicator:
+    """The group itself, or for None that of all ranks.
+
+    Raises
+    ------
+    ArgumentError
+        If it is something else.
+    """
+    if group is None:
+        return communicator()
+    if not hasattr(group, "all_gatherv"):
+        raise ArgumentError(f"group must be a Communicator, as distributed.split() returns it, got {group!r}.")
+    return group
 
 
-def size() -> int:
-    """How many ranks there are; 1 without a launcher."""
-    return communicator().size
+def rank(group: Communicator | None = None) -> int:
+    """The number of this process in the group (default: all ranks), 0 to `size` - 1."""
+    return member(group).rank
+
+
+def size(group: Communicator | None = None) -> int:
+    """How many ranks the group has (default: all ranks); 1 without a launcher."""
+    return member(group).size
+
+
+def local_rank(group: Communicator | None = None) -> int:
+    """The number of this process among the ranks of the group that share its host, 0 to `local_size` - 1."""
+    return member(group).local_rank
+
+
+def local_size(group: Communicator | None = None) -> int:
+    """How many ranks of the group share this process's host."""
+    return member(group).local_size
 
 
 def is_main() -> bool:
@@ -97,9 +126,63 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def barrier() -> None:
-    """Return when every rank has called it."""
-    communicator().barrier()
+def barrier(group: Communicator | None = None) -> None:
+    """Return when every rank of the group (default: all ranks) has called it.
+
+    Raises
+    ------
+    TracingError
+        In a function that is being traced: it would wait once, now, and not when the function runs.
+    """
+    _not_while_tracing("barrier")
+    member(group).barrier()
+
+
+def split(color: int, group: Communicator | None = None) -> Communicator:
+    """Divide a group: the sub-communicator of those ranks that gave the same color, in the order of their ranks.
+
+    Collective over `group`. A group costs memory in the MPI library until the program ends: make it once.
+
+    Parameters
+    ----------
+    color : int, at least 0
+    group : Communicator, optional
+        Which group to divide; default that of all ranks.
+
+    Returns
+    -------
+    Communicator
+        For the argument `group` of the functions of this module, or to be used directly.
+
+    Raises
+    ------
+    ArgumentError
+        If the color is no int, or negative.
+    TracingError
+        In a function that is being traced.
+
+    Examples
+    --------
+    Rows and columns of a grid of ranks that is two wide:
+
+    >>> from disttensor import distributed
+    >>> row = distributed.split(distributed.rank() // 2)
+    >>> column = distributed.split(distributed.rank() % 2)
+    >>> distributed.size(row), distributed.rank(column)
+    (1, 0)
+    """
+    _not_while_tracing("split")
+    if isinstance(color, bool) or not isinstance(color, (int, np.integer)):
+        raise ArgumentError(f"split: color must be an int, got {color!r}.")
+    return member(group).split(int(color))
+
+
+def _not_while_tracing(name: str) -> None:
+    if state.tracer is not None:
+        raise TracingError(
+            f"distributed.{name}() in a traced function would run once, while it is traced, and not in each step. Call "
+            "it outside of the function."
+        )
 
 
 def broadcast_variables(variables: Iterable[Variable]) -> None:

@@ -21,11 +21,13 @@ from dataclasses import dataclass
 
 from disttensor.kernels.ir import Function, Value
 
-BLOCK = 384
+BLOCK = 256
 """Products are added up in blocks of so many; part of what the results are, so the same for all machines."""
 
-_ROWS_IN_CACHE = 256
+_ROWS_IN_CACHE = 384
 _COLUMNS_IN_CACHE = 2048
+_COLUMNS_AT_ONCE = 256
+"""Columns of y that are packed just before they are used, while a block of x is in the cache, too."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,9 @@ def _tile(shape: Shape, rows: int, vectors: int) -> Function:
     size, vector, width = shape.itemsize, shape.vector, shape.vector_bytes
     sums = [[f.variable(f.constant(vector, 0)) for _ in range(vectors)] for _ in range(rows)]
     y = f.variable(f["y"])
+    places = [f.at(f["out"], f["out_row"] * row) for row in range(rows)]
+    for place in places:
+        f.prefetch(place)
     # A pointer for every third row; the two rows after it are reached by the addressing modes of a load, so that no
     # addition waits for another.
     pointers = [f.variable(f.at(f["x"], f["x_row"] * row)) for row in range(0, rows, 3)]
@@ -98,7 +103,6 @@ def _tile(shape: Shape, rows: int, vectors: int) -> Function:
         for pointer in pointers:
             pointer.set(f.opaque(f.at(pointer.get(), f["x_step"])))
         y.set(f.opaque(f.at(line, f["y_step"])))
-    places = [f.at(f["out"], f["out_row"] * row) for row in range(rows)]
     targets = [[f.at(place, width * number) for number in range(vectors)] for place in places]
     with f.when(f["add"] > 0):
         for total, target in zip(sum(sums, []), sum(targets, []), strict=True):
@@ -241,9 +245,11 @@ def _multiply_block(shape: Shape) -> Function:
     """
     f = Function("multiply_block", _BLOCK, "internal noinline")
     size, n, depth, line = shape.itemsize, f["n"], f["depth"], shape.columns * shape.itemsize
-    tallest = f.select(n <= shape.lanes, f.integer(2 * shape.rows), shape.rows)
-    tiles = (f["m"] + tallest - 1) // tallest
     in_strips = f["packed"] > 0
+    tallest = f.select(
+        in_strips, f.integer(shape.rows), f.select(n <= shape.lanes, f.integer(2 * shape.rows), shape.rows)
+    )
+    tiles = (f["m"] + tallest - 1) // tallest
     corner = Value(f, "ptr", f.reserve(shape.vector, 4 * shape.rows))
     with f.loop(0, n, shape.columns) as left:
         width = f.minimum(n - left, shape.columns)
@@ -283,18 +289,23 @@ PRODUCT = [
 """Parameters of `multiply`; strides in bytes, those of out's columns are the size of an element."""
 
 
-def _multiply(shape: Shape, pack_y_from: int = 5, pack_x_from: int = 4) -> Function:
-    """``out = x @ y``, or with `add` ``out += x @ y``."""
-    f = Function("multiply", PRODUCT)
+def _multiply(shape: Shape, packed: bool = False, pack_y_from: int = 5, pack_x_from: int = 4) -> Function:
+    """``out = x @ y``, or with `add` ``out += x @ y``; `packed` if y is what `pack` made of it."""
+    f = Function("multiply_packed" if packed else "multiply", PRODUCT)
     size, m, n, k = shape.itemsize, f["m"], f["n"], f["k"]
     line = shape.columns * size
     tiles = (m + (shape.rows - 1)) // shape.rows
     panels = (n + (shape.columns - 1)) // shape.columns
     packs_y = f.select(f["y_column"].equals(size), tiles >= pack_y_from, f.constant("i1", 1))
     packs_x = (panels >= pack_x_from) & (m > 1)
-    width, height = f.minimum(n, _COLUMNS_IN_CACHE), f.minimum(m, _ROWS_IN_CACHE)
+    blocks = (m + (_ROWS_IN_CACHE - 1)) // _ROWS_IN_CACHE
+    # One block of x sees each part of y once; for several, all of it is kept.
+    most = f.select(blocks <= 1, f.integer(_COLUMNS_AT_ONCE), _COLUMNS_IN_CACHE)
+    width, height = f.minimum(n, most), f.minimum(m, _ROWS_IN_CACHE)
     block = f.minimum(k, BLOCK)
-    for_y = f.select(packs_y, (width + (shape.columns - 1)) // shape.columns * line * block, 0)
+    for_y = f.integer(0)
+    if not packed:
+        for_y = f.select(packs_y, (width + (shape.columns - 1)) // shape.columns * line * block, 0)
     for_x = f.select(packs_x, height * size * block + 2 * shape.vector_bytes, 0)
     needs = for_y + for_x > 0
     scratch = f.variable(f.constant("ptr", 0))
@@ -309,17 +320,20 @@ def _multiply(shape: Shape, pack_y_from: int = 5, pack_x_from: int = 4) -> Funct
         whole = columns - columns._binary("rem", shape.columns)
         with f.loop(0, k, BLOCK) as start:
             depth = f.minimum(k - start, BLOCK)
-            place = f.at(f["y"], start * f["y_row"], left * f["y_column"])
-            with f.when(packs_y):
-                f.call("@pack_panels", of_y, place, f["y_row"], f["y_column"], depth, whole)
-            y = f.select(packs_y, of_y, place)
-            y_step = f.select(packs_y, f.integer(line), f["y_row"])
-            y_panel = f.select(packs_y, depth * line, f.integer(line))
-            with f.when(columns > whole):
-                edge = f.at(place, whole * f["y_column"])
-                f.call("@pack_panels", of_edge, edge, f["y_row"], f["y_column"], depth, columns - whole)
+            panel = depth * line
+            if packed:
+                place = f.at(f["y"], start * panels * line, left // shape.columns * panel)
+                edge = f.at(place, whole // shape.columns * panel)
+                y_step, y_panel = f.integer(line), panel
+            else:
+                place = f.at(f["y"], start * f["y_row"], left * f["y_column"])
+                edge = of_edge
+                with f.when(columns > whole):
+                    narrow = f.at(place, whole * f["y_column"])
+                    f.call("@pack_panels", edge, narrow, f["y_row"], f["y_column"], depth, columns - whole)
+                y_step = f.select(packs_y, f.integer(line), f["y_row"])
+                y_panel = f.select(packs_y, panel, f.integer(line))
             add = f.select(start > 0, f.integer(1), f["add"])
-            blocks = (m + (_ROWS_IN_CACHE - 1)) // _ROWS_IN_CACHE
             with f.loop(0, blocks) as number:
                 top = m * number // blocks
                 rows = m * (number + 1) // blocks - top
@@ -327,15 +341,41 @@ def _multiply(shape: Shape, pack_y_from: int = 5, pack_x_from: int = 4) -> Funct
                 with f.when(packs_x):
                     strips = (rows + (shape.rows - 1)) // shape.rows
                     f.call("@pack_rows", of_x, x, f["x_row"], f["x_column"], rows, depth, strips)
-                out = f.at(f["out"], top * f["out_row"], left * size)
-                f.call(
-                    "@multiply_block", out, f["out_row"], f.select(packs_x, of_x, x), f["x_row"], f["x_column"],
-                    y, y_step, y_panel, of_edge, rows, columns, depth, add, f.select(packs_x, f.integer(1), 0),
-                )  # fmt: skip
+                with f.loop(0, columns, _COLUMNS_AT_ONCE) as first:
+                    count = f.minimum(columns - first, _COLUMNS_AT_ONCE)
+                    if packed:
+                        y = f.at(place, first // shape.columns * panel)
+                    else:
+                        kept = f.at(of_y, f.select(blocks <= 1, f.integer(0), first // shape.columns * panel))
+                        there = f.at(place, first * f["y_column"])
+                        with f.when(packs_y & number.equals(0)):
+                            many = f.minimum(whole - first, _COLUMNS_AT_ONCE)
+                            f.call("@pack_panels", kept, there, f["y_row"], f["y_column"], depth, many)
+                        y = f.select(packs_y, kept, there)
+                    out = f.at(f["out"], top * f["out_row"], (left + first) * size)
+                    f.call(
+                        "@multiply_block", out, f["out_row"], f.select(packs_x, of_x, x), f["x_row"], f["x_column"],
+                        y, y_step, y_panel, edge, rows, count, depth, add, f.select(packs_x, f.integer(1), 0),
+                    )  # fmt: skip
     with f.when(needs):
         f.line(f"call void @free({memory})")
     with f.when((k <= 0) & (f["add"] <= 0)), f.loop(0, m) as row, f.loop(0, n) as column:
         f.store(f.constant(shape.scalar, 0), f.at(f["out"], row * f["out_row"], column * size), size)
+    return f
+
+
+PACK = [("ptr", "to"), ("ptr", "y"), ("i64", "y_row"), ("i64", "y_column"), ("i64", "n"), ("i64", "k")]
+"""Parameters of `pack`."""
+
+
+def _pack(shape: Shape) -> Function:
+    """All of y in panels, for many products with it by `multiply_packed`; n is rounded up to whole panels."""
+    f = Function("pack", PACK)
+    panels = (f["n"] + (shape.columns - 1)) // shape.columns
+    with f.loop(0, f["k"], BLOCK) as start:
+        to = f.at(f["to"], start * panels * (shape.columns * shape.itemsize))
+        depth = f.minimum(f["k"] - start, BLOCK)
+        f.call("@pack_panels", to, f.at(f["y"], start * f["y_row"]), f["y_row"], f["y_column"], depth, f["n"])
     return f
 
 
@@ -383,5 +423,7 @@ def functions(shape: Shape) -> tuple[list[Function], str]:
         _pack_rows(shape),
         _multiply_block(shape),
         _multiply(shape),
+        _multiply(shape, packed=True),
+        _pack(shape),
         _products(shape),
     ], head

@@ -209,6 +209,11 @@ class Function:
         """Write to where a pointer points."""
         self.line(f"store {value}, {pointer}, align {align}")
 
+    def prefetch(self, pointer: Value) -> None:
+        """Fetch a line that will be written to into the cache."""
+        self._intrinsics.add("declare void @llvm.prefetch.p0(ptr, i32, i32, i32)")
+        self.line(f"call void @llvm.prefetch.p0({pointer}, i32 1, i32 3, i32 1)")
+
     def field(self, pointer: Value, number: int, kind: str = "i64") -> Value:
         """One of the eight-byte fields of a block of arguments."""
         return self.load(kind, self.at(pointer, 8 * number), 8)

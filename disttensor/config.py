@@ -2,7 +2,7 @@
 
 `floatx`, `epsilon`, `image_data_format` and `dtype_policy` are Keras's; `threads` is how many threads the kernels may
 use; `enable_determinism` makes training independent of the number of processes, to the last bit;
-`all_reduce_algorithm` is how processes sum long arrays.
+`all_reduce_algorithm` is how processes sum long arrays, `consistency_interval` how often they compare their weights.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from disttensor.errors import ArgumentError
 __all__ = [
     "ALL_REDUCE_ALGORITHMS",
     "all_reduce_algorithm",
+    "consistency_interval",
     "disable_determinism",
     "dtype_policy",
     "enable_determinism",
@@ -24,6 +25,7 @@ __all__ = [
     "floatx",
     "image_data_format",
     "set_all_reduce_algorithm",
+    "set_consistency_interval",
     "set_dtype_policy",
     "set_epsilon",
     "set_floatx",
@@ -41,6 +43,7 @@ _threads: int | None = None
 _shards: int | None = None
 _shards_per_rank: tuple[int, ...] | None = None
 _all_reduce_algorithm: str | None = None
+_consistency_interval: int | None = None
 ALL_REDUCE_ALGORITHMS = ("auto", "mpi", "shared", "hierarchical")
 
 
@@ -217,6 +220,34 @@ def set_all_reduce_algorithm(name: str) -> None:
             f"set_all_reduce_algorithm() needs one of {', '.join(ALL_REDUCE_ALGORITHMS)}; got {name!r}."
         )
     _all_reduce_algorithm = name
+
+
+def consistency_interval() -> int:
+    """After how many steps `fit` compares the ranks' weights; 0 for never.
+
+    The first that is set of: `set_consistency_interval`, ``DISTTENSOR_CONSISTENCY_INTERVAL``, and 100.
+    """
+    if _consistency_interval is not None:
+        return _consistency_interval
+    return _whole_from_environment("DISTTENSOR_CONSISTENCY_INTERVAL", 100)
+
+
+def set_consistency_interval(steps: int) -> None:
+    """Let `fit` compare a digest of the ranks' weights and optimizer state every so many steps; 0 for never.
+
+    With one process nothing is compared.
+    """
+    global _consistency_interval
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise ArgumentError(f"set_consistency_interval() needs a number of steps, or 0 for never; got {steps!r}.")
+    _consistency_interval = steps
+
+
+def _whole_from_environment(name: str, default: int) -> int:
+    text = os.environ.get(name, "").strip() or str(default)
+    if not text.isdigit():
+        raise ArgumentError(f"environment variable {name}={os.environ[name]!r} must be an integer, 0 or more.")
+    return int(text)
 
 
 def _threads_from_environment() -> int:

@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from disttensor.distributed import mpi
+from disttensor.distributed import activity
 from disttensor.errors import ArgumentError
 
 _INTERRUPTED = 130  # what shells use for an end by SIGINT
@@ -178,7 +178,7 @@ class _Departures:
     def _watch(self) -> None:
         while not self._stop.wait(min(1.0, self._grace / 4)):
             now = time.monotonic()
-            for blocked in mpi.waiting():
+            for blocked in activity.waiting():
                 if now - blocked.since > self._grace / 2:
                     self._receive_messages()
                 since = {r: max(blocked.since, self._departed[r]) for r in blocked.members if r in self._departed}
@@ -191,7 +191,7 @@ class _Departures:
             self._mpi.Recv(np.empty(1, np.uint8), status.source)
             self._departed[status.source] = time.monotonic()
 
-    def _give_up(self, blocked: mpi.Waiting, missing: list[int]) -> None:
+    def _give_up(self, blocked: activity.Collective, missing: list[int]) -> None:
         ranks = f"rank {missing[0]}" if len(missing) == 1 else f"ranks {', '.join(map(str, missing))}"
         end_job(
             f"waits in {blocked.name}() (collective {blocked.number}) for {ranks}, but {ranks} came to the end of the "

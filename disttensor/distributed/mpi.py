@@ -6,18 +6,16 @@ import json
 import os
 import platform
 import sys
-import threading
-import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from disttensor import config, dtypes
-from disttensor.distributed import choice
+from disttensor.distributed import activity, choice
 from disttensor.distributed.checks import (
     check_array,
     check_color,
@@ -40,33 +38,6 @@ from disttensor.errors import DistributedError
 from disttensor.tensor import aligned_empty
 
 _HALVES = frozenset((dtypes.to_numpy("float16"), dtypes.to_numpy("bfloat16")))
-
-
-class Waiting(NamedTuple):
-    """A collective in which a thread of this process is blocked.
-
-    Attributes
-    ----------
-    name, number : str, int
-        Which collective, and how many of this communicator came before it.
-    since : float
-        When the thread entered it, by `time.monotonic`.
-    members : tuple of int
-        The world ranks that must take part.
-    """
-
-    name: str
-    number: int
-    since: float
-    members: tuple[int, ...]
-
-
-_waiting: dict[int, Waiting] = {}
-
-
-def waiting() -> list[Waiting]:
-    """The collectives in which threads of this process are blocked at this moment."""
-    return list(_waiting.values())
 
 
 def connect(launcher: Launcher) -> MPICommunicator:
@@ -168,7 +139,9 @@ class MPICommunicator:
         self._count = 0
         self.members: tuple[int, ...] = ()
         self.hosts: tuple[str, ...] = ()
+        self._group = ""
         self._meet()
+        self._group = activity.name_group(self.members)
 
     def _meet(self) -> None:
         """Find out who is in the group and who shares a host."""
@@ -230,9 +203,10 @@ class MPICommunicator:
     def _started(self, reducer: SharedReducer, array: np.ndarray, target: np.ndarray, op: str) -> Handle:
         send, receive = _flat_pair(array, target)
         operation = self._call("all_reduce", array, reducer.start, send, receive, op)
+        number = self._count
 
         def wait() -> None:
-            self._call("all_reduce", array, reducer.finish, operation)
+            self._call("all_reduce", array, reducer.finish, operation, number=number)
             _land(receive, target)
 
         return Handle(target, wait, lambda: reducer.test(operation))
@@ -355,30 +329,37 @@ class MPICommunicator:
     ) -> Handle:
         """A handle that keeps the buffers alive until MPI is done with them."""
         buffers = [send, receive]
+        number = self._count
 
         def wait() -> None:
-            self._call(name, target, request.Wait)
+            self._call(name, target, request.Wait, number=number)
             if receive is not None and target is not None:
                 _land(receive, target)
             buffers.clear()
 
         return Handle(target, wait, request.Test)
 
-    def _call(self, name: str, array: np.ndarray | None, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function of MPI, known to `waiting`; its errors say which collective it was."""
-        self._count += 1
-        thread = threading.get_ident()
-        _waiting[thread] = Waiting(name, self._count, time.monotonic(), self.members)
+    def _call(
+        self, name: str, array: np.ndarray | None, function: Callable[..., Any], *arguments: Any, number: int = 0
+    ) -> Any:
+        """Run a function of MPI, known to `activity`; its errors say which collective it was.
+
+        `number` is that of the collective if it was started before.
+        """
+        if not number:
+            self._count += 1
+            number = self._count
+        activity.enter_collective(name, number, self.members, self._group)
         try:
             return function(*arguments)
         except self._MPI.Exception as error:
             what = "" if array is None else f" of {array.dtype}{list(array.shape)}"
             raise DistributedError(
-                f"{name}(){what}, call number {self._count}, failed on rank {self.rank} of {self.size} "
+                f"{name}(){what}, call number {number}, failed on rank {self.rank} of {self.size} "
                 f"({platform.node()}): {error}. Either another rank ended, or the ranks called different collectives."
             ) from error
         finally:
-            del _waiting[thread]
+            activity.leave_collective(0 if array is None else array.nbytes)
 
     def require_alike(self, call: str, array: np.ndarray, shape: tuple[int, ...] | None = None) -> None:
         """See `Communicator.require_alike`."""

@@ -80,6 +80,11 @@ class LossScaleOptimizer(Optimizer):
         return [self.step_counter, self.dynamic_scale, *self.inner_optimizer.variables]
 
     @property
+    def replicated_variables(self) -> list[Variable]:
+        """See `Optimizer.replicated_variables`."""
+        return [self.step_counter, self.dynamic_scale, *self.inner_optimizer.replicated_variables]
+
+    @property
     def iterations(self) -> Any:
         """How often the weights were updated."""
         return self.inner_optimizer.iterations

@@ -209,6 +209,12 @@ class Optimizer(Configurable):
         return list(self._trainable_variables)
 
     @property
+    def replicated_variables(self) -> list[Variable]:
+        """Those of `variables` that are equal on all ranks after each step: no sums that a rank forms for itself."""
+        own = {id(v) for v in self._gradient_sums}
+        return [v for v in self.variables if id(v) not in own]
+
+    @property
     def iterations(self) -> Any:
         """How often the weights were updated, an int64 Variable (a tensor if gradients are accumulated)."""
         if self.gradient_accumulation_steps:

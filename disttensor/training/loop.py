@@ -8,7 +8,7 @@ states are the same on all ranks.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,10 @@ import numpy as np
 from disttensor import data, distributed, tree
 from disttensor.callbacks import CallbackList
 from disttensor.data import Batch, unpack_x_y_sample_weight
+from disttensor.distributed import activity
 from disttensor.errors import ArgumentError, DataError
 from disttensor.random import global_seed
+from disttensor.training import fingerprint
 from disttensor.training.gather import in_batch_order
 from disttensor.training.recovery import Recovery, Start
 
@@ -94,8 +96,18 @@ class Loops:
         ------
         ArgumentError, DataError, ShapeError
             Before anything is trained, if arguments or data do not fit.
+        DistributedError
+            On all ranks, before anything is trained, if they were given different things; later if their weights are no
+            longer equal (see `config.consistency_interval`).
         """
         self._require_compiled("fit")
+        fingerprint.require_same_call(
+            self, "fit()", epochs=epochs, initial_epoch=initial_epoch, steps_per_epoch=steps_per_epoch,
+            batch_size=batch_size, shuffle=shuffle, class_weight=class_weight, validation_split=validation_split,
+            validation_data=validation_data is not None, validation_steps=validation_steps,
+            validation_batch_size=validation_batch_size, validation_freq=validation_freq, resume=resume,
+            callbacks=callbacks,
+        )  # fmt: skip
         if validation_split and validation_data is None:
             arrays = (x, y, sample_weight)
             (x, y, sample_weight), validation_data = data.train_validation_split(arrays, validation_split)
@@ -108,6 +120,7 @@ class Loops:
             watchers = CallbackList.make(
                 callbacks, model=self, verbose=verbose, epochs=epochs, steps=adapter.num_batches, history=True
             )
+            fingerprint.require_same_data("the training data", adapter)
             self.stop_training = False
             watchers.on_train_begin()
             start = recovery.start(adapter, watchers, initial_epoch, epochs)
@@ -117,7 +130,10 @@ class Loops:
                     return {}
                 return self._validate(validation_data, watchers, **evaluation)
 
-            logs = self._train(adapter, watchers, recovery, start, epochs, validate)
+            try:
+                logs = self._train(adapter, watchers, recovery, start, epochs, validate)
+            finally:
+                activity.enter(activity.OTHER)
             self.optimizer.finalize_variable_values(self.trainable_variables)  # type: ignore[attr-defined]
             watchers.on_train_end(logs)
             recovery.finish()
@@ -133,8 +149,14 @@ class Loops:
         validate: Callable[[int], Logs],
     ) -> Logs:
         """The epochs, from a start on; returns the last logs."""
-        step = self._step("train")
+        run = self._step("train")
         prepared, logs = start.prepared, start.logs
+        activity.step = recovery.steps_done()
+
+        def step(batch: Batch) -> Any:
+            activity.step += 1
+            return run(batch)
+
         for epoch in range(start.epoch, start.epoch if start.finished else epochs):
             if not start.begun:
                 self.reset_metrics()
@@ -145,16 +167,21 @@ class Loops:
                 if not prepared:
                     self._prepare("train", batch)
                     prepared = True
+                activity.enter(activity.IN_CALLBACKS)
                 watchers.on_train_batch_begin(number)
+                activity.enter(activity.COMPUTING)
                 results = [step(b) for b in execution]
                 logs = _numbers(results[-1])
+                activity.enter(activity.IN_CALLBACKS)
                 watchers.on_train_batch_end(number + len(results) - 1, logs)
                 if recovery.after_step(epoch, number + len(results), logs):
                     break
             else:
                 if not logs:
                     raise DataError("the data gave no batch in this epoch; there is nothing to train on.")
+            activity.enter(activity.COMPUTING)
             logs = logs | {f"val_{name}": value for name, value in validate(epoch).items()}
+            activity.enter(activity.IN_CALLBACKS)
             watchers.on_epoch_end(epoch, logs)
             start = Start(epoch + 1)
             if recovery.after_step(epoch + 1, 0, logs):
@@ -190,6 +217,7 @@ class Loops:
         """
         self._require_compiled("evaluate")
         adapter = self._adapter(x, y, sample_weight, batch_size, steps=steps)
+        fingerprint.require_same_data("the data of evaluate()", adapter)
         watchers = CallbackList.make(callbacks, model=self, verbose=verbose, epochs=1, steps=adapter.num_batches)
         step = self._step("test")
         logs: Logs = {}
@@ -220,6 +248,7 @@ class Loops:
             Like the model's output.
         """
         adapter = self._adapter(x, None, None, batch_size, steps=steps)
+        fingerprint.require_same_data("the data of predict()", adapter)
         watchers = CallbackList.make(callbacks, model=self, verbose=verbose, epochs=1, steps=adapter.num_batches)
         step = self._step("predict")
         outputs: list[Any] = []
@@ -299,13 +328,27 @@ def _executions(
         The number and the value of a group's first batch, and an iterator over all its batches, which must be used up.
         Later ones are asked for one by one, so that whatever goes wrong there happens after the steps before.
     """
-    source = iter(batches)
+    source = _reading(iter(batches))
     try:
         for number in itertools.count(first_number, steps):
             first = next(source, None)
             if first is None:
                 return
             yield number, first, itertools.chain([first], itertools.islice(source, steps - 1))
+    finally:
+        source.close()
+
+
+def _reading(source: Iterator[Batch]) -> Generator[Batch]:
+    """The same batches, with `activity` knowing that they are waited for."""
+    try:
+        while True:
+            former = activity.enter(activity.READING)
+            batch = next(source, None)
+            activity.enter(former)
+            if batch is None:
+                return
+            yield batch
     finally:
         if hasattr(source, "close"):
             source.close()  # ends the threads that read ahead

@@ -25,6 +25,8 @@ from disttensor.callbacks.callback import print_on_main
 from disttensor.checkpoint import Checkpoint
 from disttensor.data import Batch, DataAdapter, IterableAdapter
 from disttensor.data.loader import as_tensors, shard_of
+from disttensor.distributed import activity
+from disttensor.distributed.consistency import DIGEST_BYTES, ReplicaCheck
 from disttensor.errors import ArgumentError
 from disttensor.graph.function import Function
 from disttensor.saving.weights import named_variables
@@ -84,6 +86,7 @@ class Recovery:
         self._state: Any = None
         self._watchers: CallbackList | None = None
         self._asked = 0
+        self._check: ReplicaCheck | None = None
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Recovery:
@@ -176,7 +179,7 @@ class Recovery:
     # --- after each step
 
     def after_step(self, epoch: int, batch: int, logs: dict[str, Any]) -> bool:
-        """What all ranks do when `batch` batches of an epoch are done: move a save on, save, leave.
+        """What all ranks do when `batch` batches of an epoch are done: compare weights, move a save on, save, leave.
 
         Returns
         -------
@@ -187,6 +190,8 @@ class Recovery:
         ------
         CheckpointError
             On all ranks, if one could not write.
+        DistributedError
+            On all ranks, if their weights are no longer equal.
         SystemExit
             On all ranks, after a checkpoint, if a signal came to any of them.
         """
@@ -196,7 +201,7 @@ class Recovery:
         due = distributed.is_main() and self._is_due(batch == 0)
         wishes = np.array([model.stop_training, self._asked, due, busy, failed], np.uint8)
         if distributed.size() > 1:
-            wishes = distributed.communicator().all_reduce(wishes, "max")
+            wishes = self._combine(wishes)
         stop, asked, due, busy, failed = wishes.tolist()
         model.stop_training = bool(stop)
         if backup is None:
@@ -209,6 +214,21 @@ class Recovery:
         if asked:
             self._leave(asked)
         return model.stop_training
+
+    def _combine(self, wishes: np.ndarray) -> np.ndarray:
+        """The largest wishes of all ranks; the same message tells whether their weights are equal."""
+        if self._check is None:
+            model = self._model
+            self._check = ReplicaCheck([*model.trainable_weights, *model.optimizer.replicated_variables])
+        digest = self._check.message(activity.step)
+        combined = distributed.communicator().all_reduce(np.concatenate([wishes, digest]), "max")
+        self._check.look_at(combined[-DIGEST_BYTES:], activity.step)
+        return combined[:-DIGEST_BYTES]
+
+    def steps_done(self) -> int:
+        """How many steps the optimizer has taken."""
+        optimizer = self._model.optimizer
+        return int(getattr(optimizer, "inner_optimizer", optimizer)._iterations.memory)
 
     def _is_due(self, epoch_ended: bool) -> bool:
         if self._backup is None:

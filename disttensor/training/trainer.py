@@ -18,6 +18,7 @@ from disttensor.errors import ArgumentError
 from disttensor.graph import function
 from disttensor.metrics import Mean, Metric
 from disttensor.tensor import Tensor
+from disttensor.training import fingerprint
 from disttensor.training.compiled import CompiledLoss, CompiledMetrics
 from disttensor.training.loop import Logs, Loops
 
@@ -70,6 +71,14 @@ class Trainer(Loops):
         """
         if type(steps_per_execution) is not int or steps_per_execution < 1:
             raise ArgumentError(f"compile(): steps_per_execution must be a positive int, got {steps_per_execution!r}.")
+        self._compile_arguments = {
+            "loss": loss,
+            "loss_weights": loss_weights,
+            "metrics": metrics,
+            "weighted_metrics": weighted_metrics,
+            "run_eagerly": run_eagerly,
+            "steps_per_execution": steps_per_execution,
+        }
         self.optimizer = optimizers.get(optimizer)
         scales = isinstance(self.optimizer, optimizers.LossScaleOptimizer) or self.optimizer is None
         if auto_scale_loss and self.dtype_policy.name == "mixed_float16" and not scales:
@@ -219,11 +228,12 @@ class Trainer(Loops):
         return steps[kind]
 
     def _prepare(self, kind: str, batch: Batch) -> None:
-        """Make every variable that a step uses, and give all ranks the values of rank 0."""
+        """Make every variable that a step uses, and give all ranks the values of rank 0, if all have the same ones."""
         if not self.built:
             with context.suspended():
                 self(unpack_x_y_sample_weight(as_tensors(batch))[0], training=False)  # type: ignore[operator]
             self.reset_metrics()  # those of layers have seen a batch that does not count
+        fingerprint.require_same_model(self, kind, batch)
         if kind == "train" and not self.optimizer.built:
             self.optimizer.build(self.trainable_weights)  # type: ignore[attr-defined]
         variables = list(self.variables)  # type: ignore[attr-defined]

@@ -1,0 +1,128 @@
+"""What this process is doing: in which collective a thread is blocked, and which part of training runs.
+
+Communicators tell of every collective (`enter_collective`, `leave_collective`) and `fit` of the parts of training
+(`enter`). The watchdog, the report on stragglers and the timeline read it. Telling costs about a microsecond.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+OTHER = "other"
+READING, COMPUTING, IN_CALLBACKS = "reading data", "computing", "in callbacks"
+
+
+class Collective(NamedTuple):
+    """A collective in which a thread of this process is blocked.
+
+    Attributes
+    ----------
+    name, number : str, int
+        Which collective, and how many of this group came before it.
+    since : float
+        When the thread entered it, by `time.monotonic`.
+    members : tuple of int
+        The world ranks that must take part.
+    group : str
+        Names the group of ranks; the same on all of them.
+    """
+
+    name: str
+    number: int
+    since: float
+    members: tuple[int, ...]
+    group: str
+
+
+Observer = Callable[[str, str, float, float, int], None]
+"""Is told ``(kind, name, start, end, bytes)`` of what has ended: of kind "part" or "collective", or "communication" for
+what went on in the background; times are those of `time.monotonic`."""
+
+observer: Observer | None = None
+"""Who wants to know of every part and collective; None most of the time."""
+
+step = 0
+"""Which step of training this process is at, counted from 1 over all epochs of a `fit`; 0 outside."""
+
+_blocked: dict[int, Collective] = {}
+_entered: dict[str, tuple[int, str]] = {}  # for each group, the last collective: its number and name
+_groups: Counter[tuple[int, ...]] = Counter()
+
+_part, _since, _thread = OTHER, time.monotonic(), threading.get_ident()
+_seconds: defaultdict[str, float] = defaultdict(float)
+_blocked_seconds: defaultdict[str, float] = defaultdict(float)
+
+
+def name_group(members: tuple[int, ...]) -> str:
+    """A name for a new group, the same on all its members if they make their groups in the same order."""
+    _groups[members] += 1
+    return f"{','.join(map(str, members))}#{_groups[members]}"
+
+
+def enter_collective(name: str, number: int, members: tuple[int, ...], group: str) -> None:
+    """Note that this thread waits for other ranks from now on; call `leave_collective` whatever happens."""
+    _blocked[threading.get_ident()] = Collective(name, number, time.monotonic(), members, group)
+    _entered[group] = number, name
+
+
+def leave_collective(nbytes: int = 0) -> None:
+    """Note that it no longer does."""
+    thread = threading.get_ident()
+    entered = _blocked.pop(thread)
+    if thread == _thread or observer is not None:
+        now = time.monotonic()
+        if thread == _thread:
+            _blocked_seconds[_part] += now - entered.since
+        if observer is not None:
+            observer("collective", entered.name, entered.since, now, nbytes)
+
+
+def waiting() -> list[Collective]:
+    """The collectives in which threads of this process are blocked at this moment."""
+    return list(_blocked.values())
+
+
+def entered() -> dict[str, tuple[int, str]]:
+    """For each group, the number and the name of the last collective that this process has entered."""
+    return dict(_entered)
+
+
+def enter(part: str) -> str:
+    """Note that the part of training that this thread is at ends here, and another begins; returns the former."""
+    global _part, _since, _thread
+    now = time.monotonic()
+    former = _part
+    _seconds[former] += now - _since
+    if observer is not None and former != OTHER:
+        observer("part", former, _since, now, 0)
+    _part, _since, _thread = part, now, threading.get_ident()
+    return former
+
+
+def doing() -> str:
+    """In words, for people: the part of training that this process is at."""
+    return "not in fit()" if _part == OTHER else f"{_part}, step {step}"
+
+
+class Spent(NamedTuple):
+    """Seconds by part of training: all of them, and those blocked in collectives."""
+
+    total: dict[str, float]
+    blocked: dict[str, float]
+
+
+def spent() -> Spent:
+    """How long this process did what since it began; take the difference of two."""
+    enter(_part)
+    return Spent(dict(_seconds), dict(_blocked_seconds))
+
+
+def snapshot() -> dict[str, Any]:
+    """All of it in terms of what JSON knows, for other ranks to read."""
+    now = time.monotonic()
+    blocked = [{**c._asdict(), "seconds": now - c.since} for c in waiting()]
+    return {"doing": doing(), "step": step, "waiting": blocked, "entered": entered()}

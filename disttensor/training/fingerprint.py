@@ -1,0 +1,161 @@
+"""What must be equal on all ranks before a model is trained, as facts that `distributed.consistency` compares."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from disttensor import config, distributed, random, tree
+from disttensor.callbacks import BackupAndRestore, Callback, CallbackList
+from disttensor.data import Batch, DataAdapter
+from disttensor.distributed.consistency import require_same
+from disttensor.errors import SerializationError
+from disttensor.saving.registration import serialize_keras_object
+from disttensor.version import __version__
+
+_LONGEST = 400  # characters of a fact; longer ones are replaced by their hash
+
+
+def require_same_call(model: Any, method: str, *, callbacks: Any, **arguments: Any) -> None:
+    """Require that all ranks call a method of a model with the same arguments, in the same environment.
+
+    Raises
+    ------
+    DistributedError
+        On all ranks.
+    """
+    if distributed.size() == 1:
+        return
+    given = callbacks.callbacks if isinstance(callbacks, CallbackList) else callbacks
+    given = [given] if isinstance(given, Callback) else list(given or ())
+    facts = {**_environment(), **_flat(f"{method}: ", _description(arguments))}
+    facts |= _flat("compile(): ", _description(model._compile_arguments))
+    facts |= _flat("optimizer: ", _description(model.optimizer))
+    # Other callbacks may be those of one rank, if they do nothing that ranks do together.
+    facts[f"{method}: callbacks that save"] = [type(c).__name__ for c in given if isinstance(c, BackupAndRestore)]
+    require_same(f"the call of {method}", facts)
+
+
+def require_same_data(what: str, adapter: DataAdapter) -> None:
+    """Require that the data of all ranks have as many rows and batches.
+
+    Raises
+    ------
+    DistributedError
+        On all ranks.
+    """
+    if distributed.size() > 1:
+        facts = {
+            "rows": adapter.num_samples,
+            "batches in an epoch": adapter.num_batches,
+            "rows of a global batch": adapter.batch_size,
+        }
+        require_same(what, facts)
+
+
+def require_same_model(model: Any, kind: str, batch: Batch) -> None:
+    """Require that all ranks have the same model, built but not yet trained, and batches that fit together.
+
+    Names of layers may differ. Values of weights may, too: all ranks get those of rank 0.
+
+    Parameters
+    ----------
+    model : Model
+    kind : {"train", "test", "predict"}
+        Of the step that comes next.
+    batch : Batch
+        The first one.
+
+    Raises
+    ------
+    DistributedError
+        On all ranks.
+    """
+    if distributed.size() == 1:
+        return
+    facts: dict[str, Any] = _environment()
+    if not type(model).__module__.startswith("disttensor."):  # ours are their layers and nothing else
+        facts |= _flat("model: ", _description(model))
+    layers = [layer for layer in model._walk() if layer is not model]
+    facts["number of layers"] = len(layers)
+    for number, layer in enumerate(layers):
+        name = f"layer {number}"
+        facts[name] = type(layer).__name__
+        facts |= _flat(f"{name} ({type(layer).__name__}): ", _description(layer))
+    facts["number of variables"] = len(model.variables)
+    for number, variable in enumerate(model.variables):
+        kind_of_weight = "trainable" if variable.trainable else "not trainable"
+        facts[f"variable {number}"] = [list(variable.shape), variable.dtype, kind_of_weight]
+    if kind == "train":
+        facts |= _flat("optimizer: ", _description(model.optimizer))
+    facts["rows of the first global batch"] = batch.total
+    for name in ("x", "y", "sample_weight"):
+        arrays = [np.asarray(a) for a in tree.flatten(getattr(batch, name)) if a is not None]
+        facts[f"first batch, {name}, without its rows"] = [[a.dtype.name, list(a.shape[1:])] for a in arrays]
+    require_same(f"the model and data of a {kind} step", facts)
+
+
+def _environment() -> dict[str, Any]:
+    library = getattr(distributed.communicator(), "library", "none")
+    return {
+        "version of disttensor": __version__,
+        "version of numpy": np.__version__,
+        "version of Python": ".".join(platform.python_version_tuple()[:2]),
+        "MPI library": library.splitlines()[0].split(", package")[0].rstrip("\0").replace("\t", " "),
+        "virtual shards (deterministic mode)": [config.virtual_shards(), config.virtual_shards() and _shards()],
+        "DISTTENSOR_ALLREDUCE, or config.all_reduce_algorithm()": config.all_reduce_algorithm(),
+        "DISTTENSOR_CONSISTENCY_INTERVAL, or config.consistency_interval()": config.consistency_interval(),
+        "config.floatx()": config.floatx(),
+        "config.epsilon()": config.epsilon(),
+        "config.dtype_policy()": config.dtype_policy().name,
+        "seed (utils.set_random_seed)": random.global_seed(),
+        "state of the random generator of functions": random.shared_generator().state.numpy().tolist(),
+    }
+
+
+def _shards() -> list[list[int]]:
+    size = distributed.size()
+    return [list(config.shards_of(rank, size)) for rank in range(size)]
+
+
+def _description(value: Any) -> Any:
+    """A layer, loss, … in terms of what JSON knows, without names; its class alone if it has no configuration."""
+    if isinstance(value, Mapping):
+        return {str(key): _description(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_description(entry) for entry in value]
+    try:
+        found = serialize_keras_object(value)
+    except (SerializationError, NotImplementedError, TypeError, AttributeError):
+        return {"class_name": getattr(value, "__qualname__", type(value).__qualname__)}
+    return _without_names(found)
+
+
+def _without_names(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_names(entry) for key, entry in value.items() if key != "name"}
+    return [_without_names(entry) for entry in value] if isinstance(value, list) else value
+
+
+def _flat(prefix: str, value: Any) -> dict[str, Any]:
+    """The leaves of a nested configuration, by what leads to them."""
+    if isinstance(value, Mapping) and set(value) == {"class_name", "config"}:
+        return {f"{prefix}class": value["class_name"], **_flat(prefix, value["config"])}
+    if not isinstance(value, Mapping):
+        return {prefix.rstrip(".: "): _shortened(value)}
+    found: dict[str, Any] = {}
+    for key, entry in value.items():
+        found |= _flat(f"{prefix}{key}.", entry)
+    return found
+
+
+def _shortened(value: Any) -> Any:
+    text = json.dumps(value)
+    if len(text) <= _LONGEST:
+        return value
+    return f"{len(text)} characters, {hashlib.blake2b(text.encode()).hexdigest()[:16]}"

@@ -87,14 +87,15 @@ def examine(
         findings += [_srun(mpirun, environ)] if mpirun is not None else []
     token = secrets.token_hex(6)
     folder = folder.absolute()
+    asked = _Probe(python, folder, token, environ)
     try:
         answers: dict[str, dict[str, Any] | str] = {}
         if places:
-            findings += _reach(places, answers, python, folder, token, environ)
+            findings += _reach(places, answers, asked)
         elif job is not None and job.nodes > 1:
-            findings += _reach_nodes(job.nodes, answers, python, folder, token, environ)
+            findings += _reach_nodes(job.nodes, answers, asked)
         else:
-            answers[socket.gethostname()] = _ask([], python, folder, token, environ)
+            answers[socket.gethostname()] = asked.ask([])
         findings += _judge(answers, _busiest(places, n, job.nodes if job else 1), threads, folder, token, mpirun)
     finally:
         for left in folder.glob(f".disttensor-doctor-{token}*") if folder.is_dir() else ():
@@ -119,42 +120,43 @@ def _srun(mpirun: MPIRun, environ: Mapping[str, str]) -> Finding:
     return Finding("srun", "ok", f"starts {NAMES[flavour]} with --mpi={protocol}")
 
 
-def _ask(enter: list[str], python: str, folder: Path, token: str, environ: Mapping[str, str]) -> dict[str, Any] | str:
-    """What the probe says, started through `enter`; a text if it failed."""
-    program = [python, probe.__file__, str(folder), token]
-    command = [*enter, shlex.join(program)] if enter[:1] == ["ssh"] else [*enter, *program]
-    before = time.time()
-    try:
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
-        )
-        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    except (IndexError, ValueError):
-        return (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
-    after = time.time()
-    # The clock was read between these two; only what lies outside is a difference.
-    answer["skew"] = max(before - answer["time"], answer["time"] - after, 0.0)
-    return answer
+class _Probe(NamedTuple):
+    """How a host is asked: what is run there, with which environment here."""
+
+    python: str
+    folder: Path
+    token: str
+    environ: Mapping[str, str]
+
+    def ask(self, enter: list[str], token: str = "") -> dict[str, Any] | str:
+        """What the probe says, started through `enter`; a text if it failed."""
+        program = [self.python, probe.__file__, str(self.folder), token or self.token]
+        command = [*enter, shlex.join(program)] if enter[:1] == ["ssh"] else [*enter, *program]
+        before = time.time()
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+                env=dict(self.environ),
+                stdin=subprocess.DEVNULL,
+            )
+            answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)
+        except (IndexError, ValueError):
+            return (done.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+        after = time.time()
+        # The clock was read between these two; only what lies outside is a difference.
+        answer["skew"] = max(before - answer["time"], answer["time"] - after, 0.0)
+        return answer
 
 
-def _reach(
-    places: list[Host],
-    answers: dict[str, dict[str, Any] | str],
-    python: str,
-    folder: Path,
-    token: str,
-    environ: Mapping[str, str],
-) -> Iterator[Finding]:
+def _reach(places: list[Host], answers: dict[str, dict[str, Any] | str], asked: _Probe) -> Iterator[Finding]:
     names = [place.name for place in places]
-    reached = answering(names, environ)
+    reached = answering(names, asked.environ)
     for name in names:
         if name not in reached:
             yield Finding(
@@ -165,30 +167,23 @@ def _reach(
             )
         else:
             own = name in ("localhost", socket.gethostname(), socket.gethostname().split(".")[0])
-            answers[name] = _ask([] if own else ["ssh", "-o", "BatchMode=yes", name], python, folder, token, environ)
+            answers[name] = asked.ask([] if own else ["ssh", "-o", "BatchMode=yes", name])
 
 
-def _reach_nodes(
-    count: int,
-    answers: dict[str, dict[str, Any] | str],
-    python: str,
-    folder: Path,
-    token: str,
-    environ: Mapping[str, str],
-) -> Iterator[Finding]:
+def _reach_nodes(count: int, answers: dict[str, dict[str, Any] | str], asked: _Probe) -> Iterator[Finding]:
     shown = subprocess.run(
-        ["scontrol", "show", "hostnames", environ.get("SLURM_JOB_NODELIST", "")],
+        ["scontrol", "show", "hostnames", asked.environ.get("SLURM_JOB_NODELIST", "")],
         capture_output=True,
         text=True,
         check=False,
-        env=dict(environ),
+        env=dict(asked.environ),
     )
     names = shown.stdout.split()
     if len(names) != count:
         yield Finding("nodes", "error", f"scontrol names {len(names)} nodes of {count}", shown.stderr.strip())
     for name in names:
         step = ["srun", "--mpi=none", "--nodes=1", "--ntasks=1", f"--nodelist={name}", "--overlap"]
-        answers[name] = _ask(step, python, folder, f"{token}-{name}", environ)
+        answers[name] = asked.ask(step, f"{asked.token}-{name}")
 
 
 def _busiest(places: list[Host], n: int | None, nodes: int) -> int | None:

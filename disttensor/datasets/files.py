@@ -6,10 +6,11 @@ import contextlib
 import fcntl
 import gzip
 import hashlib
+import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,6 +23,8 @@ Split = tuple[np.ndarray, np.ndarray]
 """Images and labels."""
 
 _CHUNK = 1 << 20
+_LARGEST = 1 << 30
+"""Bytes of an array; more than that is no data set of this package."""
 _TIMEOUT = 30.0
 """Seconds without a byte after which a download is given up."""
 
@@ -120,9 +123,12 @@ def read_npz(path: Path, image_shape: tuple[int, ...]) -> tuple[Split, Split]:
     DataError
         If the file cannot be read, or the arrays are not what they must be.
     """
+    names = ("x_train", "y_train", "x_test", "y_test")
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            x_train, y_train, x_test, y_test = (arrays[name] for name in ("x_train", "y_train", "x_test", "y_test"))
+        with open(path, "rb") as file:
+            _check_sizes(file, names)
+            with np.load(file, allow_pickle=False) as arrays:
+                x_train, y_train, x_test, y_test = (arrays[name] for name in names)
     except (
         OSError,
         EOFError,
@@ -139,6 +145,22 @@ def read_npz(path: Path, image_shape: tuple[int, ...]) -> tuple[Split, Split]:
     return check_split(x_train, y_train, image_shape, path), check_split(x_test, y_test, image_shape, path)
 
 
+def _check_sizes(file: BinaryIO, names: Sequence[str]) -> None:
+    """Require that arrays are as long as their heads say, and not huge, before memory is asked for."""
+    with zipfile.ZipFile(file) as archive:
+        for name in names:
+            with archive.open(f"{name}.npy") as member:
+                version = np.lib.format.read_magic(member)  # type: ignore[no-untyped-call]
+                if version not in ((1, 0), (2, 0)):
+                    raise ValueError(f"{name} has the version {version}")
+                read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
+                shape, _, dtype = read(member)
+                size, there = math.prod(shape) * dtype.itemsize, archive.getinfo(f"{name}.npy").file_size
+                if size != there - member.tell() or size > _LARGEST:
+                    raise ValueError(f"{name} should have {size} bytes and has {there - member.tell()}")
+    file.seek(0)
+
+
 def read_idx(path: Path) -> np.ndarray:
     """The array of bytes in a gzipped IDX file (the format of MNIST's original files).
 
@@ -148,16 +170,19 @@ def read_idx(path: Path) -> np.ndarray:
         If it is damaged, or holds anything but bytes.
     """
     try:
-        data = gzip.decompress(path.read_bytes())
+        with gzip.open(path) as file:
+            head = file.read(4)
+            if len(head) < 4 or head[:3] != b"\0\0\x08":
+                raise DataError(f"{path} is no IDX file of bytes: it starts with {head!r}, not with 00 00 08.")
+            lengths = file.read(4 * head[3])
+            shape = tuple(np.frombuffer(lengths, ">u4", len(lengths) // 4).tolist())
+            size = math.prod(shape)
+            data = file.read(min(size, _LARGEST) + 1)  # one more than there should be; never what a bomb would give
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} cannot be read as a gzipped file: {error}") from None
-    if len(data) < 4 or data[:3] != b"\0\0\x08":
-        raise DataError(f"{path} is no IDX file of bytes: it starts with {data[:4]!r}, not with 00 00 08.")
-    axes = data[3]
-    shape = tuple(np.frombuffer(data, ">u4", min(axes, (len(data) - 4) // 4), offset=4).tolist())
-    if len(shape) < axes or len(data) != 4 + 4 * axes + int(np.prod(shape, dtype=object)):
-        raise DataError(f"{path} has {len(data)} bytes, which does not fit the shape {shape} in its head.")
-    return np.frombuffer(data, np.uint8, offset=4 + 4 * axes).reshape(shape)
+    if len(shape) < head[3] or len(data) != size:
+        raise DataError(f"{path} does not hold the {size} bytes of the shape {shape} in its head.")
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def check_split(x: np.ndarray, y: np.ndarray, image_shape: tuple[int, ...], path: Path) -> Split:

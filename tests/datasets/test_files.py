@@ -3,11 +3,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.server
+import io
 import os
 import struct
 import subprocess
 import sys
 import threading
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -214,6 +216,26 @@ def test_idx_that_is_damaged_is_refused(tmp_path, data):
     (tmp_path / "a.gz").write_bytes(data)
     with pytest.raises(DataError, match=r"a\.gz"):
         files.read_idx(tmp_path / "a.gz")
+
+
+def test_cve_2026_0897_a_bomb_is_not_unpacked(tmp_path):
+    """64 MiB of zeros behind a head that says 2³⁰ bytes, or 1."""
+    for length in (1 << 30, 1):
+        (tmp_path / "a.gz").write_bytes(gzip.compress(b"\0\0\x08\x01" + struct.pack(">I", length) + bytes(1 << 26)))
+        with pytest.raises(DataError, match=r"a\.gz does not hold"):
+            files.read_idx(tmp_path / "a.gz")
+
+
+@pytest.mark.parametrize("shape", [(1 << 60,), (1 << 40, 1 << 40), (3, 1 << 31)])
+def test_cve_2026_0897_arrays_of_npz_are_as_long_as_their_heads_say(tmp_path, shape):
+    path = tmp_path / "a.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("x_train", "y_train", "x_test", "y_test"):
+            head = io.BytesIO()
+            np.lib.format.write_array_header_1_0(head, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            archive.writestr(f"{name}.npy", head.getvalue() + bytes(100))
+    with pytest.raises(DataError, match="should have .* bytes and has 100"):
+        files.read_npz(path, (3, 3))
 
 
 def test_others_may_read_what_was_downloaded(server, tmp_path):

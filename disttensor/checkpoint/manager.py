@@ -162,9 +162,7 @@ class CheckpointManager:
     def _open(self) -> None:
         os.makedirs(self.directory, exist_ok=True)
         self._lock = FolderLock(self.directory)
-        for name in os.listdir(self.directory):
-            if name.startswith(_TEMPORARY):
-                disk.remove_tree(os.path.join(self.directory, name))
+        self._remove_leftovers()
         self._last_number = max(map(number_of, self.checkpoints), default=0)
 
     def save(
@@ -339,10 +337,15 @@ class CheckpointManager:
         disk.sync_folder(save.folder)
         disk.rename(save.folder, os.path.join(self.directory, folder_name(save.number, manifest.step)))
         disk.sync_folder(self.directory)
-        self._prune()
+        try:
+            self._prune()
+        except OSError as error:
+            what = f"{error.filename}: {error.strerror}"
+            warnings.warn(f"an old checkpoint could not be removed, {what}; it is tried again.", stacklevel=2)
 
     def _prune(self) -> None:
-        """Remove checkpoints that are neither among the newest nor among the best."""
+        """Remove checkpoints that are neither among the newest nor among the best, and what was left half removed."""
+        self._remove_leftovers()
         paths = self.checkpoints
         stay = set(paths[-self.keep :])
         if self.keep_best:
@@ -358,6 +361,11 @@ class CheckpointManager:
         for path in paths:
             if path not in stay:
                 self._remove(path)
+
+    def _remove_leftovers(self) -> None:
+        for name in os.listdir(self.directory):
+            if name.startswith(_TEMPORARY):
+                disk.remove_tree(os.path.join(self.directory, name))
 
     def _remove(self, path: str) -> None:
         """Remove a checkpoint: first its name, so that nobody takes what is left for one."""
@@ -376,6 +384,8 @@ class CheckpointManager:
         distributed.barrier()
         if distributed.is_main():
             disk.remove_tree(folder)
+            # It may have got its name all the same, if only what came after that failed.
+            self._last_number = max(map(number_of, self.checkpoints), default=self._last_number)
 
     def _failure(self, what: str, rank: int) -> CheckpointError:
         on_rank = f" on rank {rank}" if distributed.size() > 1 else ""

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +20,7 @@ from hypothesis import strategies as st
 
 import disttensor as dt
 from disttensor import dtypes
-from disttensor.checkpoint import Checkpoint, CheckpointManager, find_checkpoints
+from disttensor.checkpoint import Checkpoint, CheckpointManager, disk, find_checkpoints
 from disttensor.checkpoint.interval import best_interval
 from disttensor.checkpoint.manifest import Manifest
 from disttensor.checkpoint.shards import share
@@ -264,6 +268,102 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path) -> None:
             manager.save(3, {"w": np.zeros(1000)})
     finally:
         subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
+def test_a_file_system_that_became_read_only_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    """As the kernel does it when a disk has errors."""
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", tmp_path], capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    manager = CheckpointManager(tmp_path)
+    try:
+        manager.save(1, {"w": np.arange(10)})
+        manager.close()  # else the lock is open for writing, and the kernel refuses
+        subprocess.run(["mount", "-o", "remount,ro", tmp_path], check=True)
+        with pytest.raises(OSError, match="Read-only file system"):
+            manager.save(2, {"w": np.zeros(10)})
+        np.testing.assert_array_equal(Checkpoint(find_checkpoints(tmp_path)[-1]).array("w"), np.arange(10))
+    finally:
+        manager.close()
+        subprocess.run(["umount", tmp_path], check=True)
+
+
+WITHOUT_RIGHTS = """
+import os, sys
+import numpy as np
+from disttensor.checkpoint import CheckpointManager
+manager = CheckpointManager(sys.argv[1])
+manager.open()
+if os.geteuid() == 0:
+    os.setgid(65534), os.setuid(65534)
+try:
+    manager.save(2, {"w": np.zeros(10)})
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_a_folder_without_permission_leaves_the_checkpoint_before() -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own folders are root's alone
+        folder = Path(name, "run")
+        save(folder, 1)
+        Path(name).chmod(0o755)
+        folder.chmod(0o555)  # root may write all the same, so the process becomes somebody else
+        command = [sys.executable, "-c", WITHOUT_RIGHTS, str(folder)]
+        said = subprocess.run(command, capture_output=True, text=True)
+        folder.chmod(0o755)
+        assert "CheckpointError a checkpoint could not be saved" in said.stdout, said.stderr
+        assert "Permission denied" in said.stdout
+        assert "as they were: 000001-step-1" in said.stdout
+        Checkpoint(find_checkpoints(folder)[-1]).verify()
+
+
+def test_a_limit_for_files_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    """Python ignores SIGXFSZ, so that the write itself fails, as with a quota."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with CheckpointManager(tmp_path) as manager:
+        manager.save(1, {"w": np.zeros(1000)})
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+        try:
+            with pytest.raises(CheckpointError, match="safetensors: File too large.*as they were: 000001-step-1"):
+                manager.save(2, {"w": np.zeros(1 << 20)})
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        manager.save(3, {"w": np.zeros(1 << 20)})
+        assert [Checkpoint(path).step for path in manager.checkpoints] == [1, 3]
+
+
+def test_an_error_in_any_operation_leaves_the_old_or_the_new(tmp_path: Path) -> None:
+    """As a disk that dies: it surfaces as CheckpointError, and a later save succeeds."""
+    steps, reasons = [], set()
+    with CheckpointManager(tmp_path, keep=1) as manager:
+        manager.save(0, {"w": np.zeros(1000)})
+        for number in itertools.count(1):
+            left = number
+
+            def fail(operation: str, path: str) -> None:
+                nonlocal left
+                left -= 1
+                if left == 0:
+                    raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+            disk.observer = fail
+            try:
+                manager.save(number, {"w": np.full(1000, number)})
+            except CheckpointError as error:
+                reasons.add("Input/output error" in str(error))
+            finally:
+                disk.observer = None
+            steps.append(Checkpoint(manager.checkpoints[-1]).step)
+            Checkpoint(manager.checkpoints[-1]).verify()
+            if left > 0:
+                break
+            manager.save(number, {"w": np.full(1000, number)})
+            assert Checkpoint(manager.checkpoints[-1]).step == number
+        assert not [name for name in os.listdir(tmp_path) if name.startswith(".unfinished")]
+    assert number > 10
+    assert reasons == {True}
+    assert {before < after for before, after in zip(range(number), steps, strict=False)} == {False, True}
 
 
 def test_a_failed_writer_surfaces_at_the_next_poll(tmp_path: Path) -> None:

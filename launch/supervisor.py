@@ -134,7 +134,7 @@ class _Supervisor:
         """The exit code, if this was the last attempt whatever the policy."""
         if outcome.timed_out:
             return _TIMED_OUT
-        if outcome.code == REQUEUE and self._policy.requeue and signal.SIGUSR1 in self._asked:
+        if self._policy.requeue and signal.SIGUSR1 in self._asked and _can_go_on(outcome):
             _requeue(self._environ, console)
             return REQUEUE
         if outcome.code in (0, REQUEUE, INTERRUPTED, _USAGE):
@@ -186,6 +186,12 @@ class _Supervisor:
         return bool(self._signals)
 
 
+def _can_go_on(outcome: Outcome) -> bool:
+    """Whether the ranks saved a checkpoint, or were still starting, and so knew nothing of SIGUSR1 but to end by it."""
+    started = outcome.failure is None or outcome.failure.signal != signal.SIGUSR1
+    return outcome.code == REQUEUE or not started
+
+
 def _as_text(hosts: list[Host]) -> str:
     return ",".join(f"{host.name}:{host.ranks}" for host in hosts)
 
@@ -202,7 +208,9 @@ def _requeue(environ: Mapping[str, str], console: Console) -> None:
     if job is None:
         console.say(f"--requeue: this is no Slurm job. Exit code {REQUEUE} says: run the same command again.")
         return
-    console.say(f"the training was asked to stop and saved a checkpoint; job {job} goes back into the queue.")
+    console.say(
+        f"the training was asked to stop; job {job} goes back into the queue, to go on from its last checkpoint."
+    )
     try:
         answer = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60, check=False)
         problem = answer.stderr.strip() if answer.returncode else ""

@@ -150,7 +150,7 @@ def _check_sizes(file: BinaryIO, names: Sequence[str]) -> None:
     with zipfile.ZipFile(file) as archive:
         for name in names:
             with archive.open(f"{name}.npy") as member:
-                version = np.lib.format.read_magic(member)  # type: ignore[no-untyped-call]
+                version = np.lib.format.read_magic(member)
                 if version not in ((1, 0), (2, 0)):
                     raise ValueError(f"{name} has the version {version}")
                 read = getattr(np.lib.format, f"read_array_header_{version[0]}_0")

@@ -87,6 +87,7 @@ class Recovery:
         self._watchers: CallbackList | None = None
         self._asked = 0
         self._check: ReplicaCheck | None = None
+        self._leaving = False
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Recovery:
@@ -108,7 +109,9 @@ class Recovery:
 
     def __exit__(self, *error: Any) -> None:
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            # This process is about to end; the same signal again must not change how.
+            late = self._leaving and number in (signal.SIGTERM, signal.SIGUSR1)
+            signal.signal(number, signal.SIG_IGN if late else handler)
         if self._backup is not None:
             self._backup.manager.close()
 
@@ -262,6 +265,7 @@ class Recovery:
         print_on_main(f"{what}; checkpoint {name} is complete. The same command goes on from there.")
         if asked == _INTERRUPT and hasattr(sys, "ps1"):
             raise KeyboardInterrupt
+        self._leaving = True
         raise SystemExit(code)
 
     def finish(self) -> None:

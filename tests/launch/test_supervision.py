@@ -220,6 +220,22 @@ time.sleep(60)
     assert "restart" not in output
 
 
+@pytest.mark.parametrize(("name", "queued"), [("SIGUSR1", True), ("SIGTERM", False)])
+def test_a_program_that_was_still_starting_is_queued_again(start, tmp_path, name, queued):
+    """It has a checkpoint of an earlier piece, or nothing to lose; only the signal before a time limit queues it."""
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\necho "scontrol $@"\n')
+    scontrol.chmod(0o755)
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+    run = start("time.sleep(60)", "--requeue", "--max-restarts", 5, env=env)
+    run.wait_for("is here", start.ranks)
+    run.process.send_signal(signal.Signals[name])
+    code, output = run.end()
+    assert (code == REQUEUE) == queued, output
+    assert output.count("job 7 goes back into the queue") == queued
+    assert "restart" not in output
+
+
 def test_timeout(start):
     run = start("time.sleep(60)", "--timeout", 2, "--max-restarts", 3)
     code, output = run.end()

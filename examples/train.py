@@ -89,6 +89,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, help="threads of each process (default: the cores it may use)")
     parser.add_argument("--history", metavar="FILE", help="write loss and metrics of each epoch as CSV")
+    parser.add_argument("--backup", metavar="FOLDER", help="keep checkpoints there, and go on from the last one")
     parser.add_argument("--verbose", type=int, choices=[0, 1, 2], default=2)
     return parser.parse_args()
 
@@ -111,6 +112,7 @@ def main() -> None:
     if distributed.is_main():
         print(f"{options.dataset}, {options.model}: {len(x_train)} training images on {distributed.size()} process(es)")
     callbacks = [keras.callbacks.CSVLogger(options.history)] if options.history else []
+    callbacks += [keras.callbacks.BackupAndRestore(options.backup)] if options.backup else []
     model.fit(x_train, y_train, options.batch_size, options.epochs, verbose=options.verbose, callbacks=callbacks)
     results = model.evaluate(x_test, y_test, batch_size=1000, verbose=0, return_dict=True)
     if distributed.is_main():

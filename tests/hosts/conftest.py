@@ -21,7 +21,7 @@ from launch.rank import end_with_parent
 
 ROOT = Path(__file__).parents[2]
 COUNT = 3
-TOOLS = ("ip", "sshd", "ssh", "ssh-keygen", "nsenter", "unshare")
+TOOLS = ("ip", "tc", "sshd", "ssh", "ssh-keygen", "nsenter", "unshare")
 
 SSHD = """\
 HostKey {folder}/host_key
@@ -88,6 +88,25 @@ class Host:
     def link(self, state: str) -> None:
         """Plug the cable ``up``, or pull it (``down``)."""
         subprocess.run(["nsenter", f"--target={self.init}", "--net", "ip", "link", "set", "eth0", state], check=True)
+
+    def limit(self, rate: str) -> None:
+        """Let no more than this leave the host, such as ``10mbit``."""
+        shape = [
+            "tc",
+            "qdisc",
+            "add",
+            "dev",
+            "eth0",
+            "root",
+            "tbf",
+            "rate",
+            rate,
+            "burst",
+            "32kbit",
+            "latency",
+            "400ms",
+        ]
+        subprocess.run(["nsenter", f"--target={self.init}", "--net", *shape], check=True)
 
     def end(self) -> None:
         """Switch the host off: all its processes are killed."""

@@ -6,12 +6,13 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.hosts, pytest.mark.mpi, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.hosts, pytest.mark.mpi, pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 only_one_library = pytest.mark.parametrize("python", ["mpich"], indirect=True)
 
@@ -38,17 +39,18 @@ print("done after", steps, "steps", flush=True)
 class Run:
     """A disttensor-run on the first host."""
 
-    def __init__(self, hosts, python, folder, *options, patience=4):
+    def __init__(self, hosts, python, folder, *options, patience=4, command=None, variables=None):
         (folder / "program.py").write_text(PROGRAM)
         self.stop = folder / "stop"
-        self.program = str(folder / "program.py")
+        self.program, *arguments = command or [str(folder / "program.py"), str(self.stop)]
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI_", "PRTE_", "PMI"))}
         environ |= {"PYTHONPATH": str(ROOT), "DISTTENSOR_HOST_TIMEOUT": str(patience)}
         environ["UCX_TLS"] = "tcp,self"  # MPICH would find out that all hosts share one memory
         environ["PRTE_MCA_prte_tmpdir_base"] = "/dev/shm"  # process numbers repeat, and the hosts share /tmp
+        environ |= variables or {}
         names = ",".join(f"{host.name}:1" for host in hosts)
         self.process = hosts[0].run(
-            str(python), "-m", "launch.cli", "--hosts", names, *options, self.program, str(self.stop),
+            str(python), "-m", "launch.cli", "--hosts", names, *options, self.program, *arguments,
             env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         self.lines = []
@@ -144,7 +146,43 @@ def test_a_host_that_goes_away(run, hosts, how):
     assert none_left(left, started.program)
 
 
-@only_one_library
+TRAINING = ROOT / "tests" / "faults" / "program.py"  # writes down each step, and keeps checkpoints
+STEPS = 60
+
+
+def reached(folder, step, seconds=120):
+    """Wait until a training has come to this step."""
+    limit, trace = time.monotonic() + seconds, folder / "trace-0"
+    while not (trace.exists() and f'"step": {step},' in trace.read_text()):
+        assert time.monotonic() < limit, f"step {step} was not reached"
+        time.sleep(0.02)
+
+
+def test_a_training_on_a_bad_network_that_loses_a_host_ends_with_the_same_bits(run, hosts, tmp_path):
+    """10 Mbit/s, a cable that is pulled for some seconds, and a host that is switched off."""
+    mode = {"DISTTENSOR_DETERMINISTIC": "8", "DISTTENSOR_THREADS": "1"}
+    for name in ("alone", "together"):
+        (tmp_path / name).mkdir()
+    alone = [sys.executable, str(TRAINING), str(tmp_path / "alone"), str(STEPS)]
+    subprocess.run(alone, check=True, env={**os.environ, **mode, "PYTHONPATH": str(ROOT)})
+    for host in hosts:
+        host.limit("10mbit")
+    command = [str(TRAINING), str(tmp_path / "together"), str(STEPS)]
+    started = run("--max-restarts", "1", patience=15, command=command, variables=mode)
+    reached(tmp_path / "together", 10)
+    hosts[2].link("down")
+    time.sleep(4)
+    hosts[2].link("up")
+    reached(tmp_path / "together", 30)
+    hosts[1].end()
+    code, output = started.end(timeout=200)
+    assert code == 0, output
+    assert "restart 1 of 1 with 2 ranks" in output
+    assert "Going on from checkpoint" in output
+    found, expected = ((tmp_path / name / "result.json").read_text() for name in ("together", "alone"))
+    assert found == expected
+
+
 def test_a_host_whose_sshd_is_gone(run, hosts):
     """Running ranks do not need it; starting new ones does."""
     started = run("--max-restarts", "1")

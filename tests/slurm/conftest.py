@@ -113,11 +113,11 @@ class Job:
             part.split("=", 1) for part in self.call("scontrol", "show", "job", self.number).split() if "=" in part
         )[name]
 
-    def wait_for(self, text: str, seconds: float = 60) -> None:
+    def wait_for(self, text: str, seconds: float = 120) -> None:
         """Wait until it has printed this."""
         self._wait(lambda: text in self.output(), f"{text!r} in the output", seconds)
 
-    def wait_until(self, *states: str, seconds: float = 60) -> str:
+    def wait_until(self, *states: str, seconds: float = 120) -> str:
         """Wait until it is in one of these states, and say in which."""
         self._wait(lambda: self.field("JobState") in states, " or ".join(states), seconds)
         return self.field("JobState")

@@ -41,8 +41,6 @@ a shim of IR that takes the block apart, one for each list of types. The kernel 
 
     %function = load ptr, ptr %arguments
     call void %function(i32 101, i32 111, i32 111, i64 %m, ...)
-
-`disttensor.kernels.products.address` gives the address of the BLAS's product.
 """
 
 from __future__ import annotations

@@ -1,84 +1,90 @@
 """Whole sequences through recurrent cells, forwards and backwards.
 
 The inputs are projected beforehand, all steps in one matrix product. Here each step is one product of the states with
-the recurrent weights and one pass over the gates: for the LSTM in machine code of our own (`disttensor.kernels.
-recurrent_ir`), for the others by numba (`disttensor.kernels.products`, `disttensor.kernels.gates`). Rows of
-the batch are independent; they are cut into parts, by the size of the batch alone, that run side by side, so that the
-results have the same bits for any number of threads.
+the recurrent weights and one pass over the gates, in machine code (`disttensor.kernels.recurrent_ir`, `…gru_ir`). Rows
+of the batch are independent, so that the results have the same bits for any number of threads.
 
 Axes are (batch, steps, features). A mask of shape (batch, steps) is false where a row keeps its state; gates stored for
 such steps are 0. float16 and bfloat16 are computed in float32 and rounded once.
+
+Each function has a twin that prepares a call on fixed arrays that `can_bind`.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from disttensor.kernels import blas, ir, machine, recurrent_ir
-from disttensor.kernels._jit import kernel, operand
-from disttensor.kernels.gates import (
-    gru_before_gates,
-    gru_before_gates_gradient,
-    gru_before_state,
-    gru_before_state_gradient,
-    gru_gradient_step,
-    gru_step,
-    rnn_gradient_step,
-    rnn_step,
-)
+from disttensor.kernels import gru_ir, ir, machine, recurrent_ir
 from disttensor.kernels.gemm import library, supports, tiles
 from disttensor.kernels.native import NativeCall
-from disttensor.kernels.products import add_product, gemm
 
 Arrays = tuple[np.ndarray, ...]
 
-# Products of fewer rows than this waste the BLAS.
 _ROWS = 16
-_MAX_PARTS = 16
+"""Rows that a thread is worth waking for: products of fewer are slow."""
+
+_KERNELS = (
+    recurrent_ir.rnn, recurrent_ir.rnn_gradient, recurrent_ir.lstm, recurrent_ir.lstm_gradient, gru_ir.gru,
+    gru_ir.gru_gradient, gru_ir.gru_before, gru_ir.gru_before_gradient,
+)  # fmt: skip
 
 
 def _through_float32(function: Callable[..., None]) -> Callable[..., None]:
-    """Make a kernel with several results compute float16 and bfloat16 in float32, and round each result once."""
+    """Make arrays contiguous, compute float16 and bfloat16 in float32, and round each result once."""
 
     @functools.wraps(function)
     def widened(outs: Arrays, *arrays: np.ndarray) -> None:
         if outs[0].dtype.itemsize != 2:
-            function(outs, *arrays)
+            function(outs, *map(_close, arrays))
             return
         wide = tuple(np.empty(out.shape, np.float32) for out in outs)
-        function(wide, *(a if a.dtype == bool else a.astype(np.float32) for a in arrays))
+        function(wide, *(a if a.dtype == bool else _close(a.astype(np.float32)) for a in arrays))
         for out, result in zip(outs, wide, strict=True):
             out[...] = result
 
     return widened
 
 
-def _run(loop: Callable[..., None], arrays: list[Any], weights: list[Any]) -> None:
-    """Call ``loop(*arrays, *weights, gemm, wide)`` for parts of the rows, with the arrays cut along the batch."""
-    batch, dtype = len(arrays[0]), arrays[0].dtype
-    parts = min(max(batch // _ROWS, 1), _MAX_PARTS)
-    cuts = [batch * i // parts for i in range(parts + 1)]
-    constants = (*weights, gemm(dtype.name), True if dtype == np.float64 else None)
-
-    def work(rows: slice) -> None:
-        loop(*(None if a is None else a[rows] for a in arrays), *constants)
-
-    blas.for_each(work, [slice(*pair) for pair in itertools.pairwise(cuts)])
+def _close(array: np.ndarray) -> np.ndarray:
+    """The same numbers, contiguous, or all at one place in memory."""
+    return array if array.dtype == bool or _is_lone(array) else np.ascontiguousarray(array)
 
 
-def _unless_zero(g: np.ndarray) -> np.ndarray | None:
-    """A gradient for the kernels; None if it is a broadcast 0, which stands for a result that nothing used."""
-    unused = g.size > 0 and not any(g.strides) and not g.flat[0]
-    return None if unused else operand(g)
+def _is_lone(a: np.ndarray) -> bool:
+    """Whether all elements are the same place in memory."""
+    return not any(a.strides)
 
 
-def _copy(array: np.ndarray) -> np.ndarray:
-    return np.array(array, order="C")
+def can_bind(arrays: Sequence[np.ndarray], gradients: Sequence[np.ndarray] = ()) -> bool:
+    """Whether the kernels work on these arrays as they are."""
+    numbers = [a for a in arrays if a.dtype != bool]
+    are_close = all(a.flags.c_contiguous for a in numbers)
+    return are_close and supports(*numbers, *gradients) and all(g.flags.c_contiguous or _is_lone(g) for g in gradients)
+
+
+def _bind(name: str, arrays: dict[str, np.ndarray]) -> NativeCall:
+    """A call of a kernel, by its name and the names in `recurrent_ir.FIELDS`."""
+    (batch, steps), kind = arrays["mask"].shape, arrays["u"].dtype.char
+    words: dict[str, np.ndarray | int] = {**dict.fromkeys(recurrent_ir.FIELDS, 0), **arrays}
+    words |= {f"{n}_lone": _is_lone(arrays[n]) for n in ("gh", "gc", "gg") if n in arrays}
+    words |= {"mask_batch": arrays["mask"].strides[0], "mask_step": arrays["mask"].strides[1]}
+    products = library(kind)
+    words |= {"pack": products["pack"], "multiply": products["multiply_packed"]}
+    words |= {"steps": steps, "units": len(arrays["u"])}
+    return NativeCall(_library(kind)[name], list(words.values()), batch, _ROWS)
+
+
+@functools.cache
+def _library(kind: str) -> Mapping[str, int]:
+    shape = tiles(kind)
+
+    def write() -> str:
+        return ir.module([kernel(shape) for kernel in _KERNELS], recurrent_ir.HEAD)
+
+    return machine.load(ir.written("recurrent", write, shape))
 
 
 @_through_float32
@@ -106,16 +112,12 @@ def rnn(outs: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, mask: np.nda
     >>> h.ravel().round(4)
     array([0.7616, 0.9427])
     """
-    (h,) = outs
-    _run(_rnn, [h, operand(z), operand(mask), _copy(h0)], [operand(u)])
+    bind_rnn(outs, z, u, h0, mask)()
 
 
-@kernel()
-def _rnn(h: Any, z: Any, mask: Any, state: Any, u: Any, gemm: Any, wide: Any) -> None:
-    for t in range(z.shape[1]):
-        h[:, t] = z[:, t]
-        add_product(h[:, t], state, u, gemm)
-        rnn_step(h, mask, state, t, wide)
+def bind_rnn(outs: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, mask: np.ndarray) -> NativeCall:
+    """`rnn` on fixed arrays."""
+    return _bind("rnn", {"h": outs[0], "z": z, "u": u, "h0": h0, "mask": mask})
 
 
 @_through_float32
@@ -132,16 +134,12 @@ def rnn_gradient(outs: Arrays, u: np.ndarray, mask: np.ndarray, h: np.ndarray, g
     gh : array, shape (batch, steps, units)
         Gradient with respect to `h`.
     """
-    dz, dh0 = outs
-    dh0[...] = 0
-    _run(_rnn_gradient, [dz, dh0, *map(operand, (h, mask, gh))], [operand(u.T)])
+    bind_rnn_gradient(outs, u, mask, h, gh)()
 
 
-@kernel()
-def _rnn_gradient(dz: Any, dh: Any, h: Any, mask: Any, gh: Any, u: Any, gemm: Any, wide: Any) -> None:
-    for t in range(dz.shape[1] - 1, -1, -1):
-        rnn_gradient_step(dz, h, mask, gh, dh, t)
-        add_product(dh, dz[:, t], u, gemm)
+def bind_rnn_gradient(outs: Arrays, u: np.ndarray, mask: np.ndarray, h: np.ndarray, gh: np.ndarray) -> NativeCall:
+    """`rnn_gradient` on fixed arrays."""
+    return _bind("rnn_gradient", {"u": u, "mask": mask, "h": h, "gh": gh, **dict(zip(("dz", "dh"), outs, strict=True))})
 
 
 @_through_float32
@@ -163,57 +161,23 @@ def lstm(outs: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, c0: np.ndar
     Hochreiter and Schmidhuber, "Long short-term memory", Neural Computation 9 (1997). Gers, Schmidhuber and Cummins,
     "Learning to forget: continual prediction with LSTM", Neural Computation 12 (2000).
     """
-    z, u, h0, c0 = map(np.ascontiguousarray, (z, u, h0, c0))
     bind_lstm(outs, z, u, h0, c0, mask)()
 
 
-def can_bind(arrays: Sequence[np.ndarray], gradients: Sequence[np.ndarray] = ()) -> bool:
-    """Whether the kernels of machine code work on these arrays as they are."""
-    numbers = [a for a in arrays if a.dtype != bool]
-    are_close = all(a.flags.c_contiguous for a in numbers)
-    return are_close and supports(*numbers, *gradients) and all(g.flags.c_contiguous or _is_lone(g) for g in gradients)
-
-
-def _is_lone(a: np.ndarray) -> bool:
-    """Whether all elements are the same place in memory."""
-    return not any(a.strides)
-
-
 def bind_lstm(
-    outs: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, c0: np.ndarray, mask: np.ndarray
-) -> NativeCall:
-    """`lstm` on fixed contiguous arrays."""
-    h, c, gates = outs
-    return _bind("lstm", {"h": h, "c": c, "gates": gates, "z": z, "u": u, "h0": h0, "c0": c0, "mask": mask})
-
-
-def _bind(name: str, arrays: dict[str, np.ndarray]) -> NativeCall:
-    batch, steps = arrays["mask"].shape
-    words: dict[str, np.ndarray | int] = {**dict.fromkeys(recurrent_ir.FIELDS, 0), **arrays}
-    words |= {f"{n}_lone": _is_lone(arrays[n]) for n in ("gh", "gc", "gg") if n in arrays}
-    words |= {"mask_batch": arrays["mask"].strides[0], "mask_step": arrays["mask"].strides[1]}
-    words |= {"steps": steps, "units": len(arrays["u"]), "multiply": library(arrays["u"].dtype.char)["multiply"]}
-    return NativeCall(_library(arrays["u"].dtype.char)[name], list(words.values()), batch, _ROWS)
-
-
-@functools.cache
-def _library(kind: str) -> Mapping[str, int]:
-    shape = tiles(kind)
-    return machine.load(ir.written("recurrent", lambda: ir.module(*recurrent_ir.functions(shape)), shape))
+    outs: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, c0: np.ndarray, mask: np.ndarray,
+) -> NativeCall:  # fmt: skip
+    """`lstm` on fixed arrays."""
+    return _bind(
+        "lstm", {"z": z, "u": u, "h0": h0, "c0": c0, "mask": mask, **dict(zip(("h", "c", "gates"), outs, strict=True))}
+    )
 
 
 @_through_float32
 def lstm_gradient(
-    outs: Arrays,
-    u: np.ndarray,
-    c0: np.ndarray,
-    mask: np.ndarray,
-    c: np.ndarray,
-    gates: np.ndarray,
-    gh: np.ndarray,
-    gc: np.ndarray,
-    gg: np.ndarray,
-) -> None:
+    outs: Arrays, u: np.ndarray, c0: np.ndarray, mask: np.ndarray, c: np.ndarray, gates: np.ndarray, gh: np.ndarray,
+    gc: np.ndarray, gg: np.ndarray,
+) -> None:  # fmt: skip
     """The gradients of `lstm` with respect to z, h0 and c0.
 
     Parameters
@@ -226,19 +190,28 @@ def lstm_gradient(
     gh, gc, gg : arrays
         Gradients with respect to h, c and gates; a broadcast 0 costs nothing.
     """
-    gh, gc, gg = (g if _is_lone(g) else np.ascontiguousarray(g) for g in (gh, gc, gg))
-    u, c0, c, gates = map(np.ascontiguousarray, (u, c0, c, gates))
     bind_lstm_gradient(outs, u, c0, mask, c, gates, gh, gc, gg)()
 
 
 def bind_lstm_gradient(
-    outs: Arrays, u: np.ndarray, c0: np.ndarray, mask: np.ndarray, c: np.ndarray, gates: np.ndarray,
-    gh: np.ndarray, gc: np.ndarray, gg: np.ndarray,
+    outs: Arrays, u: np.ndarray, c0: np.ndarray, mask: np.ndarray, c: np.ndarray, gates: np.ndarray, gh: np.ndarray,
+    gc: np.ndarray, gg: np.ndarray,
 ) -> NativeCall:  # fmt: skip
-    """`lstm_gradient` on fixed contiguous arrays."""
-    dz, dh0, dc0 = outs
-    given = {"u": u, "c0": c0, "mask": mask, "c": c, "gates": gates, "gh": gh, "gc": gc, "gg": gg}
-    return _bind("lstm_gradient", {**given, "dz": dz, "dh": dh0, "dc": dc0})
+    """`lstm_gradient` on fixed arrays."""
+    return _bind(
+        "lstm_gradient",
+        {
+            "u": u,
+            "c0": c0,
+            "mask": mask,
+            "c": c,
+            "gates": gates,
+            "gh": gh,
+            "gc": gc,
+            "gg": gg,
+            **dict(zip(("dz", "dh", "dc"), outs, strict=True)),
+        },
+    )
 
 
 @_through_float32
@@ -263,29 +236,23 @@ def gru(outs: Arrays, z: np.ndarray, u: np.ndarray, bias: np.ndarray, h0: np.nda
     Cho et al., "Learning phrase representations using RNN encoder–decoder for statistical machine translation", first
     version, arXiv:1406.1078v1, 2014.
     """
-    _run(_gru, [*outs, operand(z), operand(mask), _copy(h0)], [operand(u), operand(bias)])
+    bind_gru(outs, z, u, bias, h0, mask)()
 
 
-@kernel()
-def _gru(h: Any, gates: Any, z: Any, mask: Any, state: Any, u: Any, bias: Any, gemm: Any, wide: Any) -> None:
-    inner = np.empty((z.shape[0], u.shape[1]), u.dtype)
-    for t in range(z.shape[1]):
-        inner[:] = bias
-        add_product(inner, state, u, gemm)
-        gru_step(h, gates, z, mask, inner, state, t, wide)
+def bind_gru(
+    outs: Arrays, z: np.ndarray, u: np.ndarray, bias: np.ndarray, h0: np.ndarray, mask: np.ndarray,
+) -> NativeCall:  # fmt: skip
+    """`gru` on fixed arrays."""
+    return _bind(
+        "gru", {"z": z, "u": u, "bias": bias, "h0": h0, "mask": mask, **dict(zip(("h", "gates"), outs, strict=True))}
+    )
 
 
 @_through_float32
 def gru_gradient(
-    outs: Arrays,
-    u: np.ndarray,
-    h0: np.ndarray,
-    mask: np.ndarray,
-    h: np.ndarray,
-    gates: np.ndarray,
-    gh: np.ndarray,
+    outs: Arrays, u: np.ndarray, h0: np.ndarray, mask: np.ndarray, h: np.ndarray, gates: np.ndarray, gh: np.ndarray,
     gg: np.ndarray,
-) -> None:
+) -> None:  # fmt: skip
     """The gradients of `gru` with respect to z, h @ u + bias, and h0.
 
     Parameters
@@ -298,18 +265,27 @@ def gru_gradient(
     gh, gg : arrays
         Gradients with respect to them; a broadcast 0 costs nothing.
     """
-    dz, da, dh0 = outs
-    dh0[...] = 0
-    _run(_gru_gradient, [dz, da, dh0, *map(operand, (h, h0, gates, mask, gh)), _unless_zero(gg)], [operand(u.T)])
+    bind_gru_gradient(outs, u, h0, mask, h, gates, gh, gg)()
 
 
-@kernel()
-def _gru_gradient(
-    dz: Any, da: Any, dh: Any, h: Any, h0: Any, gates: Any, mask: Any, gh: Any, gg: Any, u: Any, gemm: Any, wide: Any
-) -> None:
-    for t in range(dz.shape[1] - 1, -1, -1):
-        gru_gradient_step(dz, da, h, h0, gates, mask, gh, gg, dh, t)
-        add_product(dh, da[:, t], u, gemm)
+def bind_gru_gradient(
+    outs: Arrays, u: np.ndarray, h0: np.ndarray, mask: np.ndarray, h: np.ndarray, gates: np.ndarray, gh: np.ndarray,
+    gg: np.ndarray,
+) -> NativeCall:  # fmt: skip
+    """`gru_gradient` on fixed arrays."""
+    return _bind(
+        "gru_gradient",
+        {
+            "u": u,
+            "h0": h0,
+            "mask": mask,
+            "h": h,
+            "gates": gates,
+            "gh": gh,
+            "gg": gg,
+            **dict(zip(("dz", "da", "dh"), outs, strict=True)),
+        },
+    )
 
 
 @_through_float32
@@ -328,36 +304,19 @@ def gru_before(outs: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, mask:
     Cho et al., "Learning phrase representations using RNN encoder–decoder for statistical machine translation", third
     version, arXiv:1406.1078v3, 2014.
     """
-    units = u.shape[0]
-    weights = [operand(u[:, : 2 * units]), operand(u[:, 2 * units :])]
-    _run(_gru_before, [*outs, operand(z), operand(mask), _copy(h0)], weights)
+    bind_gru_before(outs, z, u, h0, mask)()
 
 
-@kernel()
-def _gru_before(
-    h: Any, gates: Any, z: Any, mask: Any, state: Any, of_gates: Any, of_candidate: Any, gemm: Any, wide: Any
-) -> None:
-    units = state.shape[1]
-    kept = np.zeros_like(state)
-    for t in range(z.shape[1]):
-        gates[:, t] = z[:, t]
-        add_product(gates[:, t, : 2 * units], state, of_gates, gemm)
-        gru_before_gates(gates, kept, mask, state, t, wide)
-        add_product(gates[:, t, 2 * units :], kept, of_candidate, gemm)
-        gru_before_state(h, gates, mask, state, t, wide)
+def bind_gru_before(outs: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, mask: np.ndarray) -> NativeCall:
+    """`gru_before` on fixed arrays."""
+    return _bind("gru_before", {"z": z, "u": u, "h0": h0, "mask": mask, **dict(zip(("h", "gates"), outs, strict=True))})
 
 
 @_through_float32
 def gru_before_gradient(
-    outs: Arrays,
-    u: np.ndarray,
-    h0: np.ndarray,
-    mask: np.ndarray,
-    h: np.ndarray,
-    gates: np.ndarray,
-    gh: np.ndarray,
+    outs: Arrays, u: np.ndarray, h0: np.ndarray, mask: np.ndarray, h: np.ndarray, gates: np.ndarray, gh: np.ndarray,
     gg: np.ndarray,
-) -> None:
+) -> None:  # fmt: skip
     """The gradients of `gru_before` with respect to z and h0.
 
     Parameters
@@ -370,23 +329,24 @@ def gru_before_gradient(
     gh, gg : arrays
         Gradients with respect to them; a broadcast 0 costs nothing.
     """
-    dz, dh0 = outs
-    dh0[...] = 0
-    units = u.shape[0]
-    weights = [operand(u[:, : 2 * units].T), operand(u[:, 2 * units :].T)]
-    _run(_gru_before_gradient, [dz, dh0, *map(operand, (h, h0, gates, mask, gh)), _unless_zero(gg)], weights)
+    bind_gru_before_gradient(outs, u, h0, mask, h, gates, gh, gg)()
 
 
-@kernel()
-def _gru_before_gradient(
-    dz: Any, dh: Any, h: Any, h0: Any, gates: Any, mask: Any, gh: Any, gg: Any,
-    of_gates: Any, of_candidate: Any, gemm: Any, wide: Any,
-) -> None:  # fmt: skip
-    units = dh.shape[1]
-    d_kept = np.empty_like(dh)
-    for t in range(dz.shape[1] - 1, -1, -1):
-        gru_before_state_gradient(dz, h, h0, gates, mask, gh, gg, dh, t)
-        d_kept[:] = 0
-        add_product(d_kept, dz[:, t, 2 * units :], of_candidate, gemm)
-        gru_before_gates_gradient(dz, h, h0, gates, mask, d_kept, dh, t)
-        add_product(dh, dz[:, t, : 2 * units], of_gates, gemm)
+def bind_gru_before_gradient(
+    outs: Arrays, u: np.ndarray, h0: np.ndarray, mask: np.ndarray, h: np.ndarray, gates: np.ndarray, gh: np.ndarray,
+    gg: np.ndarray,
+) -> NativeCall:  # fmt: skip
+    """`gru_before_gradient` on fixed arrays."""
+    return _bind(
+        "gru_before_gradient",
+        {
+            "u": u,
+            "h0": h0,
+            "mask": mask,
+            "h": h,
+            "gates": gates,
+            "gh": gh,
+            "gg": gg,
+            **dict(zip(("dz", "dh"), outs, strict=True)),
+        },
+    )

@@ -1,7 +1,8 @@
-"""Long short-term memory over whole sequences in LLVM IR: for each step one product, then one pass over the gates.
+"""Recurrent cells over whole sequences in LLVM IR: for each step one product, then one pass over the gates.
 
-Kernels work on a range of rows of the batch, which are independent. Arrays are contiguous, with axes (batch, steps,
-features); a gradient may also be one number for all. Gates are in the order input, forget, candidate, output.
+Kernels work on a range of rows of the batch, which are independent. Weights are packed once for all steps. Arrays are
+contiguous, with axes (batch, steps, features); a gradient may also be one number for all. Gates are in the order input,
+forget, candidate, output for the LSTM (here), and update, reset, candidate for the GRU (`disttensor.kernels.gru_ir`).
 """
 
 from __future__ import annotations
@@ -12,23 +13,37 @@ from disttensor.kernels.gemm_ir import Shape
 from disttensor.kernels.ir import Function, Value
 from disttensor.kernels.transcendental_ir import sigmoid, tanh
 
-_POINTERS = ("h", "c", "gates", "z", "u", "h0", "c0", "mask", "dz", "dh", "dc", "gh", "gc", "gg", "multiply")
+_POINTERS = (
+    "h", "c", "gates", "z", "u", "bias", "h0", "c0", "mask", "dz", "da", "dh", "dc", "gh", "gc", "gg", "pack",
+    "multiply",
+)  # fmt: skip
 FIELDS = [
     *_POINTERS, "mask_batch", "mask_step", "steps", "units", "gh_lone", "gc_lone", "gg_lone",
 ]  # fmt: skip
-"""The arguments of both kernels; unused ones are 0. A gradient is `…_lone` if it is one number for all."""
+"""The arguments of all kernels; unused ones are 0. A gradient is `…_lone` if it is one number for all. `pack` and
+`multiply` are `disttensor.kernels.gemm_ir`'s "pack" and "multiply_packed"."""
 
 
-class _Step:
-    """What passes over gates have in common: addresses and vectors."""
+class SequenceKernel:
+    """A kernel in the making: addresses, vectors, products, and loops over rows."""
 
     def __init__(self, name: str, shape: Shape):
         self.f = Function(name, [("ptr", "arguments"), ("i64", "start"), ("i64", "stop")])
         self.shape, self.size, self.vector = shape, shape.itemsize, shape.vector
+        self.start, self.stop = self.f["start"], self.f["stop"]
         arguments = self.f["arguments"]
         self.a = {n: self.f.field(arguments, i, "ptr" if n in _POINTERS else "i64") for i, n in enumerate(FIELDS)}
         self.units, self.steps = self.a["units"], self.a["steps"]
         self.mask: Value | None = None
+        self._memory: list[Value] = []
+
+    def finish(self) -> Function:
+        """The whole function."""
+        for memory in self._memory:
+            self.f.line(f"call void @free({memory})")
+        return self.f
+
+    # --- memory
 
     def row(self, array: str, features: int, batch: Value, step: Value | None = None) -> Value:
         """Where a row begins in an array of so many times `units` features; without a step, of (batch, features)."""
@@ -47,11 +62,64 @@ class _Step:
         row = self.units * (features * self.size)
         return row * self.steps if with_steps else row
 
-    def is_live(self, batch: Value, step: Value) -> Value:
-        """Whether the mask lets a row change at a step."""
-        a, f = self.a, self.f
-        place = f.at(a["mask"], batch * a["mask_batch"], step * a["mask_step"])
-        return f.load("i8", place, 1)._compare("ne", 0)
+    def gate(self, row: Value, number: int) -> Value:
+        """Where a gate begins in a row."""
+        return self.f.at(row, self.units * (number * self.size))
+
+    def scratch(self, count: Value) -> Value:
+        """Memory for so many numbers, until the end."""
+        memory = self.f.emit("ptr", f"call ptr @malloc(i64 {(count * self.size + 64).name})")
+        self._memory.append(memory)
+        return self.f.at(
+            memory, self.f.integer(0) - self.f.emit("i64", f"ptrtoint {memory} to i64") & self.f.integer(63)
+        )
+
+    # --- products
+
+    def pack(self, gates: int, first: int = 0, count: int | None = None, turned: bool = False) -> Value:
+        """Weights of some gates, (units, gates·units), or their transpose, ready for `multiply`."""
+        f, count = self.f, gates if count is None else count
+        row, column = self.units * (gates * self.size), f.integer(self.size)
+        n, k = self.units * count, self.units
+        if turned:
+            row, column, n, k = column, row, k, n
+        to = self.scratch((n + (self.shape.columns - 1)) // self.shape.columns * self.shape.columns * k)
+        f.call(self.a["pack"].name, to, self.gate(self.a["u"], first), row, column, n, k)
+        return to
+
+    def multiply(
+        self, out: tuple[Value, Value], x: tuple[Value, Value], packed: Value, n: Value, k: Value, add: int = 0
+    ) -> None:
+        """``out (+)= x @ packed`` for the rows of this part; matrices are given as addresses with strides."""
+        self.f.call(self.a["multiply"].name, *out, *x, self.size, packed, 0, 0, self.stop - self.start, n, k, add)
+
+    def state(self, step: Value) -> tuple[Value, Value]:
+        """The states h before a step, as a matrix."""
+        row = self.f.select(step.equals(0), self.strides(1, with_steps=False), self.strides(1))
+        return self.before("h", "h0", self.start, step), row
+
+    def matrix(self, array: str, features: int, step: Value | None = None, gate: int = 0) -> tuple[Value, Value]:
+        """What an array has for a step, from a gate on, as a matrix."""
+        row = self.row(array, features, self.start, step)
+        return self.gate(row, gate) if gate else row, self.strides(features, with_steps=step is not None)
+
+    # --- loops
+
+    def each_row(self, body: Callable[[Value], None]) -> None:
+        """Do something for each row of the part."""
+        with self.f.loop(self.start, self.stop) as batch:
+            body(batch)
+
+    def each_live_row(self, step: Value, live: Callable[[Value], None], other: Callable[[Value], None]) -> None:
+        """Do one thing for rows that the mask lets change at a step, another for those that keep their state."""
+        f = self.f
+        with f.loop(self.start, self.stop) as batch:
+            place = f.at(self.a["mask"], batch * self.a["mask_batch"], step * self.a["mask_step"])
+            is_live = f.load("i8", place, 1)._compare("ne", 0)
+            with f.when(is_live):
+                live(batch)
+            with f.unless(is_live):
+                other(batch)
 
     def each_vector(self, body: Callable[[Value], None]) -> None:
         """Write what is to be done at the vector of each place of a row, `units` wide; the last may be partial."""
@@ -64,6 +132,8 @@ class _Step:
             body(whole * self.size)
             self.mask = None
 
+    # --- vectors
+
     def load(self, row: Value, place: Value, gate: int = 0) -> Value:
         """A vector of a row; of a gate, if the row holds several."""
         return self.f.load_some(self.vector, self._at(row, place, gate), self.mask, self.size)
@@ -75,10 +145,14 @@ class _Step:
     def _at(self, row: Value, place: Value, gate: int) -> Value:
         return self.f.at(row, place, self.units * (gate * self.size) if gate else 0)
 
+    def constant(self, number: float) -> Value:
+        """A vector of one number."""
+        return self.f.constant(self.vector, number)
+
     def gradient(self, name: str, features: int, batch: Value, step: Value, place: Value, gate: int = 0) -> Value:
         """A vector of a gradient."""
         f, lone = self.f, self.a[f"{name}_lone"] > 0
-        found = f.variable(f.constant(self.vector, 0))
+        found = f.variable(self.constant(0))
         with f.when(lone):
             found.set(f.splat(self.vector, f.load(self.shape.scalar, self.a[name], self.size)))
         with f.unless(lone):
@@ -90,38 +164,78 @@ class _Step:
 
         def clear(place: Value) -> None:
             for gate in range(features):
-                self.store(self.f.constant(self.vector, 0), row, place, gate)
+                self.store(self.constant(0), row, place, gate)
 
         self.each_vector(clear)
 
-    def multiply(
-        self, out: Value, out_row: Value, x: Value, x_row: Value, y: Value, n: Value, k: Value, add: int
-    ) -> None:
-        """``out (+)= x @ y`` for the rows of this part; y is contiguous."""
-        rows = self.f["stop"] - self.f["start"]
-        self.f.call(
-            self.a["multiply"].name, out, out_row, x, x_row, self.size, y, n * self.size, self.size, rows, n, k, add
-        )  # fmt: skip
+    def copy(self, source: Value, target: Value) -> None:
+        """Copy a row."""
+        self.each_vector(lambda place: self.store(self.load(source, place), target, place))
+
+    def keep_gradient(self, name: str, row: Value, batch: Value, step: Value) -> None:
+        """Add to the gradient of a state that a step did not change."""
+        self.each_vector(
+            lambda place: self.store(self.load(row, place) + self.gradient(name, 1, batch, step, place), row, place)
+        )
+
+
+def rnn(shape: Shape) -> Function:
+    """The native kernel of `disttensor.kernels.recurrent.rnn`."""
+    s = SequenceKernel("rnn", shape)
+    weights = s.pack(1)
+    with s.f.loop(0, s.steps) as step:
+        s.multiply(s.matrix("h", 1, step), s.state(step), weights, s.units, s.units)
+
+        def advance(batch: Value, step: Value = step) -> None:
+            h, z = s.row("h", 1, batch, step), s.row("z", 1, batch, step)
+            s.each_vector(lambda place: s.store(tanh(s.f, s.load(z, place) + s.load(h, place)), h, place))
+
+        def stay(batch: Value, step: Value = step) -> None:
+            s.copy(s.before("h", "h0", batch, step), s.row("h", 1, batch, step))
+
+        s.each_live_row(step, advance, stay)
+    return s.finish()
+
+
+def rnn_gradient(shape: Shape) -> Function:
+    """The native kernel of `disttensor.kernels.recurrent.rnn_gradient`."""
+    s = SequenceKernel("rnn_gradient", shape)
+    weights = s.pack(1, turned=True)
+    s.each_row(lambda batch: s.zero(s.row("dh", 1, batch), 1))
+    with s.f.loop(0, s.steps) as done:
+        step = s.steps - 1 - done
+
+        def retreat(batch: Value, step: Value = step) -> None:
+            h, dz, dh = s.row("h", 1, batch, step), s.row("dz", 1, batch, step), s.row("dh", 1, batch)
+
+            def vector(place: Value) -> None:
+                of_h, state = s.load(dh, place) + s.gradient("gh", 1, batch, step, place), s.load(h, place)
+                s.store(of_h * (s.constant(1) - state * state), dz, place)
+                s.store(s.constant(0), dh, place)
+
+            s.each_vector(vector)
+
+        def stay(batch: Value, step: Value = step) -> None:
+            s.zero(s.row("dz", 1, batch, step), 1)
+            s.keep_gradient("gh", s.row("dh", 1, batch), batch, step)
+
+        s.each_live_row(step, retreat, stay)
+        s.multiply(s.matrix("dh", 1), s.matrix("dz", 1, step), weights, s.units, s.units, 1)
+    return s.finish()
 
 
 def lstm(shape: Shape) -> Function:
-    """The native kernel of `disttensor.kernels.recurrent.lstm`; its work is rows of the batch."""
-    s = _Step("lstm", shape)
-    f, start, stop = s.f, s.f["start"], s.f["stop"]
+    """The native kernel of `disttensor.kernels.recurrent.lstm`."""
+    s = SequenceKernel("lstm", shape)
+    f, weights = s.f, s.pack(4)
     with f.loop(0, s.steps) as step:
-        state_row = f.select(step.equals(0), s.strides(1, with_steps=False), s.strides(1))
-        s.multiply(
-            s.row("gates", 4, start, step), s.strides(4), s.before("h", "h0", start, step), state_row, s.a["u"],
-            s.units * 4, s.units, 0,
-        )  # fmt: skip
-        with f.loop(start, stop) as batch:
-            gates, z = s.row("gates", 4, batch, step), s.row("z", 4, batch, step)
-            h, c = s.row("h", 1, batch, step), s.row("c", 1, batch, step)
-            h_before, c_before = s.before("h", "h0", batch, step), s.before("c", "c0", batch, step)
-            is_live = s.is_live(batch, step)
+        s.multiply(s.matrix("gates", 4, step), s.state(step), weights, s.units * 4, s.units)
 
-            def advance(place: Value, rows: tuple[Value, ...] = (gates, z, h, c, c_before)) -> None:
-                gates, z, h, c, c_before = rows
+        def advance(batch: Value, step: Value = step) -> None:
+            gates, z = s.row("gates", 4, batch, step), s.row("z", 4, batch, step)
+            h, c, c_before = s.row("h", 1, batch, step), s.row("c", 1, batch, step), s.before("c", "c0", batch, step)
+
+            def vector(place: Value) -> None:
                 i, j, g, o = (
                     (tanh if gate == 2 else sigmoid)(f, s.load(z, place, gate) + s.load(gates, place, gate))
                     for gate in range(4)
@@ -132,46 +246,32 @@ def lstm(shape: Shape) -> Function:
                 s.store(cell, c, place)
                 s.store(o * tanh(f, cell), h, place)
 
-            def stay(place: Value, rows: tuple[Value, ...] = (h, c, h_before, c_before)) -> None:
-                s.store(s.load(rows[2], place), rows[0], place)
-                s.store(s.load(rows[3], place), rows[1], place)
+            s.each_vector(vector)
 
-            with f.when(is_live):
-                s.each_vector(advance)
-            with f.unless(is_live):
-                s.zero(gates, 4)
-                s.each_vector(stay)
-    return f
+        def stay(batch: Value, step: Value = step) -> None:
+            s.zero(s.row("gates", 4, batch, step), 4)
+            for state in "hc":
+                s.copy(s.before(state, f"{state}0", batch, step), s.row(state, 1, batch, step))
+
+        s.each_live_row(step, advance, stay)
+    return s.finish()
 
 
 def lstm_gradient(shape: Shape) -> Function:
-    """The native kernel of `disttensor.kernels.recurrent.lstm_gradient`; its work is rows of the batch."""
-    s = _Step("lstm_gradient", shape)
-    f, start, stop, size = s.f, s.f["start"], s.f["stop"], s.size
-    one = f.constant(shape.vector, 1)
-    # Weights as the products need them: rows of 4·units come to columns.
-    turned = f.emit("ptr", f"call ptr @malloc(i64 {(s.units * s.units * (4 * size) + 64).name})")
-    with f.loop(0, s.units) as row, f.loop(0, s.units * 4) as column:
-        weight = f.load(shape.scalar, f.at(s.a["u"], (row * 4 * s.units + column) * size), size)
-        f.store(weight, f.at(turned, (column * s.units + row) * size), size)
-    with f.loop(start, stop) as batch:
-        s.zero(s.row("dh", 1, batch), 1)
-        s.zero(s.row("dc", 1, batch), 1)
+    """The native kernel of `disttensor.kernels.recurrent.lstm_gradient`."""
+    s = SequenceKernel("lstm_gradient", shape)
+    f, one, weights = s.f, s.constant(1), s.pack(4, turned=True)
+    s.each_row(lambda batch: s.zero(s.row("dh", 1, batch), 1))
+    s.each_row(lambda batch: s.zero(s.row("dc", 1, batch), 1))
     with f.loop(0, s.steps) as done:
         step = s.steps - 1 - done
-        with f.loop(start, stop) as batch:
+
+        def retreat(batch: Value, step: Value = step) -> None:
             gates, dz = s.row("gates", 4, batch, step), s.row("dz", 4, batch, step)
             c, c_before = s.row("c", 1, batch, step), s.before("c", "c0", batch, step)
             dh, dc = s.row("dh", 1, batch), s.row("dc", 1, batch)
-            is_live = s.is_live(batch, step)
 
-            def retreat(
-                place: Value,
-                batch: Value = batch,
-                step: Value = step,
-                rows: tuple[Value, ...] = (gates, dz, c, c_before, dh, dc),
-            ) -> None:
-                gates, dz, c, c_before, dh, dc = rows
+            def vector(place: Value) -> None:
                 i, j, g, o = (s.load(gates, place, gate) for gate in range(4))
                 bent = tanh(f, s.load(c, place))
                 of_h = s.load(dh, place) + s.gradient("gh", 1, batch, step, place)
@@ -181,27 +281,19 @@ def lstm_gradient(shape: Shape) -> Function:
                     more = s.gradient("gg", 4, batch, step, place, gate)
                     s.store((value + more) * slopes[gate], dz, place, gate)
                 s.store(of_c * j, dc, place)
-                s.store(f.constant(shape.vector, 0), dh, place)
+                s.store(s.constant(0), dh, place)
 
-            def stay(
-                place: Value, batch: Value = batch, step: Value = step, rows: tuple[Value, ...] = (dh, dc)
-            ) -> None:
-                for name, row in zip(("gh", "gc"), rows, strict=True):
-                    s.store(s.load(row, place) + s.gradient(name, 1, batch, step, place), row, place)
+            s.each_vector(vector)
 
-            with f.when(is_live):
-                s.each_vector(retreat)
-            with f.unless(is_live):
-                s.zero(dz, 4)
-                s.each_vector(stay)
-        s.multiply(
-            s.row("dh", 1, start), s.strides(1, with_steps=False), s.row("dz", 4, start, step), s.strides(4), turned,
-            s.units, s.units * 4, 1,
-        )  # fmt: skip
-    f.line(f"call void @free({turned})")
-    return f
+        def stay(batch: Value, step: Value = step) -> None:
+            s.zero(s.row("dz", 4, batch, step), 4)
+            for name in ("h", "c"):
+                s.keep_gradient(f"g{name}", s.row(f"d{name}", 1, batch), batch, step)
+
+        s.each_live_row(step, retreat, stay)
+        s.multiply(s.matrix("dh", 1), s.matrix("dz", 4, step), weights, s.units, s.units * 4, 1)
+    return s.finish()
 
 
-def functions(shape: Shape) -> tuple[list[Function], str]:
-    """All kernels, and the lines that they need in front of them."""
-    return [lstm(shape), lstm_gradient(shape)], "declare noalias ptr @malloc(i64)\ndeclare void @free(ptr)"
+HEAD = "declare noalias ptr @malloc(i64)\ndeclare void @free(ptr)"
+"""Lines that all kernels need in front of them."""

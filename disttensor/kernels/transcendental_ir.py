@@ -33,7 +33,8 @@ def _parts(f: Function, x: Value) -> tuple[Value, Value, Value]:
 def exponential(f: Function, x: Value) -> Value:
     """exp(x) for x ≤ 0; 0 where it would be near the subnormal numbers."""
     power, rest, vanishes = _parts(f, x)
-    return f.select(vanishes, f.constant(x.type, 0), power + power * rest)
+    # Scaled last, so that nothing subnormal is flushed to zero on the way.
+    return f.select(vanishes, f.constant(x.type, 0), power * (rest + 1))
 
 
 def sigmoid(f: Function, x: Value) -> Value:

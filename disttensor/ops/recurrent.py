@@ -18,6 +18,7 @@ from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.errors import DTypeError, ShapeError
 from disttensor.kernels import recurrent as kernels
+from disttensor.kernels.native import Bound
 from disttensor.ops import recurrent_formulas as formulas
 from disttensor.ops.joining import concatenate
 from disttensor.ops.linalg import matmul
@@ -66,6 +67,16 @@ def _weight_gradient(states: Tensor, slopes: Tensor) -> Tensor:
     return matmul(swapaxes(flat, 0, 1), reshape(slopes, (rows, slopes.shape[2])))
 
 
+def _bound(
+    bind: Callable[..., Bound], run: Callable[..., None], out: Arrays, arrays: Arrays, gradients: int = 0
+) -> Bound:
+    """A native call where the arrays allow it; the last of them are gradients."""
+    inputs = len(arrays) - gradients
+    if kernels.can_bind(arrays[:inputs], arrays[inputs:]):
+        return bind(out, *arrays)
+    return partial(run, out, *arrays)
+
+
 # --- SimpleRNN
 
 
@@ -79,6 +90,11 @@ def _weight_gradient(states: Tensor, slopes: Tensor) -> Tensor:
 def rnn_sequence(out: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, mask: np.ndarray) -> None:
     """h = tanh(z + h @ u) after each step, see `disttensor.kernels.recurrent.rnn`."""
     kernels.rnn(out, z, u, h0, mask)
+
+
+@rnn_sequence.bind
+def _(out: Arrays, *arrays: np.ndarray) -> Bound:
+    return _bound(kernels.bind_rnn, kernels.rnn, out, arrays)
 
 
 @rnn_sequence.infer
@@ -99,6 +115,11 @@ def _(ctx: Any, gh: Tensor) -> tuple[Tensor | None, ...]:
 def rnn_sequence_gradient(out: Arrays, u: np.ndarray, mask: np.ndarray, h: np.ndarray, gh: np.ndarray) -> None:
     """The gradients of `rnn_sequence` with respect to z and h0."""
     kernels.rnn_gradient(out, u, mask, h, gh)
+
+
+@rnn_sequence_gradient.bind
+def _(out: Arrays, *arrays: np.ndarray) -> Bound:
+    return _bound(kernels.bind_rnn_gradient, kernels.rnn_gradient, out, arrays, gradients=1)
 
 
 @rnn_sequence_gradient.infer
@@ -127,8 +148,8 @@ def lstm_sequence(out: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, c0:
 
 
 @lstm_sequence.bind
-def _(out: Arrays, *arrays: np.ndarray) -> Callable[[], Any]:
-    return (kernels.bind_lstm if kernels.can_bind(arrays) else partial(partial, kernels.lstm))(out, *arrays)
+def _(out: Arrays, *arrays: np.ndarray) -> Bound:
+    return _bound(kernels.bind_lstm, kernels.lstm, out, arrays)
 
 
 @lstm_sequence.infer
@@ -162,9 +183,8 @@ def lstm_sequence_gradient(
 
 
 @lstm_sequence_gradient.bind
-def _(out: Arrays, *arrays: np.ndarray) -> Callable[[], Any]:
-    native = kernels.can_bind(arrays[:-3], arrays[-3:])
-    return (kernels.bind_lstm_gradient if native else partial(partial, kernels.lstm_gradient))(out, *arrays)
+def _(out: Arrays, *arrays: np.ndarray) -> Bound:
+    return _bound(kernels.bind_lstm_gradient, kernels.lstm_gradient, out, arrays, gradients=3)
 
 
 @lstm_sequence_gradient.infer
@@ -190,6 +210,11 @@ def _(ctx: Any, *weights: Tensor) -> list[Tensor | None]:
 def gru_sequence(out: Arrays, z: np.ndarray, u: np.ndarray, bias: np.ndarray, h0: np.ndarray, mask: np.ndarray) -> None:
     """Gated recurrent unit, reset after the product: h and gates, see `disttensor.kernels.recurrent.gru`."""
     kernels.gru(out, z, u, bias, h0, mask)
+
+
+@gru_sequence.bind
+def _(out: Arrays, *arrays: np.ndarray) -> Bound:
+    return _bound(kernels.bind_gru, kernels.gru, out, arrays)
 
 
 @gru_sequence.infer
@@ -223,6 +248,11 @@ def gru_sequence_gradient(
     kernels.gru_gradient(out, u, h0, mask, h, gates, gh, gg)
 
 
+@gru_sequence_gradient.bind
+def _(out: Arrays, *arrays: np.ndarray) -> Bound:
+    return _bound(kernels.bind_gru_gradient, kernels.gru_gradient, out, arrays, gradients=2)
+
+
 @gru_sequence_gradient.infer
 def _(u: Spec, h0: Spec, mask: Spec, h: Spec, gates: Spec, gh: Spec, gg: Spec) -> tuple[Spec, ...]:
     slopes = Spec((*h.shape[:2], u.shape[1]), h.dtype)
@@ -244,6 +274,11 @@ def _(ctx: Any, *weights: Tensor) -> list[Tensor | None]:
 def gru_before_sequence(out: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, mask: np.ndarray) -> None:
     """Gated recurrent unit, reset before the product: h and gates, see `disttensor.kernels.recurrent.gru_before`."""
     kernels.gru_before(out, z, u, h0, mask)
+
+
+@gru_before_sequence.bind
+def _(out: Arrays, *arrays: np.ndarray) -> Bound:
+    return _bound(kernels.bind_gru_before, kernels.gru_before, out, arrays)
 
 
 @gru_before_sequence.infer
@@ -276,6 +311,11 @@ def gru_before_sequence_gradient(
 ) -> None:
     """The gradients of `gru_before_sequence` with respect to z and h0."""
     kernels.gru_before_gradient(out, u, h0, mask, h, gates, gh, gg)
+
+
+@gru_before_sequence_gradient.bind
+def _(out: Arrays, *arrays: np.ndarray) -> Bound:
+    return _bound(kernels.bind_gru_before_gradient, kernels.gru_before_gradient, out, arrays, gradients=2)
 
 
 @gru_before_sequence_gradient.infer

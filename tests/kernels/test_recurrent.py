@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from disttensor import config
-from disttensor.kernels import products, recurrent
-from disttensor.kernels.gates import sigmoid_all, tanh_all
+from disttensor.kernels import recurrent
 
 # More rows than one part has, an odd number of units.
 BATCH, STEPS, UNITS = 37, 5, 7
@@ -161,43 +160,3 @@ def test_threads_change_no_bit(cell: str, rng: np.random.Generator) -> None:
         config.set_threads(before)
     for one, three in zip(*found, strict=True):
         np.testing.assert_array_equal(one, three)
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("shape", [(5, 6, 7), (1, 6, 7), (5, 1, 7), (5, 6, 1), (0, 2, 3), (2, 0, 3)])
-def test_product(dtype: Any, shape: tuple[int, int, int], rng: np.random.Generator) -> None:
-    m, k, n = shape
-    out, x, y = (rng.normal(size=s).astype(dtype) for s in ((m, 4, n), (m, 3, k), (k, n)))
-    expected = out[:, 1] + x[:, 2] @ y
-    untouched = out[:, [0, 2, 3]].copy()
-    products.add_product(out[:, 1], x[:, 2], y, products.gemm(np.dtype(dtype).name))
-    np.testing.assert_allclose(out[:, 1], expected, atol=1e-5 if dtype == np.float32 else 1e-13)
-    np.testing.assert_array_equal(out[:, [0, 2, 3]], untouched)
-
-
-def units_in_the_last_place(actual: np.ndarray, expected: np.ndarray) -> float:
-    spacing = np.spacing(np.maximum(np.abs(expected).astype(actual.dtype), np.finfo(actual.dtype).tiny))
-    return float(np.max(np.abs(actual.astype(np.longdouble) - expected) / spacing))
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_accuracy(dtype: Any, rng: np.random.Generator) -> None:
-    parts = [rng.uniform(-w, w, 20000) for w in (86, 20, 1, 1e-3, 1e-30)]
-    x = np.concatenate(parts).astype(dtype)
-    wide = True if dtype == np.float64 else None
-    for function, exact in ((sigmoid_all, sigmoid), (tanh_all, np.tanh)):
-        y = x.copy()
-        function(y, wide)
-        assert units_in_the_last_place(y, exact(x.astype(np.longdouble))) <= 4
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_special_values(dtype: Any) -> None:
-    x = np.array([0.0, -0.0, np.inf, -np.inf, np.nan], dtype)
-    wide = True if dtype == np.float64 else None
-    y, z = x.copy(), x.copy()
-    sigmoid_all(y, wide)
-    tanh_all(z, wide)
-    np.testing.assert_array_equal(y, [0.5, 0.5, 1, 0, np.nan])
-    np.testing.assert_array_equal(z, [0, 0, 1, -1, np.nan])
-    assert np.signbit(z[1])

@@ -294,8 +294,8 @@ class Variable(Operable):
     """
 
     __slots__ = (
-        "_array", "_snapshot", "aggregation", "autocast", "constraint", "dtype", "name", "path", "regularizer",
-        "shape", "trainable", "__weakref__",
+        "_array", "_snapshot", "aggregation", "autocast", "constraint", "dtype", "name", "partition", "path",
+        "regularizer", "shape", "trainable", "__weakref__",
     )  # fmt: skip
 
     def __init__(
@@ -332,6 +332,7 @@ class Variable(Operable):
         self.path = self.name
         self.regularizer: Callable[..., Any] | None = None
         self.constraint: Callable[..., Any] | None = None
+        self.partition: Any = None  # which part of a larger tensor this is, see `disttensor.distributed.partition`
 
     @property
     def value(self) -> Tensor:

@@ -24,7 +24,8 @@ class LearningRateWarmup(Callback):
     warmup_steps : int
         T, in steps of the optimizer; ``5 * steps_per_epoch`` in the paper.
     scale : float, optional
-        k; default: the number of processes, for a `batch_size` that was multiplied by it.
+        k; default: the number of processes (with `distributed.set_grid`: of those with other
+        data), for a `batch_size` that was multiplied by it.
     verbose : {0, 1}, default 0
         Whether to say when the warm-up is over.
 
@@ -58,7 +59,7 @@ class LearningRateWarmup(Callback):
 
     def factor(self, step: int) -> float:
         """What the learning rate of a step (counted from 0) is multiplied by."""
-        scale = distributed.size() if self.scale is None else self.scale
+        scale = distributed.data_group().size if self.scale is None else self.scale
         return 1 + (scale - 1) * min(1.0, (step + 1) / max(self.warmup_steps, 1))
 
     def on_train_begin(self, logs: Logs = None) -> None:

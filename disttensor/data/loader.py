@@ -53,7 +53,7 @@ class DataLoader:
         shuffle: bool | str = False,
         seed: int | None = None,
     ):
-        group = distributed.communicator()
+        group = distributed.data_group()
         seed = global_seed() % (1 << 31) if seed is None else seed
         self._adapter = make_adapter(
             x, y, sample_weight, batch_size, shuffle=shuffle, rank=group.rank, size=group.size, seed=seed
@@ -73,7 +73,7 @@ class DataLoader:
 
 def shard_of(batch: Batch) -> Shard | None:
     """What share of the global batch this is; None where one process computes the whole in one go."""
-    is_divided = distributed.size() > 1 or config.virtual_shards() > 0
+    is_divided = distributed.data_group().size > 1 or config.virtual_shards() > 0
     return Shard(batch.local, batch.total, batch.offset) if is_divided else None
 
 

@@ -19,16 +19,25 @@ from disttensor.distributed.collectives import sync_mean, sync_sum
 from disttensor.distributed.communicator import Communicator, Handle, SerialCommunicator
 from disttensor.distributed.environment import Launcher, launcher
 from disttensor.distributed.functional import all_gather, all_reduce, broadcast, reduce_scatter
+from disttensor.distributed.replicated import (
+    copy_to_group,
+    gather_from_group,
+    reduce_from_group,
+    scatter_to_group,
+)
 from disttensor.distributed.virtual_shards import DividedCall
 from disttensor.distributed.world import (
     barrier,
     broadcast_variables,
     communicator,
+    data_group,
     initialize,
     is_main,
     local_rank,
     local_size,
+    model_group,
     rank,
+    set_grid,
     size,
     split,
     use_communicator,
@@ -48,14 +57,21 @@ __all__ = [
     "broadcast",
     "broadcast_variables",
     "communicator",
+    "copy_to_group",
+    "data_group",
+    "gather_from_group",
     "initialize",
     "insert_allreduce",
     "is_main",
     "launcher",
     "local_rank",
     "local_size",
+    "model_group",
     "rank",
+    "reduce_from_group",
     "reduce_scatter",
+    "scatter_to_group",
+    "set_grid",
     "size",
     "split",
     "sync_mean",

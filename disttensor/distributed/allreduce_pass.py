@@ -42,7 +42,7 @@ def _(*values_and_weights: Spec) -> Spec:
 @operator(communicates=True)
 def all_reduce(out: np.ndarray, x: np.ndarray) -> None:
     """Σᵣ xᵣ over all ranks."""
-    world.communicator().all_reduce(x, out=out)
+    world.data_group().all_reduce(x, out=out)
 
 
 @all_reduce.infer

@@ -29,7 +29,7 @@ from disttensor.tensor import Tensor, convert_to_tensor
 def weighted_sum_of_ranks(out: np.ndarray, x: np.ndarray, weight: np.ndarray) -> None:
     """Σᵣ weightᵣ·xᵣ over all ranks; a rank of weight 0 adds nothing, whatever its x holds."""
     scale_into(out, x, weight)
-    world.communicator().all_reduce(out)
+    world.data_group().all_reduce(out)
 
 
 @weighted_sum_of_ranks.infer
@@ -56,7 +56,7 @@ def scale_into(out: np.ndarray, x: np.ndarray, weight: np.ndarray) -> None:
 
 def parts() -> int:
     """In how many parts a global batch is computed: by so many ranks, or as so many virtual shards."""
-    return state.virtual_shards or world.size()
+    return state.virtual_shards or world.data_group().size
 
 
 def weight_of(shard: Shard | None) -> Tensor:

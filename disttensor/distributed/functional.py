@@ -157,6 +157,11 @@ def all_gather_of_group(out: np.ndarray, x: np.ndarray, *, axis: int, group: Com
     """The ranks' tensors, one after the other along an axis."""
     comm = world.member(group)
     comm.require_alike(f"all_gather(axis={axis})", x)
+    gather_into(out, comm, x, axis)
+
+
+def gather_into(out: np.ndarray, comm: Communicator, x: np.ndarray, axis: int) -> None:
+    """Fill `out` with the ranks' arrays, one after the other along an axis."""
     if axis == 0 and out.flags.c_contiguous:
         comm.all_gather_async(x, out=out.reshape(comm.size, *x.shape)).wait()
     else:

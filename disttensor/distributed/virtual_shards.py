@@ -147,7 +147,7 @@ class DividedCall:
     def __init__(self, function: Callable[..., Any], call: Call):
         self._parts = call.parts
         self._kept = call.kept
-        self._group = world.communicator()
+        self._group = world.data_group()
         self._held = [config.shards_of(rank, self._group.size) for rank in range(self._group.size)]
         self._first, self._last = self._held[self._group.rank]
         self._totals = [int(shard.total) for shard in call.shards]

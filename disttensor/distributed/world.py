@@ -7,6 +7,7 @@ import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,10 +15,21 @@ from disttensor import config, random
 from disttensor.context import state
 from disttensor.distributed import environment
 from disttensor.distributed.communicator import Communicator, SerialCommunicator
-from disttensor.errors import ArgumentError, TracingError
+from disttensor.errors import ArgumentError, DistributedError, TracingError
 from disttensor.tensor import Variable
 
 _communicator: Communicator | None = None
+
+
+class _Grid(NamedTuple):
+    """The groups of this rank: who has other data, and who has other parts of the model."""
+
+    data: Communicator
+    model: Communicator
+
+
+_grid: _Grid | None = None
+_ALONE = SerialCommunicator()
 
 
 def initialize() -> None:
@@ -77,13 +89,74 @@ def use_communicator(replacement: Communicator) -> Iterator[Communicator]:
     ...     communicator() is comm
     True
     """
-    global _communicator
-    saved = communicator()
-    _communicator = replacement
+    global _communicator, _grid
+    saved = communicator(), _grid
+    _communicator, _grid = replacement, None
     try:
         yield replacement
     finally:
-        _communicator = saved
+        _communicator, _grid = saved
+
+
+def set_grid(model: int) -> None:
+    """Arrange the ranks in a grid: `model` ranks share one model, and size / `model` such teams share the data.
+
+    Ranks r with the same r // `model` are a team, its *model group*: they get the same rows of each batch, and each
+    holds its part of the weights of the layers in `disttensor.layers` that can be divided (`ColumnParallelDense`,
+    `RowParallelDense`, `VocabParallelEmbedding`). Ranks with the same r mod `model` are a *data group*: they hold the
+    same parts of the weights and get different rows; gradients, metrics and batch statistics are averaged over it.
+    Neighbours in rank are a team because they mostly share a host, and talk to each other more.
+
+    Collective; call it before models, optimizers and data loaders are made. Without it every rank has its own data.
+
+    Parameters
+    ----------
+    model : int
+        Ranks in a team; must divide the number of ranks. 1 for data parallelism alone.
+
+    Raises
+    ------
+    ArgumentError
+        If it does not divide the number of ranks, or another grid is set already.
+    DistributedError
+        If ranks ask for different grids.
+
+    References
+    ----------
+    Shoeybi et al., "Megatron-LM: Training Multi-Billion Parameter Language Models Using Model Parallelism",
+    arXiv:1909.08053, 2019.
+
+    Examples
+    --------
+    >>> from disttensor import distributed
+    >>> distributed.set_grid(model=1)
+    >>> distributed.size(distributed.model_group())
+    1
+    """
+    global _grid
+    _not_while_tracing("set_grid")
+    comm = communicator()
+    if isinstance(model, bool) or not isinstance(model, int) or model < 1 or comm.size % model:
+        raise ArgumentError(f"set_grid: model={model!r} must be an int that divides the number of ranks, {comm.size}.")
+    asked = comm.all_gather_object(model)
+    if len(set(asked)) > 1:
+        raise DistributedError(f"set_grid: the ranks ask for different grids: model={asked}, in the order of ranks.")
+    if _grid is not None and _grid.model.size != model:
+        raise ArgumentError(f"set_grid: the grid has model={_grid.model.size} already and cannot become {model}.")
+    if _grid is None:
+        alone = model == 1
+        data = comm if alone else comm.split(comm.rank % model)
+        _grid = _Grid(data, _ALONE if alone else comm.split(comm.rank // model))
+
+
+def data_group() -> Communicator:
+    """The ranks among which batches are divided and gradients are averaged; all ranks, unless `set_grid` was called."""
+    return communicator() if _grid is None else _grid.data
+
+
+def model_group() -> Communicator:
+    """The ranks that hold this model together and get the same rows; this rank alone without `set_grid`."""
+    return _ALONE if _grid is None else _grid.model
 
 
 def member(group: Communicator | None) -> Communicator:
@@ -188,11 +261,12 @@ def _not_while_tracing(name: str) -> None:
 def broadcast_variables(variables: Iterable[Variable]) -> None:
     """Give every rank the values that rank 0 has, in the variables' memory; with one process nothing happens.
 
+    Of a variable that is divided among ranks (`Variable.partition`), ranks with the same part get the same values.
     Also while a function is traced it happens now, and once.
     """
     group = communicator()
     if group.size == 1:
         return
     for variable in variables:
-        group.broadcast(variable.memory)
+        (group if variable.partition is None else data_group()).broadcast(variable.memory)
         variable.touch()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
 from disttensor import dtypes, initializers, regularizers
+from disttensor.distributed.partition import whole_array, whole_shape
 from disttensor.errors import ArgumentError, ShapeError
 from disttensor.metrics.metric import Metric
 from disttensor.random import SeedGenerator
@@ -154,8 +156,11 @@ class WeightOwner:
                 variable.trainable = bool(value) and id(variable) not in frozen
 
     def get_weights(self) -> list[np.ndarray]:
-        """The values of `weights`, as arrays."""
-        return [v.numpy() for v in self.weights]
+        """The values of `weights`, as arrays: whole ones, also of weights that ranks divide among themselves.
+
+        For a model with such weights call it on all ranks.
+        """
+        return [v.numpy() if v.partition is None else whole_array(v) for v in self.weights]
 
     def set_weights(self, weights: list[Any]) -> None:
         """Set `weights` from arrays of the same shapes in the same order; nothing changes if one does not fit."""
@@ -164,18 +169,18 @@ class WeightOwner:
         if len(arrays) != len(variables):
             raise ArgumentError(f"layer {self.name!r} has {len(variables)} weights, set_weights() got {len(arrays)}.")
         for variable, array in zip(variables, arrays, strict=True):
-            if array.shape != variable.shape:
+            if array.shape != whole_shape(variable):
                 raise ShapeError(
-                    f"weight {variable.path!r} has shape {variable.shape}, set_weights() got {array.shape}."
+                    f"weight {variable.path!r} has shape {whole_shape(variable)}, set_weights() got {array.shape}."
                 )
         for variable, array in zip(variables, arrays, strict=True):
-            variable.assign(array)
+            variable.assign(array if variable.partition is None else variable.partition.part_of(array))
 
     def count_params(self) -> int:
-        """How many numbers the weights hold."""
+        """How many numbers the weights hold, on all ranks together that divide them."""
         if not self.built:
             raise ArgumentError(f"layer {self.name!r} has no weights yet; call it or build it first.")
-        return sum(v.size for v in self.weights)
+        return sum(math.prod(whole_shape(v)) for v in self.weights)
 
 
 _NOT_PARTS = frozenset({"_init_arguments", "_losses", "_inbound_nodes", "_always_frozen", "_loss_tracker"})

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 from disttensor import distributed
+from disttensor.distributed.partition import whole_shape
 from disttensor.errors import ArgumentError
 from disttensor.layers import Layer
 
@@ -90,7 +92,7 @@ def _totals(model: Model) -> list[str]:
     trainable, frozen = model.trainable_weights, model.non_trainable_weights
     lines = []
     for title, variables in (("Total", trainable + frozen), ("Trainable", trainable), ("Non-trainable", frozen)):
-        count = sum(v.size for v in variables)
+        count = sum(math.prod(whole_shape(v)) for v in variables)
         size = sum(v.memory.nbytes for v in variables)
         lines.append(f" {title} params: {count:,} ({_bytes(size)})")
     return lines

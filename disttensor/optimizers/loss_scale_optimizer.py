@@ -7,6 +7,7 @@ from typing import Any
 
 from disttensor import ops
 from disttensor.distributed.collectives import sync_sum
+from disttensor.distributed.replicated import reduce_from_group
 from disttensor.errors import ArgumentError
 from disttensor.optimizers.optimizer import Optimizer
 from disttensor.saving.registration import serialize_keras_object
@@ -114,6 +115,8 @@ class LossScaleOptimizer(Optimizer):
         finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in gradients]))
         if inner.accumulates_locally:
             finite = ops.equal(sync_sum(ops.where(finite, 0.0, 1.0)), 0.0)
+        if any(v.partition is not None for v in variables):
+            finite = ops.equal(reduce_from_group(ops.where(finite, 0.0, 1.0)), 0.0)
         before = [(v, v.value) for v in (*inner.variables, *inner.trainable_variables)]
         inner.apply_mean([g / ops.cast(scale, g.dtype) for g in gradients], variables)
         for variable, value in before:

@@ -180,6 +180,7 @@ class Optimizer(Configurable):
         slot = Variable(initializers.get(initializer), variable.shape, variable.dtype, trainable=False, autocast=False)
         slot.name = f"{variable.path.replace('/', '_')}_{name or 'slot'}"
         slot.path = f"{self.name}/{slot.name}"
+        slot.partition = variable.partition
         return slot
 
     def add_optimizer_variables(
@@ -349,7 +350,7 @@ class Optimizer(Configurable):
             )
 
     def _update(self, gradients: list[Tensor], variables: list[Variable]) -> None:
-        gradients = self._clip(gradients)
+        gradients = self._clip(gradients, variables)
         rate = convert_to_tensor(self.learning_rate)
         if self.weight_decay is not None:
             for variable in variables:
@@ -381,13 +382,14 @@ class Optimizer(Configurable):
         for gradient_sum in sums:
             gradient_sum.assign(ops.zeros(gradient_sum.shape, gradient_sum.dtype))
 
-    def _clip(self, gradients: list[Tensor]) -> list[Tensor]:
+    def _clip(self, gradients: list[Tensor], variables: list[Variable]) -> list[Tensor]:
+        pairs = list(zip(gradients, variables, strict=True))
         if self.clipnorm is not None:
-            return [_with_norm(g, ops.sqrt(ops.sum(ops.square(g))), self.clipnorm) for g in gradients]
+            return [_with_norm(g, ops.sqrt(_square_sum(g, v)), self.clipnorm) for g, v in pairs]
         if self.clipvalue is not None:
             return [ops.clip(g, -self.clipvalue, self.clipvalue) for g in gradients]
         if self.global_clipnorm is not None:
-            squares = [ops.sum(ops.square(ops.cast(g, "float32"))) for g in gradients]
+            squares = [_square_sum(ops.cast(g, "float32"), v) for g, v in pairs]
             norm = ops.sqrt(ops.sum(ops.stack(squares)))
             return [_with_norm(g, ops.cast(norm, g.dtype), self.global_clipnorm) for g in gradients]
         return gradients
@@ -448,6 +450,12 @@ def _number(learning_rate: Any) -> Any:
     ):
         raise ArgumentError(f"a learning rate must be a number or a LearningRateSchedule, got {learning_rate!r}.")
     return learning_rate
+
+
+def _square_sum(gradient: Tensor, variable: Variable) -> Tensor:
+    """Of the whole gradient, also of a variable that is divided among ranks."""
+    own = ops.sum(ops.square(gradient))
+    return own if variable.partition is None else distributed.reduce_from_group(own, variable.partition.group)
 
 
 def _with_norm(gradient: Tensor, norm: Tensor, largest: float) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from disttensor import distributed, dtypes
+from disttensor.distributed.partition import assign_whole, whole_array, whole_shape
 from disttensor.errors import ArgumentError, DTypeError, SerializationError
 from disttensor.naming import snake_case
 from disttensor.saving.files import on_main, write_atomically
@@ -63,6 +64,8 @@ def _walk(layer: Any, prefix: str, above: set[int]) -> Iterator[tuple[str, Varia
 def save_weights(model: Any, filepath: Any, overwrite: bool = True) -> None:
     """Write all variables of a model to a file: call it on all ranks; rank 0 writes, and all wait for it.
 
+    Weights that ranks divide among themselves are written whole: the file is the same for any grid of ranks.
+
     Parameters
     ----------
     model : Layer
@@ -82,16 +85,18 @@ def save_weights(model: Any, filepath: Any, overwrite: bool = True) -> None:
     path = _checked_path(filepath)
     if not model.built:
         raise ArgumentError(f"{model.name!r} has no weights to save yet; build it or call it on data first.")
-    on_main(lambda: _write(path, named_variables(model), overwrite))
+    arrays = {name: whole_array(variable) for name, variable in named_variables(model).items()}
+    on_main(lambda: _write(path, arrays, overwrite))
 
 
-def _write(path: str, variables: dict[str, Variable], overwrite: bool) -> None:
+def _write(path: str, values: dict[str, np.ndarray], overwrite: bool) -> None:
     from safetensors.numpy import save
 
     if not overwrite and os.path.exists(path):
         raise ArgumentError(f"{path} exists; pass overwrite=True to replace it.")
-    arrays = {name: _encode(variable.memory, variable.dtype) for name, variable in variables.items()}
-    types = {f"dtype {name}": variable.dtype for name, variable in variables.items()}
+    names = {name: dtypes.standardize_dtype(array.dtype) for name, array in values.items()}
+    arrays = {name: _encode(array, names[name]) for name, array in values.items()}
+    types = {f"dtype {name}": dtype for name, dtype in names.items()}
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     write_atomically(path, save(arrays, metadata={"format": _FORMAT, **types}))
 
@@ -116,10 +121,8 @@ def load_weights(model: Any, filepath: Any) -> None:
     variables = named_variables(model)
     values = on_main(lambda: _read(path, variables))
     for name, variable in variables.items():
-        if values is not None:
-            np.copyto(variable.memory, values[name])
-        distributed.communicator().broadcast(variable.memory)
-        variable.touch()
+        whole = np.empty(whole_shape(variable), dtypes.to_numpy(variable.dtype)) if values is None else values[name]
+        assign_whole(variable, distributed.communicator().broadcast(whole))
 
 
 def _read(path: str, variables: dict[str, Variable]) -> dict[str, np.ndarray]:
@@ -138,7 +141,8 @@ def _read(path: str, variables: dict[str, Variable]) -> dict[str, np.ndarray]:
     problems = [f"{name!r} is missing" for name in variables if name not in values]
     problems += [f"{name!r} is not in the model" for name in values if name not in variables]
     for name in variables.keys() & values.keys():
-        found, expected = (_describe(x.dtype, x.shape) for x in (values[name], variables[name]))
+        found = _describe(values[name].dtype, values[name].shape)
+        expected = _describe(variables[name].dtype, whole_shape(variables[name]))
         if found != expected:
             problems.append(f"{name!r} is {found}, in the model {expected}")
     if problems:

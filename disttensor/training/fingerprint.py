@@ -119,7 +119,7 @@ def _environment() -> dict[str, Any]:
 
 
 def _shards() -> list[list[int]]:
-    size = distributed.size()
+    size = distributed.data_group().size
     return [list(config.shards_of(rank, size)) for rank in range(size)]
 
 

@@ -30,7 +30,7 @@ def in_batch_order(parts: Sequence[np.ndarray], totals: Sequence[int]) -> np.nda
     ShapeError
         If an output does not have one row for each row of its batch.
     """
-    group = distributed.communicator()
+    group = distributed.data_group()
     slices = [[share(total, rank, group.size) for rank in range(group.size)] for total in totals]
     for part, batch in zip(parts, slices, strict=True):
         start, stop = batch[group.rank]

@@ -309,7 +309,7 @@ class Loops:
     # --- helpers
 
     def _adapter(self, x: Any, y: Any, sample_weight: Any, batch_size: int | None, **options: Any) -> data.DataAdapter:
-        group = distributed.communicator()
+        group = distributed.data_group()
         return data.make_adapter(x, y, sample_weight, batch_size, rank=group.rank, size=group.size, **options)
 
     def _require_compiled(self, method: str) -> None:

@@ -27,6 +27,7 @@ from disttensor.data import Batch, DataAdapter, IterableAdapter
 from disttensor.data.loader import as_tensors, shard_of
 from disttensor.distributed import activity
 from disttensor.distributed.consistency import DIGEST_BYTES, ReplicaCheck
+from disttensor.distributed.partition import assign_whole, stand_in, whole_array
 from disttensor.errors import ArgumentError
 from disttensor.graph.function import Function
 from disttensor.saving.weights import named_variables
@@ -146,7 +147,12 @@ class Recovery:
         if batch:
             watchers.on_epoch_begin(epoch)
         assert self._backup is not None
-        self._backup.manager.restore(self._found, self._variables())
+        variables = self._variables()
+        stands = {name: stand_in(v) for name, v in variables.items()}
+        self._backup.manager.restore(self._found, stands)
+        for name, variable in variables.items():
+            if stands[name] is not variable:
+                assign_whole(variable, stands[name].memory)
         watchers.set_state(state["callbacks"])
         model.stop_training = state["stop"]
         self._interval.note_start(self._found.step)
@@ -222,7 +228,9 @@ class Recovery:
         """The largest wishes of all ranks; the same message tells whether their weights are equal."""
         if self._check is None:
             model = self._model
-            self._check = ReplicaCheck([*model.trainable_weights, *model.optimizer.replicated_variables])
+            variables = [*model.trainable_weights, *model.optimizer.replicated_variables]
+            # Parts of divided weights differ between ranks that have other parts.
+            self._check = ReplicaCheck([v for v in variables if v.partition is None])
         digest = self._check.message(activity.step)
         combined = distributed.communicator().all_reduce(np.concatenate([wishes, digest]), "max")
         self._check.look_at(combined[-DIGEST_BYTES:], activity.step)
@@ -255,7 +263,8 @@ class Recovery:
             "host_random": _host_random(),
             "callbacks": self._watchers.get_state(),
         }
-        self._backup.manager.save(step, self._variables(), state, logs, wait=wait)
+        tensors = {name: v if v.partition is None else whole_array(v) for name, v in self._variables().items()}
+        self._backup.manager.save(step, tensors, state, logs, wait=wait)
 
     def _leave(self, asked: int) -> None:
         assert self._backup is not None

@@ -97,7 +97,8 @@ CASES: dict[str, tuple[Callable[..., Any], Any]] = {
 
 # Cells and bases are used by others of the list; an input or an operator layer is no computation of its own.
 NOT_ALONE = {
-    "GRUCell", "InputLayer", "LSTMCell", "Layer", "OperatorLayer", "SimpleRNNCell", "StackedRNNCells", "Wrapper",
+    "ColumnParallelDense", "GRUCell", "InputLayer", "LSTMCell", "Layer", "OperatorLayer", "RowParallelDense",
+    "SimpleRNNCell", "StackedRNNCells", "VocabParallelEmbedding", "Wrapper",
 }  # fmt: skip
 
 POLICIES = {

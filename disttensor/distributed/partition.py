@@ -1,0 +1,80 @@
+"""Variables of which each rank of a group holds a part, and how they look from outside: whole.
+
+What is saved, loaded, returned by ``get_weights`` and given to ``set_weights`` are whole tensors, the same for any grid
+of ranks. Whoever divides a variable sets its `partition`; slots of optimizers inherit it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from disttensor import dtypes
+from disttensor.distributed.communicator import Communicator
+from disttensor.errors import ArgumentError
+from disttensor.tensor import Variable
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Which part of a larger tensor a variable is: block number `group.rank` of `group.size` along an axis."""
+
+    axis: int
+    group: Communicator
+
+    def part_of(self, whole: Any) -> Any:
+        """This rank's block of an array or tensor."""
+        length = whole.shape[self.axis] // self.group.size
+        index = [slice(None)] * len(whole.shape)
+        index[self.axis] = slice(self.group.rank * length, (self.group.rank + 1) * length)
+        return whole[tuple(index)]
+
+
+def divided_size(what: str, size: int, group: Communicator) -> int:
+    """How long a part is of an axis that the group's ranks divide among themselves.
+
+    Raises
+    ------
+    ArgumentError
+        If it cannot be cut into equal parts.
+    """
+    if size % group.size:
+        raise ArgumentError(
+            f"{what} is {size}, which {group.size} ranks cannot divide equally; make it a multiple, for example "
+            f"{-(-size // group.size) * group.size}, or choose another grid."
+        )
+    return size // group.size
+
+
+def whole_shape(variable: Variable) -> tuple[int, ...]:
+    """The shape of the tensor that a variable is, or is a part of."""
+    if variable.partition is None:
+        return variable.shape
+    shape = list(variable.shape)
+    shape[variable.partition.axis] *= variable.partition.group.size
+    return tuple(shape)
+
+
+def whole_array(variable: Variable) -> np.ndarray:
+    """The whole tensor, on every rank; collective for a variable that is divided. Not to be written to."""
+    partition = variable.partition
+    if partition is None or partition.group.size == 1:
+        return variable.memory
+    return np.concatenate(list(partition.group.all_gather(variable.memory)), partition.axis)
+
+
+def assign_whole(variable: Variable, whole: np.ndarray) -> None:
+    """Give a variable the values of the whole tensor, or its part of them; `whole` has its shape and dtype."""
+    np.copyto(variable.memory, whole if variable.partition is None else variable.partition.part_of(whole))
+    variable.touch()
+
+
+def stand_in(variable: Variable) -> Variable:
+    """A variable for the whole tensor, from which `assign_whole` can take what is read into it."""
+    if variable.partition is None:
+        return variable
+    whole = Variable(np.empty(whole_shape(variable), dtypes.to_numpy(variable.dtype)), trainable=False)
+    whole.path = variable.path
+    return whole

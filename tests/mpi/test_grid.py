@@ -1,0 +1,18 @@
+"""Model parallelism and data parallelism together, on real ranks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("n", "model", "extent"), [(4, 2, "full"), (2, 2, "short"), (3, 3, "short")])
+def test_a_grid_trains_as_one_process_does(mpirun: Any, n: int, model: int, extent: str, tmp_path: Path) -> None:
+    code, output = mpirun(n, HERE / "grid_program.py", str(model), str(tmp_path), extent, timeout=270)
+    assert code == 0, output
+    assert output.count("every check passed") == 1, output

@@ -2,8 +2,9 @@
 
 Kernels write into their first argument, `out`, which the caller has allocated. Results never depend on the number of
 threads. Convolutions: `convolution` (on `convolution_plan` and `convolution_ir`), `depthwise`, `pooling`, on `windows`;
-products and sums: `gemm`, `products`, `sums`; sequences: `recurrent`, `gates`, `attention`; `normalization`, `moments`;
-random numbers: `philox`, `normal`; `indexing` and `special`; generated loops: `codegen`, of
-`loop`s with `elementary` functions, by `scalar_ir`. Around them: `ir`
-(which writes LLVM IR), `machine` (compiles it), `native`, `_jit` (numba), `blas` (threads), `disk_cache`, `denormals`.
+products: `gemm`, `products`; sequences: `recurrent`, `gates`, `attention`; statistics of columns: `moments`; random
+numbers: `philox`, `normal`; `indexing`, `copying` and `special`. Generated loops are described by `loop`, written by
+`codegen` on `scalar_ir` with `elementary` functions, and bound by `generated`; `sums`, `softmax`, `crossentropy` and
+`normalization` are such loops. Around them: `ir` (which writes LLVM IR), `machine` (compiles it), `native`, `_jit`
+(numba), `blas` (threads), `disk_cache`, `denormals`.
 """

@@ -1,10 +1,10 @@
 """Machine code for loops over the elements of arrays, straight from a list of primitive steps.
 
 A `Loop` (`disttensor.kernels.loop`) says what to compute. It is written out as LLVM IR on vectors of 16 elements,
-compiled for this machine, kept on disk (`disttensor.kernels.machine`), and run as a native call. There is no front end
-in between, so a kernel costs 10 to 40 ms the first time and a tenth of one when it is loaded again. Arithmetic is that
-of IEEE 754, rounded after every instruction: nothing is contracted or reordered, so a loop gives the bits that numpy
-gives one instruction after the other.
+compiled for this machine, kept on disk (`disttensor.kernels.machine`), and bound to arrays by
+`disttensor.kernels.generated`. There is no front end in between, so a kernel costs 10 to 40 ms the first time and a
+tenth of one when it is loaded again. Arithmetic is that of IEEE 754, rounded after every instruction: nothing is
+contracted or reordered, so a loop gives the bits that numpy gives one instruction after the other.
 
 A row is passed over as often as its reductions need: the softmax, for one, finds the largest element in the first pass,
 adds up exponentials in the second and divides in the third. What a later pass needs again is computed again if that is
@@ -14,20 +14,12 @@ cheap, or else kept in a row of scratch memory.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 
 import numpy as np
 
-from disttensor.kernels import elementary, machine
-from disttensor.kernels.loop import BLOCK, LANES, ROW_REDUCTIONS, Literal, Loop, Step
-from disttensor.kernels.native import Bound, NativeCall, NativeSequence
+from disttensor.kernels import elementary
+from disttensor.kernels.loop import LANES, ROW_REDUCTIONS, Literal, Loop, Step
 from disttensor.kernels.scalar_ir import TYPES, Block, Module, Value
-
-_WORK = 1 << 20
-"""Instructions (about) that make a part for one of several threads."""
-
-_KEPT = 1 << 16
-"""Bytes of scratch memory that a row may take; beyond, values are computed again."""
 
 _COMBINE = {"sum": "add", "max": "maximum", "min": "minimum"}
 
@@ -116,7 +108,7 @@ class _Writer:
         count = len(loop.inputs) + len(loop.outputs)
         for i in range(count):
             self.write(f"  %a{i} = getelementptr i64, ptr %arguments, i64 {i}", f"  %p{i} = load ptr, ptr %a{i}")
-        for i, name in enumerate(("columns", "rows", "total"), count):
+        for i, name in enumerate(("columns", "rows", "total", "height"), count):
             self.write(f"  %a{i} = getelementptr i64, ptr %arguments, i64 {i}", f"  %{name} = load i64, ptr %a{i}")
         self.write("  %place = alloca i64")
         for i, step in enumerate(loop.steps):
@@ -151,7 +143,7 @@ class _Writer:
             self.write(
                 "  br label %block", "block:",
                 "  %b = phi i64 [%start, %begin], [%b.next, %block.end]",
-                f"  %first = mul nsw i64 %b, {BLOCK}", f"  %beyond = add nsw i64 %first, {BLOCK}",
+                "  %first = mul nsw i64 %b, %height", "  %beyond = add nsw i64 %first, %height",
                 "  %within = icmp slt i64 %beyond, %rows", "  %last = select i1 %within, i64 %beyond, i64 %rows",
                 "  %offset = mul nsw i64 %b, %columns",
             )  # fmt: skip
@@ -161,7 +153,7 @@ class _Writer:
                     kind = _memory(loop.dtypes[output])
                     self.write(
                         f"  %row{i} = getelementptr {kind}, ptr %p{i}, i64 %offset",
-                        f"  %bytes{i} = mul i64 %columns, {_size(loop.dtypes[output])}",
+                        f"  %bytes{i} = mul i64 %columns, {size_of(loop.dtypes[output])}",
                         f"  call void @llvm.memset.p0.i64(ptr %row{i}, i8 0, i64 %bytes{i}, i1 false)",
                     )
         before = "block" if sums else "begin"
@@ -352,13 +344,13 @@ class _Writer:
         vector = kind if block.width == 1 else f"<{block.width} x {kind}>"
         address = block.emit(f"getelementptr {kind}, ptr {pointer}, i64 {index}", dtype).name
         if mask is None:
-            value = block.emit(f"load {vector}, ptr {address}, align {_size(dtype)}", dtype)
+            value = block.emit(f"load {vector}, ptr {address}, align {size_of(dtype)}", dtype)
         else:
             name = f"@llvm.masked.load.v{block.width}{_suffix(dtype)}.p0"
             lanes = f"<{block.width} x i1>"
             self.module.declarations.add(f"declare {vector} {name}(ptr, i32, {lanes}, {vector})")
             value = block.emit(
-                f"call {vector} {name}(ptr {address}, i32 {_size(dtype)}, {lanes} {mask.name}, "
+                f"call {vector} {name}(ptr {address}, i32 {size_of(dtype)}, {lanes} {mask.name}, "
                 f"{vector} zeroinitializer)",
                 dtype,
             )
@@ -374,13 +366,13 @@ class _Writer:
             name = block.emit(f"zext {block.type('bool')} {name} to {vector}", "uint8").name
         address = block.emit(f"getelementptr {kind}, ptr {pointer}, i64 {index}", value.dtype).name
         if mask is None:
-            block.lines.append(f"  store {vector} {name}, ptr {address}, align {_size(value.dtype)}")
+            block.lines.append(f"  store {vector} {name}, ptr {address}, align {size_of(value.dtype)}")
             return
         function = f"@llvm.masked.store.v{block.width}{_suffix(value.dtype)}.p0"
         lanes = f"<{block.width} x i1>"
         self.module.declarations.add(f"declare void {function}({vector}, ptr, i32, {lanes})")
         block.lines.append(
-            f"  call void {function}({vector} {name}, ptr {address}, i32 {_size(value.dtype)}, {lanes} {mask.name})"
+            f"  call void {function}({vector} {name}, ptr {address}, i32 {size_of(value.dtype)}, {lanes} {mask.name})"
         )
 
     def _kept_vector(self, block: Block, pointer: str, dtype: str) -> Value:
@@ -405,7 +397,7 @@ def _memory(dtype: str) -> str:
     return "i8" if dtype == "bool" else TYPES[dtype]
 
 
-def _size(dtype: str) -> int:
+def size_of(dtype: str) -> int:
     return 1 if dtype == "bool" else np.dtype(dtype).itemsize
 
 
@@ -418,7 +410,7 @@ def source(loop: Loop, keep: bool = True) -> str:
     """The LLVM IR of a loop, a native kernel named ``loop``, which works from row (if flat: element) start to stop.
 
     With sums of columns, from block of rows to block of rows. Its arguments are the inputs, the outputs, the number of
-    columns, of rows, and of elements (the last row may be shorter).
+    columns, of rows, and of elements (the last row may be shorter), and how many rows make a block.
 
     Parameters
     ----------
@@ -427,75 +419,3 @@ def source(loop: Loop, keep: bool = True) -> str:
         Whether a row of values that are costly to compute is kept for a later pass, in scratch memory on the stack.
     """
     return _Writer(loop, keep).source()
-
-
-def bind(
-    loop: Loop,
-    inputs: Sequence[np.ndarray],
-    outputs: Sequence[np.ndarray],
-    columns: int,
-    size: int | None = None,
-) -> Bound:
-    """A call of a loop on fixed arrays.
-
-    Parameters
-    ----------
-    loop : Loop
-    inputs, outputs : sequence of arrays
-        Outputs are contiguous; if the loop allows (`Loop.in_place`), they may be the same memory as an input that is
-        read "full".
-    columns : int
-        The length of a row.
-    size : int, optional
-        The number of elements; by default that of the first output. The last row may be shorter than the others.
-
-    Returns
-    -------
-    NativeCall, or a callable
-        Takes no arguments and may be called any number of times.
-    """
-    size = outputs[0].size if size is None else size
-    if size == 0 and loop.is_flat:
-        return NativeSequence(())
-    # Arithmetic of numpy makes scalars of arrays without axes.
-    inputs = [np.asarray(x) for x in inputs]
-    copies = [(np.empty(x.shape, x.dtype), x) for x in inputs if not x.flags.c_contiguous]
-    replaced = {id(x): copy for copy, x in copies}
-    arrays = [replaced.get(id(x), x) for x in inputs]
-    call = _native(loop, arrays, list(outputs), columns, size)
-    if not copies:
-        return call
-
-    def run() -> None:
-        for copy, x in copies:
-            np.copyto(copy, x)
-        call()
-
-    return run
-
-
-def _native(
-    loop: Loop, inputs: list[np.ndarray], outputs: list[np.ndarray], columns: int, size: int
-) -> NativeCall | NativeSequence:
-    widest = max(_size(dtype) for dtype in loop.dtypes)
-    address = machine.load(source(loop, columns * widest <= _KEPT))["loop"]
-    least = max(_WORK // loop.cost, LANES) & -LANES
-    if loop.is_flat:
-        return NativeCall(address, [*inputs, *outputs, 1, size, size], size, least if size > least else 0)
-    # Rows without an element have results all the same.
-    rows = -(-size // columns) if columns else max(o.size for o in outputs)
-    least = max(least // max(columns, 1), 1)
-    if not loop.sums_columns:
-        return NativeCall(address, [*inputs, *outputs, columns, rows, size], rows, least if rows > least else 0)
-    blocks = max(-(-rows // BLOCK), 1)
-    targets, more = list(outputs), []
-    if blocks > 1:
-        for i, register in enumerate(loop.outputs):
-            if loop.levels[register] == "row":
-                dtype = loop.dtypes[register]
-                targets[i] = np.empty((blocks, columns), dtype)
-                combine = Loop(((dtype, "full"),), (Step("sum_rows", (0,), dtype),), (1,))
-                more.append(_native(combine, [targets[i]], [outputs[i]], columns, blocks * columns))
-    grain = max(least // BLOCK, 1)
-    first = NativeCall(address, [*inputs, *targets, columns, rows, size], blocks, grain if blocks > grain else 0)
-    return NativeSequence([first, *more])

@@ -1,4 +1,4 @@
-"""Cross-entropy between integer labels and logits, row by row, and its derivative.
+"""Cross-entropy between integer labels and logits, row by row, and its derivative, as generated loops.
 
 The largest logit of a row is subtracted from all, so that no exponential overflows (Blanchard, Higham & Higham,
 "Accurately computing the log-sum-exp and softmax functions", IMA Journal of Numerical Analysis, 2021).
@@ -6,15 +6,13 @@ The largest logit of a row is subtracted from all, so that no exponential overfl
 
 from __future__ import annotations
 
-import math
+import functools
 
 import numpy as np
 
-from disttensor.kernels._jit import kernel, operand
+from disttensor.kernels import generated
+from disttensor.kernels.loop import Literal, Loop, Writing
 from disttensor.kernels.native import Bound
-
-_GRAIN = 1 << 12
-"""Exponentials in a part for one of several threads; some 20 µs of work."""
 
 
 def bind_losses(out: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> Bound:
@@ -27,7 +25,8 @@ def bind_losses(out: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> Boun
     logits : array, shape (rows, classes)
         Of the dtype of `out`, float32 or float64; all are contiguous.
     """
-    return _losses.native(out, operand(labels), operand(logits), extent=len(logits), grain=_rows_of_part(logits))
+    loop = losses(labels.dtype.name, logits.dtype.name)
+    return generated.bind(loop, [labels, logits], [out], logits.shape[1])
 
 
 def bind_slopes(out: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> Bound:
@@ -39,53 +38,36 @@ def bind_slopes(out: np.ndarray, labels: np.ndarray, logits: np.ndarray) -> Boun
     labels, logits
         As for `bind_losses`.
     """
-    return _slopes.native(out, operand(labels), operand(logits), extent=len(logits), grain=_rows_of_part(logits))
+    loop = slopes(labels.dtype.name, logits.dtype.name)
+    return generated.bind(loop, [labels, logits], [out], logits.shape[1])
 
 
-def _rows_of_part(logits: np.ndarray) -> int:
-    return max(_GRAIN // max(logits.shape[1], 1), 1)
+@functools.cache
+def losses(labels: str, dtype: str) -> Loop:
+    """The loop of `bind_losses` for these dtypes."""
+    write, hit = _start(labels, dtype)
+    below = write("subtract", 1, write("max", 1))
+    chosen = write("sum", write("where", hit, below, Literal(0.0)))
+    loss = write("subtract", write("log", write("sum", write("exp", below))), chosen)
+    return write.loop(write("where", write("max", hit), loss, Literal(0.0)))
 
 
-@kernel()
-def _losses(out: np.ndarray, labels: np.ndarray, logits: np.ndarray, start: int, stop: int) -> None:
-    for i in range(start, stop):
-        row = logits[i]
-        label = labels[i]
-        out[i] = 0
-        if 0 <= label < row.size:
-            largest = _largest(row)
-            total = math.exp(row[0] - largest)
-            for j in range(1, row.size):
-                total += math.exp(row[j] - largest)
-            out[i] = math.log(total) - (row[label] - largest)
+@functools.cache
+def slopes(labels: str, dtype: str) -> Loop:
+    """The loop of `bind_slopes` for these dtypes."""
+    write, hit = _start(labels, dtype)
+    power = write("exp", write("subtract", 1, write("max", 1)))
+    share = write("divide", power, write("sum", power))
+    slope = write("where", hit, write("subtract", share, Literal(1.0)), share)
+    return write.loop(write("where", write("max", hit), slope, Literal(0.0)))
 
 
-@kernel()
-def _slopes(out: np.ndarray, labels: np.ndarray, logits: np.ndarray, start: int, stop: int) -> None:
-    for i in range(start, stop):
-        row = logits[i]
-        result = out[i]
-        label = labels[i]
-        if 0 <= label < row.size:
-            largest = _largest(row)
-            for j in range(row.size):
-                result[j] = math.exp(row[j] - largest)
-            total = result[0]
-            for j in range(1, row.size):
-                total += result[j]
-            for j in range(row.size):
-                result[j] = result[j] / total
-            result[label] -= 1
-        else:
-            result[:] = 0
-
-
-@kernel()
-def _largest(row: np.ndarray) -> float:
-    """The largest element; NaN if there is one."""
-    largest = row[0]
-    for j in range(1, row.size):
-        x = row[j]
-        if x > largest or x != x:
-            largest = x
-    return largest
+def _start(labels: str, dtype: str) -> tuple[Writing, int]:
+    """A loop over labels (register 0) and logits (register 1), and whether the column is that of the label."""
+    write = Writing((labels, "column"), (dtype, "full"))
+    # Any integer dtype may hold the label, so that only one that holds them all can be compared.
+    label = 0 if labels == "int32" else write("convert", 0, dtype="int64")
+    column = write("column")
+    if labels != "int32":
+        column = write("convert", column, dtype="int64")
+    return write, write("equal", column, label)

@@ -218,6 +218,11 @@ class Function:
         """One of the eight-byte fields of a block of arguments."""
         return self.load(kind, self.at(pointer, 8 * number), 8)
 
+    def copy(self, to: Value, source: Value, size: Value) -> None:
+        """Copy bytes between places that do not overlap."""
+        self._intrinsics.add("declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)")
+        self.line(f"call void @llvm.memcpy.p0.p0.i64({to}, {source}, {size}, i1 false)")
+
     # --- vectors
 
     def lanes(self, vector: str) -> int:

@@ -170,6 +170,41 @@ class Loop:
         return f"[{'; '.join(lines)} -> {', '.join(f'v{o}' for o in self.outputs)}]"
 
 
+class Writing:
+    """A loop in the making: operands are registers, or literals, and each step gives a register.
+
+    Parameters
+    ----------
+    *inputs : (dtype, access)
+        They are registers 0, 1, …
+
+    Examples
+    --------
+    >>> write = Writing(("float32", "full"))
+    >>> below = write("subtract", 0, write("max", 0))
+    >>> write.loop(below)
+    [v1 = max(v0); v2 = subtract(v0, v1) -> v2]
+    """
+
+    def __init__(self, *inputs: tuple[str, str]):
+        self._inputs = inputs
+        self._dtypes = [dtype for dtype, _ in inputs]
+        self._steps: list[Step] = []
+
+    def __call__(self, function: str, *operands: int | Literal, dtype: str | None = None) -> int:
+        """Write a step; its dtype follows from its operands but for ``convert`` and ``column``."""
+        values = operands[1:] if function == "where" else operands
+        found = next((self._dtypes[o] for o in values if isinstance(o, int)), "int32")
+        kind = dtype or ("bool" if function in BOOLEAN else found)
+        self._steps.append(Step(function, operands, kind))
+        self._dtypes.append(kind)
+        return len(self._dtypes) - 1
+
+    def loop(self, *outputs: int) -> Loop:
+        """The loop that stores these registers."""
+        return Loop(self._inputs, tuple(self._steps), outputs)
+
+
 def supports(function: str, dtype: str) -> bool:
     """Whether a loop can apply a primitive to operands of this dtype; with numpy's bits, if numpy computes exactly."""
     if dtype not in DTYPES:
@@ -180,8 +215,5 @@ def supports(function: str, dtype: str) -> bool:
 
 
 def converts(source: str, target: str) -> bool:
-    """Whether a loop can convert between these dtypes as numpy does, whatever the value."""
-    if source not in DTYPES or target not in DTYPES:
-        return False
-    # A float too large for an integer type is undefined in LLVM.
-    return not (source.startswith("float") and not target.startswith("float") and target != "bool")
+    """Whether a loop can convert between these dtypes."""
+    return source in DTYPES and target in DTYPES

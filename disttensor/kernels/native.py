@@ -49,7 +49,7 @@ import ctypes
 import itertools
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -130,6 +130,18 @@ class NativeSequence:
 
 Bound = NativeCall | NativeSequence | Callable[[], Any]
 """What a bind rule returns."""
+
+
+def sequence(calls: Sequence[Bound]) -> Bound:
+    """Calls that run one after another, as one; it is native if all are."""
+    if all(isinstance(call, (NativeCall, NativeSequence)) for call in calls):
+        return NativeSequence(cast("Sequence[NativeCall | NativeSequence]", calls))
+
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run
 
 
 def segments(calls: Sequence[Bound]) -> list[Bound]:

@@ -228,7 +228,10 @@ class Block:
         return self.emit(f"bitcast {self.type(x.dtype)} {x.name} to {self.type(dtype)}", dtype)
 
     def convert(self, x: Value, target: str) -> Value:
-        """The number in another dtype, as numpy converts it."""
+        """The number in another dtype, as numpy converts it.
+
+        A float that is too large for an integer dtype becomes the integer nearest to it, and NaN becomes 0.
+        """
         source = x.dtype
         if source == target:
             return x
@@ -242,6 +245,12 @@ class Block:
         unsigned = source == "bool" or source.startswith("u")
         if floats[1]:
             return self.emit(f"{'u' if unsigned else 's'}itofp {a} {x.name} to {b}", target)
+        if floats[0]:
+            lanes = "" if self.width == 1 else f"v{self.width}"
+            names = f"{lanes}{TYPES[target]}.{lanes}{'f32' if source == 'float32' else 'f64'}"
+            function = f"@llvm.fpto{'u' if target.startswith('u') else 's'}i.sat.{names}"
+            self.module.declarations.add(f"declare {b} {function}({a})")
+            return self.emit(f"call {b} {function}({a} {x.name})", target)
         bits = int(TYPES[source][1:]), int(TYPES[target][1:])
         if bits[0] == bits[1]:
             return Value(self, x.name, target)

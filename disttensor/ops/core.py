@@ -12,7 +12,9 @@ import numpy as np
 from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.errors import ShapeError
-from disttensor.kernels import sums
+from disttensor.kernels import generated, sums
+from disttensor.kernels.loop import DTYPES, Loop, Step, converts
+from disttensor.kernels.native import Bound
 from disttensor.ops.registry import Example, apply, operator, public
 from disttensor.tensor import Tensor, convert_to_tensor
 
@@ -21,17 +23,31 @@ __all__ = ["broadcast_to", "cast", "stop_gradient"]
 
 @operator(examples=[Example((2, 3), dtype="float64"), Example((2, 0), dtype="complex128")], kinds=("float", "complex"))
 def convert(out: np.ndarray, x: np.ndarray, *, dtype: str) -> None:
-    """The same values in another dtype; floats are truncated towards zero, complex numbers lose the imaginary part."""
+    """The same values in another dtype; floats are truncated towards zero, complex numbers lose the imaginary part.
+
+    What is too large for an integer becomes the integer nearest to it, and NaN becomes 0.
+    """
+    if out.dtype.kind in "iu" and x.dtype.kind in "fcV":
+        real = x.real if x.dtype.kind == "c" else x.astype(np.float32) if x.dtype.itemsize == 2 else x
+        # numpy leaves to the processor what becomes of large numbers.
+        _convert(out, real)()
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", np.exceptions.ComplexWarning)
         np.copyto(out, x, casting="unsafe")
 
 
+def _convert(out: np.ndarray, x: np.ndarray) -> Bound:
+    """The conversion as a generated loop."""
+    loop = Loop(((x.dtype.name, "full"),), (Step("convert", (0,), out.dtype.name),), (1,))
+    return generated.bind(loop, [x], [out], 1)
+
+
 @convert.bind
-def _(out: np.ndarray, x: np.ndarray, *, dtype: str) -> Callable[[], Any]:
-    if x.dtype.kind == "c":
-        return functools.partial(convert.kernel, out, x, dtype=dtype)
-    return functools.partial(np.copyto, out, x, casting="unsafe")
+def _(out: np.ndarray, x: np.ndarray, *, dtype: str) -> Bound:
+    if converts(x.dtype.name, out.dtype.name) and out.flags.c_contiguous:
+        return _convert(out, x)
+    return functools.partial(convert.kernel, out, x, dtype=dtype)
 
 
 @convert.infer
@@ -183,8 +199,9 @@ def _repeated_axes(shape: tuple[int, ...], source: tuple[int, ...]) -> tuple[int
 
 @sum_over_broadcast.bind
 def _(out: np.ndarray, x: np.ndarray, *, shape: tuple[int, ...]) -> Callable[[], Any]:
-    call = sums.bind(out, x, _repeated_axes(x.shape, shape))
-    return call or functools.partial(sum_over_broadcast.kernel, out, x, shape=shape)
+    if x.dtype.name in DTYPES:
+        return sums.bind(out, x, _repeated_axes(x.shape, shape))
+    return functools.partial(sum_over_broadcast.kernel, out, x, shape=shape)
 
 
 @sum_over_broadcast.infer

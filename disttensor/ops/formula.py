@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from disttensor.errors import ArgumentError
-from disttensor.kernels import blas, codegen, elementary, loop
+from disttensor.kernels import blas, elementary, generated, loop
 from disttensor.kernels.loop import Literal, Loop, Step
 from disttensor.kernels.native import Bound
 
@@ -208,11 +208,11 @@ class Program:
         """A call of a generated loop on these arrays, if the formula has functions that only such loops compute."""
         if not any(i.function in elementary.FUNCTIONS for i in self.instructions) or not out.flags.c_contiguous:
             return None
-        generated = _generate(self, tuple((x.dtype.name, x.size == 1) for x in inputs), out.dtype.name)
-        if generated is None:
+        whole = _generate(self, tuple((x.dtype.name, x.size == 1) for x in inputs), out.dtype.name)
+        if whole is None:
             return None
         arrays = [x if x.size == 1 else np.broadcast_to(x, out.shape) for x in inputs]
-        return codegen.bind(generated, arrays, [out], 1)
+        return generated.bind(whole, arrays, [out], 1)
 
     def as_ufunc(self) -> Callable[..., Any] | None:
         """The ufunc of numpy that this program is, applied to its inputs in order; None if it is more than that."""
@@ -231,11 +231,11 @@ def _generate(program: Program, inputs: tuple[tuple[str, bool], ...], result: st
     if steps is None or any(dtype not in loop.DTYPES for dtype, _ in inputs):
         return None
     accesses = tuple((dtype, "scalar" if single else "full") for dtype, single in inputs)
-    generated = Loop(accesses, tuple(steps), (len(inputs) + len(steps) - 1,))
-    if generated.levels[generated.outputs[0]] == "full":
-        return generated
-    spread = Step("spread", generated.outputs, result)
-    return Loop(accesses, (*generated.steps, spread), (generated.outputs[0] + 1,))
+    whole = Loop(accesses, tuple(steps), (len(inputs) + len(steps) - 1,))
+    if whole.levels[whole.outputs[0]] == "full":
+        return whole
+    spread = Step("spread", whole.outputs, result)
+    return Loop(accesses, (*whole.steps, spread), (whole.outputs[0] + 1,))
 
 
 def _typed(function: str, operands: tuple[Any, ...], dtypes: list[str], result: str | None) -> Step | None:

@@ -15,7 +15,9 @@ import numpy as np
 from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.errors import DTypeError, OutOfRangeError, ShapeError
+from disttensor.kernels import copying
 from disttensor.kernels.indexing import scatter_add_rows
+from disttensor.kernels.native import Bound, sequence
 from disttensor.ops.registry import Example, apply, broadcast_shapes, operator
 from disttensor.tensor import Tensor
 
@@ -80,6 +82,11 @@ def slice_scatter(out: np.ndarray, x: np.ndarray, *, index: Basic, shape: tuple[
     """Zeros of the given shape with ``out[index] = x``; the adjoint of `slice_of`."""
     out[...] = 0
     out[decode(index)] = x
+
+
+@slice_scatter.bind
+def _(out: np.ndarray, x: np.ndarray, *, index: Basic, shape: tuple[int, ...]) -> Bound:
+    return sequence([copying.bind_zeros(out), copying.bind(out[(*decode(index), ...)], x)])
 
 
 @slice_scatter.infer

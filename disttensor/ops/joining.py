@@ -9,6 +9,8 @@ import numpy as np
 
 from disttensor.context import Spec
 from disttensor.errors import ArgumentError, ShapeError
+from disttensor.kernels import copying
+from disttensor.kernels.native import Bound, sequence
 from disttensor.ops.registry import Example, apply, operator, promote, public
 from disttensor.ops.shape import expand_dims, normalize_axis, ravel, reshape, squeeze
 from disttensor.tensor import Tensor, convert_to_tensor
@@ -38,6 +40,13 @@ _ALL_KINDS = ("float", "complex", "int", "bool")
 def join(out: np.ndarray, *xs: np.ndarray, axis: int) -> None:
     """Tensors one after another along an axis."""
     np.concatenate(xs, axis, out=out)
+
+
+@join.bind
+def _(out: np.ndarray, *xs: np.ndarray, axis: int) -> Bound:
+    return sequence(
+        [copying.bind(piece, x) for piece, x in zip(_pieces(out, axis, [x.shape[axis] for x in xs]), xs, strict=True)]
+    )
 
 
 @join.infer
@@ -70,7 +79,7 @@ def divide_along(outs: tuple[np.ndarray, ...], x: np.ndarray, *, axis: int, size
         np.copyto(out, piece)
 
 
-def _pieces(x: np.ndarray, axis: int, sizes: tuple[int, ...]) -> list[np.ndarray]:
+def _pieces(x: np.ndarray, axis: int, sizes: Sequence[int]) -> list[np.ndarray]:
     return np.split(x, np.cumsum(sizes[:-1], dtype=np.intp), axis)
 
 

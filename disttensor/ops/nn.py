@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.errors import ArgumentError, DTypeError, ShapeError
+from disttensor.kernels import softmax as kernels
+from disttensor.kernels.native import Bound
 from disttensor.ops.core import cast
 from disttensor.ops.exponential import exp
 from disttensor.ops.reductions import Axis, normalize_axes, reduce_max, reduce_sum
@@ -25,28 +28,6 @@ __all__ = [
 ]
 
 
-def below_maximum(x: np.ndarray, axes: tuple[int, ...], out: np.ndarray | None = None) -> np.ndarray:
-    """x minus its largest element along the axes, in float32 at least; in `out` if that has such a dtype."""
-    if x.dtype.itemsize == 2:
-        x, out = x.astype(np.float32), None
-    # Without axes of its own the maximum of nothing would be an error.
-    return np.subtract(x, x.max(axis=axes, keepdims=True, initial=-np.inf), out=out)
-
-
-def stable_softmax(x: np.ndarray, axes: tuple[int, ...], out: np.ndarray | None = None) -> np.ndarray:
-    """exp(x) / Σ exp(x) along the axes, in float32 at least; in `out` if that has such a dtype."""
-    y = below_maximum(x, axes, out)
-    np.exp(y, out=y)
-    y /= y.sum(axis=axes, keepdims=True)
-    return y
-
-
-def store_rounded(out: np.ndarray, y: np.ndarray) -> None:
-    """Copy the result of `below_maximum` or `stable_softmax` into `out`, unless it is there."""
-    if y is not out:
-        np.copyto(out, y, casting="unsafe")
-
-
 def require_floating(name: str, x: Spec) -> None:
     """Raise a DTypeError unless the numbers are real and floating-point."""
     if not dtypes.is_floating(x.dtype):
@@ -61,18 +42,33 @@ _SOFTMAX_EXAMPLES = [
 ]
 
 
+def _in_float32(name: kernels.Name, out: np.ndarray, x: np.ndarray, axes: tuple[int, ...]) -> None:
+    """Half precision is computed in float32 and rounded once."""
+    result = np.empty(x.shape, np.float32)
+    kernels.bind(name, result, x.astype(np.float32), axes)()
+    np.copyto(out, result, casting="unsafe")
+
+
+def _bind(name: kernels.Name, out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...]) -> Bound:
+    if x.dtype.itemsize == 2:
+        return functools.partial(_in_float32, name, out, x, axes)
+    return kernels.bind(name, out, x, axes)
+
+
 @operator(examples=_SOFTMAX_EXAMPLES)
 def softmax_along(out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...]) -> None:
     """exp(x) / Σ exp(x), the sum running along some axes."""
-    store_rounded(out, stable_softmax(x, axes, out))
+    _bind("softmax", out, x, axes=axes)()
 
 
 @operator(examples=_SOFTMAX_EXAMPLES)
 def log_softmax_along(out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...]) -> None:
     """x − ln Σ exp(x), the sum running along some axes."""
-    y = below_maximum(x, axes, out)
-    y -= np.log(np.exp(y).sum(axis=axes, keepdims=True))
-    store_rounded(out, y)
+    _bind("log_softmax", out, x, axes=axes)()
+
+
+softmax_along.bind(functools.partial(_bind, "softmax"))
+log_softmax_along.bind(functools.partial(_bind, "log_softmax"))
 
 
 def _infer_softmax(x: Spec, *, axes: tuple[int, ...]) -> Spec:
@@ -141,7 +137,8 @@ def log_softmax(x: Any, axis: Axis = -1) -> Tensor:
 @operator(examples=[Example((3, 4), axis=1), Example((3, 2), axis=0)])
 def sparsemax_along(out: np.ndarray, x: np.ndarray, *, axis: int) -> None:
     """The Euclidean projection onto the probability simplex, along an axis."""
-    z = np.moveaxis(below_maximum(x, (axis,)), axis, -1)
+    wide = x.astype(np.float32) if x.dtype.itemsize == 2 else x
+    z = np.moveaxis(wide - wide.max(axis=axis, keepdims=True), axis, -1)
     descending = -np.sort(-z, axis=-1)
     excess = np.cumsum(descending, axis=-1) - 1
     ranks = np.arange(1, z.shape[-1] + 1, dtype=z.dtype)

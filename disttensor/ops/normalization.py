@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from disttensor.context import Spec
 from disttensor.errors import ArgumentError, DTypeError, ShapeError
 from disttensor.kernels import moments as moments_kernels
 from disttensor.kernels import normalization as kernels
+from disttensor.kernels.native import Bound
 from disttensor.ops.arithmetic import maximum, power, where
 from disttensor.ops.core import cast
 from disttensor.ops.creation import ones, zeros
@@ -204,7 +207,25 @@ def _(ctx: Any, h_sum: Tensor, h_product: Tensor) -> tuple[Tensor, Tensor, Tenso
 )
 def normalize_rows(out: np.ndarray, x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, *, epsilon: float) -> None:
     """(x − mean) / √(variance + ε) · gamma + beta, with mean and variance of each row."""
-    kernels.layer_normalization(out, x, gamma, beta, epsilon=epsilon)
+    _in_float32(kernels.bind, (out,), x, gamma, beta, epsilon=epsilon)
+
+
+@normalize_rows.bind
+def _(out: np.ndarray, x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, *, epsilon: float) -> Bound:
+    if any(a.dtype != out.dtype for a in (x, gamma, beta)) or out.dtype.itemsize == 2:
+        return functools.partial(normalize_rows.kernel, out, x, gamma, beta, epsilon=epsilon)
+    return kernels.bind(out, x, gamma, beta, epsilon=epsilon)
+
+
+def _in_float32(bind: Callable[..., Bound], outs: tuple[np.ndarray, ...], *arrays: np.ndarray, epsilon: float) -> None:
+    """Compute in the dtype of the first result, but half precision in float32, which is rounded once."""
+    dtype = np.dtype(np.float32) if outs[0].dtype.itemsize == 2 else outs[0].dtype
+    results = tuple(out if out.dtype == dtype else np.empty(out.shape, dtype) for out in outs)
+    inputs = [a.astype(dtype, copy=False) for a in arrays]
+    bind(results[0] if len(outs) == 1 else results, *inputs, epsilon=epsilon)()
+    for out, result in zip(outs, results, strict=True):
+        if result is not out:
+            np.copyto(out, result, casting="unsafe")
 
 
 @normalize_rows.infer
@@ -228,7 +249,16 @@ def normalize_rows_gradient(
     out: tuple[np.ndarray, np.ndarray, np.ndarray], x: np.ndarray, gamma: np.ndarray, g: np.ndarray, *, epsilon: float
 ) -> None:
     """The gradients of `normalize_rows` with respect to x, gamma and beta."""
-    kernels.layer_normalization_gradient(out, x, gamma, g, epsilon=epsilon)
+    _in_float32(kernels.bind_gradient, out, x, gamma, g, epsilon=epsilon)
+
+
+@normalize_rows_gradient.bind
+def _(
+    out: tuple[np.ndarray, np.ndarray, np.ndarray], x: np.ndarray, gamma: np.ndarray, g: np.ndarray, *, epsilon: float
+) -> Bound:
+    if any(a.dtype != x.dtype for a in (*out, gamma, g)) or x.dtype.itemsize == 2:
+        return functools.partial(normalize_rows_gradient.kernel, out, x, gamma, g, epsilon=epsilon)
+    return kernels.bind_gradient(out, x, gamma, g, epsilon=epsilon)
 
 
 @normalize_rows_gradient.infer

@@ -17,6 +17,7 @@ from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.errors import DTypeError, ShapeError
 from disttensor.kernels import sums
+from disttensor.kernels.loop import DTYPES
 from disttensor.ops.arithmetic import equal, maximum, minimum, not_equal, scalar
 from disttensor.ops.core import broadcast_to, cast
 from disttensor.ops.logic import isclose
@@ -131,7 +132,9 @@ def reduce_sum(out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...], keepdim
 
 @reduce_sum.bind
 def _(out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...], keepdims: bool) -> Callable[[], Any]:
-    return sums.bind(out, x, axes) or functools.partial(accumulate, np.add, out, x, axes, keepdims)
+    if x.dtype == out.dtype and x.dtype.name in DTYPES:
+        return sums.bind(out, x, axes)
+    return functools.partial(accumulate, np.add, out, x, axes, keepdims)
 
 
 @reduce_sum.infer

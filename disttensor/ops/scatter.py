@@ -11,6 +11,8 @@ import numpy as np
 from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.errors import ArgumentError, OutOfRangeError, ShapeError
+from disttensor.kernels import copying
+from disttensor.kernels.native import Bound, sequence
 from disttensor.ops.arithmetic import add, conj, divide, equal, multiply, scalar, where
 from disttensor.ops.core import broadcast_to, cast
 from disttensor.ops.gathering import Basic, decode, flat_indices, gather, require_integers, scatter_add, slice_of
@@ -222,6 +224,11 @@ def slice_put(out: np.ndarray, x: np.ndarray, values: np.ndarray, *, index: Basi
     """`x` with other values in a slice."""
     np.copyto(out, x)
     out[decode(index)] = values
+
+
+@slice_put.bind
+def _(out: np.ndarray, x: np.ndarray, values: np.ndarray, *, index: Basic) -> Bound:
+    return sequence([copying.bind(out, x), copying.bind(out[(*decode(index), ...)], values)])
 
 
 @slice_put.infer

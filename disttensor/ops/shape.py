@@ -14,6 +14,8 @@ import numpy as np
 
 from disttensor.context import Spec
 from disttensor.errors import ArgumentError, ShapeError
+from disttensor.kernels import copying
+from disttensor.kernels.native import Bound
 from disttensor.ops.reductions import normalize_axes
 from disttensor.ops.registry import Example, apply, operator, public
 from disttensor.tensor import KerasTensor, Tensor, Variable, convert_to_tensor
@@ -59,6 +61,11 @@ def change_shape(out: np.ndarray, x: np.ndarray, *, new_shape: tuple[int, ...]) 
     """The same elements, in row-major order, with other axes."""
     # The copy runs in the order of x, whichever shape x and out have.
     np.copyto(out.reshape(x.shape), x)
+
+
+@change_shape.bind
+def _(out: np.ndarray, x: np.ndarray, *, new_shape: tuple[int, ...]) -> Bound:
+    return copying.bind(out.reshape(x.shape), x)
 
 
 @change_shape.infer

@@ -10,8 +10,9 @@ import sys
 import numpy as np
 import pytest
 
-from disttensor.kernels.codegen import bind, source
+from disttensor.kernels.codegen import source
 from disttensor.kernels.elementary import FUNCTIONS
+from disttensor.kernels.generated import bind
 from disttensor.kernels.loop import Loop, Step
 
 # Units in the last place, of the correctly rounded result.

@@ -87,7 +87,8 @@ def test_a_mask_switches_features_off(fresh: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("mask", ["-avx512f", "-avx"])
 def test_loops_give_the_same_bits_with_fewer_features(mask: str) -> None:
     script = (
-        "import hashlib, numpy as np; from disttensor.kernels.codegen import *\n"
+        "import hashlib, numpy as np; from disttensor.kernels.loop import Loop, Step\n"
+        "from disttensor.kernels.generated import bind\n"
         "x = np.random.default_rng(0).normal(size=1001).astype('float32'); y = np.empty_like(x)\n"
         "steps = (Step('square', (0,), 'float32'), Step('add', (1, 0), 'float32'), Step('sqrt', (2,), 'float32'))\n"
         "bind(Loop((('float32', 'full'),), steps, (3,)), [x], [y], 1)()\n"

@@ -7,8 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from disttensor.kernels import sums
+from disttensor.kernels.native import NativeSequence
 from disttensor.kernels.sums import total
 
 
@@ -56,16 +59,42 @@ def test_threads_change_no_bit():
     assert lines[0] == lines[1]
 
 
-@pytest.mark.parametrize("shape", [(1,), (7,), (16,), (33, 5), (4, 3, 50), (2, 1000)])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_small_sums_as_native_calls_have_the_same_bits(shape: tuple[int, ...], dtype: str) -> None:
-    x = np.random.default_rng(1).normal(size=shape).astype(dtype)
-    for count in range(len(shape) + 1):
-        for axes in {tuple(range(count)), tuple(range(len(shape) - count, len(shape)))}:
-            expected = sums.total(x, axes)
-            np.testing.assert_allclose(expected, x.astype(np.float64).sum(axis=axes), rtol=1e-4, atol=1e-5)
-            out = np.empty_like(expected)
-            call = sums.bind(out, x, axes)
-            assert call is not None
-            call()
-            np.testing.assert_array_equal(out, expected)
+def in_lanes(x: np.ndarray) -> np.ndarray:
+    """The sum of a row: 16 interleaved ones, added up in pairs."""
+    padded = np.zeros(-(-max(x.size, 1) // 16) * 16, x.dtype)
+    padded[: x.size] = x
+    sums = np.zeros(16, x.dtype)
+    for part in padded.reshape(-1, 16):
+        sums = sums + part
+    while sums.size > 1:
+        sums = sums[: sums.size // 2] + sums[sums.size // 2 :]
+    return sums[0]
+
+
+@pytest.mark.parametrize("length", [1, 17, 4096, 4097, 10000])
+def test_a_single_row_is_summed_in_pieces(length: int) -> None:
+    x = np.random.default_rng(0).normal(size=length).astype("float32")
+    pieces = np.array([in_lanes(x[i : i + sums.PIECE]) for i in range(0, length, sums.PIECE)])
+    assert total(x, (0,)) == (in_lanes(pieces) if len(pieces) > 1 else pieces[0])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    shape=st.lists(st.integers(0, 9), max_size=4),
+    data=st.data(),
+    dtype=st.sampled_from(["float32", "float64", "int32", "uint8"]),
+)
+def test_any_axes_of_any_layout(shape: list[int], data: st.DataObject, dtype: str) -> None:
+    axes = tuple(sorted(data.draw(st.sets(st.sampled_from(range(len(shape))))) if shape else ()))
+    x = np.random.default_rng(1).integers(0, 9, shape[::-1]).astype(dtype).T
+    out = np.full(x.sum(axis=axes).shape, 7, dtype)
+    call = sums.bind(out, x, axes)
+    for _ in range(2):
+        call()
+        np.testing.assert_array_equal(out, x.sum(axis=axes, dtype=dtype))
+
+
+def test_sums_in_plans_are_native() -> None:
+    x = np.ones((30, 20, 10), np.float32)
+    for axes in [(0,), (1,), (2,), (0, 2), (0, 1, 2)]:
+        assert isinstance(sums.bind(total(x, axes), x, axes), NativeSequence)

@@ -21,7 +21,7 @@ import numpy as np
 from disttensor.context import Shape, Spec
 from disttensor.errors import DTypeError
 from disttensor.graph.graph import Graph, Node, Value
-from disttensor.kernels import codegen
+from disttensor.kernels import generated
 from disttensor.kernels import loop as loops
 from disttensor.kernels.loop import Literal, Loop, Step
 from disttensor.kernels.native import Bound
@@ -46,7 +46,7 @@ _EXAMPLE = Loop(
 )
 def fused(out: tuple[np.ndarray, ...], *inputs: np.ndarray, loop: Loop, shape: Shape, columns: int) -> None:
     """Several elementwise operators in one loop."""
-    codegen.bind(loop, inputs, out, columns)()
+    _bind(out, *inputs, loop=loop, shape=shape, columns=columns)()
 
 
 @fused.infer
@@ -58,8 +58,12 @@ def _(*inputs: Spec, loop: Loop, shape: Shape, columns: int) -> tuple[Spec, ...]
 
 
 @fused.bind
-def _(out: tuple[np.ndarray, ...], *inputs: np.ndarray, loop: Loop, shape: Shape, columns: int) -> Bound:
-    return codegen.bind(loop, inputs, out, columns)
+def _bind(out: tuple[np.ndarray, ...], *inputs: np.ndarray, loop: Loop, shape: Shape, columns: int) -> Bound:
+    # What the loop cannot repeat by row or column is repeated in memory.
+    arrays = [
+        np.broadcast_to(x, shape) if access == "full" else x for x, (_, access) in zip(inputs, loop.inputs, strict=True)
+    ]
+    return generated.bind(loop, arrays, out, columns, math.prod(shape))
 
 
 def fuse_elementwise(graph: Graph) -> Graph:
@@ -159,9 +163,7 @@ class _Grouping:
             self.all[above].below |= 1 << number
         steps = steps_of(node)
         if steps is not None:
-            columns = _row_length(node)
-            if columns != -1:
-                group.shape, group.columns, group.steps = node.specs[0].shape, columns, len(steps)
+            group.shape, group.columns, group.steps = node.specs[0].shape, _row_length(node), len(steps)
         return number
 
     def _fit(self, a: _Group, b: _Group) -> bool:
@@ -201,14 +203,9 @@ def _bits(mask: int) -> list[int]:
 
 
 def _row_length(node: Node) -> int | None:
-    """The length of a row that a node's inputs ask for; None if none does, −1 if they cannot be read by one loop."""
-    columns = None
-    for value in node.inputs:
-        access = access_of(_through_broadcast(value)[1], node.specs[0].shape)
-        if access is None or (access[1] is not None and columns is not None and access[1] != columns):
-            return -1
-        columns = access[1] if access[1] is not None else columns
-    return columns
+    """The length of a row that a node's inputs ask for, the first if they disagree; None if none does."""
+    found = (access_of(_through_broadcast(v)[1], node.specs[0].shape) for v in node.inputs)
+    return next((access[1] for access in found if access is not None and access[1] is not None), None)
 
 
 class _Builder:
@@ -221,7 +218,8 @@ class _Builder:
         self.inputs = [inputs[i] for i in order]
         self.users = users
         self.shape = members[0].specs[0].shape
-        self.columns: int | None = None
+        lengths = (_row_length(member) for member in self.members)
+        self.columns = next((length for length in lengths if length is not None), 1)
         self.external: dict[tuple[int, int], int] = {}
         self.values: list[Value] = []
         self.accesses: list[tuple[str, str]] = []
@@ -245,7 +243,7 @@ class _Builder:
                 steps.append(Step("spread", (register[id(member)],), member.specs[0].dtype))
                 register[id(member)] = len(self.values) + len(steps) - 1
         loop = Loop(tuple(self.accesses), tuple(steps), tuple(register[id(m)] for m in outputs))
-        attrs = {"loop": loop, "shape": self.shape, "columns": self.columns or 1}
+        attrs = {"loop": loop, "shape": self.shape, "columns": self.columns}
         specs = [m.specs[0] for m in outputs]
         node = Node("operator", specs, fused, self.values, attrs, order=max(m.order for m in self.members))
         places = {id(m): [value] for m, value in zip(outputs, node.outputs, strict=True)}
@@ -261,8 +259,10 @@ class _Builder:
             return _Member(id(old.node))
         assert new is not None
         access = access_of(_through_broadcast(old)[1], self.shape)
-        assert access is not None
-        new = _through_broadcast(new)[0]
+        if access is None or access[1] not in (None, self.columns):
+            access = "full", None
+        else:
+            new = _through_broadcast(new)[0]
         if new.node.kind == "constant" and new.node.source.size == 1 and new.spec.dtype in loops.DTYPES:
             return Literal(new.node.source.item())
         key = (id(new.node), new.slot)
@@ -270,7 +270,6 @@ class _Builder:
             self.external[key] = len(self.values)
             self.values.append(new)
             self.accesses.append((new.spec.dtype, access[0]))
-            self.columns = access[1] if access[1] is not None else self.columns
         return self.external[key]
 
 

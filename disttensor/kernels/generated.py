@@ -1,0 +1,94 @@
+"""Calls of generated loops on fixed arrays: how large a part is, where scratch memory and copies are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from disttensor.kernels import copying, machine
+from disttensor.kernels.codegen import size_of, source
+from disttensor.kernels.loop import BLOCK, LANES, Loop, Step
+from disttensor.kernels.native import Bound, NativeCall, NativeSequence, sequence
+
+_WORK = 1 << 20
+"""Instructions (about) that make a part for one of several threads."""
+
+_KEPT = 1 << 16
+"""Bytes of scratch memory that a row may take; beyond, values are computed again."""
+
+
+def bind(
+    loop: Loop,
+    inputs: Sequence[np.ndarray],
+    outputs: Sequence[np.ndarray],
+    columns: int,
+    size: int | None = None,
+    height: int | None = None,
+) -> Bound:
+    """A call of a loop on fixed arrays.
+
+    Parameters
+    ----------
+    loop : Loop
+    inputs, outputs : sequence of arrays
+        Outputs are contiguous; if the loop allows (`Loop.in_place`), they may be the same memory as an input that is
+        read "full".
+    columns : int
+        The length of a row.
+    size : int, optional
+        The number of elements; by default that of the first input that is read "full", or else of the first output. The
+        last row may be shorter than the others.
+    height : int, optional
+        For sums of columns: how many rows have results of their own. By default there is one result for all rows.
+
+    Returns
+    -------
+    NativeCall, or a callable
+        Takes no arguments and may be called any number of times.
+    """
+    if size is None:
+        whole = (x for x, (_, access) in zip(inputs, loop.inputs, strict=True) if access == "full")
+        size = next(whole, outputs[0]).size
+    if size == 0 and loop.is_flat:
+        return NativeSequence(())
+    # Arithmetic of numpy makes scalars of arrays without axes.
+    inputs = [np.asarray(x) for x in inputs]
+    copies = [(np.empty(x.shape, x.dtype), x) for x in inputs if not x.flags.c_contiguous]
+    replaced = {id(x): copy for copy, x in copies}
+    arrays = [replaced.get(id(x), x) for x in inputs]
+    call = _native(loop, arrays, list(outputs), columns, size, height)
+    return sequence([*(copying.bind(copy, x) for copy, x in copies), call]) if copies else call
+
+
+def _native(
+    loop: Loop,
+    inputs: list[np.ndarray],
+    outputs: list[np.ndarray],
+    columns: int,
+    size: int,
+    height: int | None = None,
+) -> NativeCall | NativeSequence:
+    widest = max(size_of(dtype) for dtype in loop.dtypes)
+    address = machine.load(source(loop, columns * widest <= _KEPT))["loop"]
+    least = max(_WORK // loop.cost, LANES) & -LANES
+    if loop.is_flat:
+        return NativeCall(address, [*inputs, *outputs, 1, size, size, 0], size, least if size > least else 0)
+    # Rows without an element have results all the same.
+    rows = -(-size // columns) if columns else max(o.size for o in outputs)
+    least = max(least // max(columns, 1), 1)
+    if not loop.sums_columns:
+        return NativeCall(address, [*inputs, *outputs, columns, rows, size, 0], rows, least if rows > least else 0)
+    block = height or BLOCK
+    blocks = max(-(-rows // block), 1)
+    targets, more = list(outputs), []
+    if blocks > 1 and height is None:
+        for i, register in enumerate(loop.outputs):
+            if loop.levels[register] == "row":
+                dtype = loop.dtypes[register]
+                targets[i] = np.empty((blocks, columns), dtype)
+                combine = Loop(((dtype, "full"),), (Step("sum_rows", (0,), dtype),), (1,))
+                more.append(_native(combine, [targets[i]], [outputs[i]], columns, blocks * columns))
+    grain = max(least // block, 1)
+    first = NativeCall(address, [*inputs, *targets, columns, rows, size, block], blocks, grain if blocks > grain else 0)
+    return NativeSequence([first, *more])

@@ -2,7 +2,8 @@
 
 `floatx`, `epsilon`, `image_data_format` and `dtype_policy` are Keras's; `threads` is how many threads the kernels may
 use; `enable_determinism` makes training independent of the number of processes, to the last bit;
-`all_reduce_algorithm` is how processes sum long arrays, `consistency_interval` how often they compare their weights.
+`all_reduce_algorithm` is how processes sum long arrays, `consistency_interval` how often they compare their weights,
+`collective_timeout` how long one waits for another.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from disttensor.errors import ArgumentError
 __all__ = [
     "ALL_REDUCE_ALGORITHMS",
     "all_reduce_algorithm",
+    "collective_timeout",
     "consistency_interval",
     "disable_determinism",
     "dtype_policy",
@@ -25,6 +27,7 @@ __all__ = [
     "floatx",
     "image_data_format",
     "set_all_reduce_algorithm",
+    "set_collective_timeout",
     "set_consistency_interval",
     "set_dtype_policy",
     "set_epsilon",
@@ -43,6 +46,7 @@ _threads: int | None = None
 _shards: int | None = None
 _shards_per_rank: tuple[int, ...] | None = None
 _all_reduce_algorithm: str | None = None
+_collective_timeout: float | None = None
 _consistency_interval: int | None = None
 ALL_REDUCE_ALGORITHMS = ("auto", "mpi", "shared", "hierarchical")
 
@@ -220,6 +224,44 @@ def set_all_reduce_algorithm(name: str) -> None:
             f"set_all_reduce_algorithm() needs one of {', '.join(ALL_REDUCE_ALGORITHMS)}; got {name!r}."
         )
     _all_reduce_algorithm = name
+
+
+def collective_timeout() -> float:
+    """After how many seconds in one collective a run of several processes is ended; 0 for never.
+
+    The first that is set of: `set_collective_timeout`, ``DISTTENSOR_TIMEOUT``, and 600.
+    """
+    global _collective_timeout
+    if _collective_timeout is None:
+        text = os.environ.get("DISTTENSOR_TIMEOUT", "").strip() or "600"
+        try:
+            _collective_timeout = _seconds(float(text))
+        except ValueError:
+            raise ArgumentError(
+                f"environment variable DISTTENSOR_TIMEOUT={text!r} must be a number of seconds, or 0 for no limit."
+            ) from None
+    return _collective_timeout
+
+
+def set_collective_timeout(seconds: float) -> None:
+    """End the run when one collective lasts longer than this, from now on; 0 for no limit.
+
+    A process that waits in vain for another one then says which, with the Python stacks of all, and ends the whole job.
+    What one process does alone while others wait (downloading data, saving a model) must be shorter.
+    """
+    global _collective_timeout
+    try:
+        _collective_timeout = _seconds(seconds)
+    except (TypeError, ValueError):
+        raise ArgumentError(
+            f"set_collective_timeout() needs a number of seconds, or 0 for no limit; got {seconds!r}."
+        ) from None
+
+
+def _seconds(value: float) -> float:
+    if not 0 <= value < float("inf"):
+        raise ValueError
+    return float(value)
 
 
 def consistency_interval() -> int:

@@ -33,6 +33,7 @@ from disttensor.errors import ArgumentError
 _INTERRUPTED = 130  # what shells use for an end by SIGINT
 _TELL_AFTER = 0.5  # seconds that a rank waits at its end before it tells the others that it is there
 _PRINTING = 0.2  # seconds that mpirun gets to pass on what was printed, before it kills everything
+_ABORTING = 5.0  # seconds that the MPI library gets to end the job; then mpirun does it for a process that ended
 _ending = threading.Lock()
 
 
@@ -72,6 +73,9 @@ def end_job(reason: str, code: int) -> NoReturn:
         sys.stderr.write("".join(lines))
         sys.stderr.flush()
     time.sleep(_PRINTING)
+    exit_anyway = threading.Timer(_ABORTING, os._exit, [code])
+    exit_anyway.daemon = True
+    exit_anyway.start()
     world.Abort(code)
     os._exit(code)
 
@@ -146,6 +150,7 @@ class _Departures:
 
     def leave(self) -> None:
         """Wait until all ranks have come here."""
+        activity.enter(activity.ENDED)
         try:
             told = self._wait_for_all()
         except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-OTHER = "other"
+OTHER, ENDED = "other", "at the end of the program"
 READING, COMPUTING, IN_CALLBACKS = "reading data", "computing", "in callbacks"
 
 
@@ -105,6 +105,8 @@ def enter(part: str) -> str:
 
 def doing() -> str:
     """In words, for people: the part of training that this process is at."""
+    if _part == ENDED:
+        return _part
     return "not in fit()" if _part == OTHER else f"{_part}, step {step}"
 
 

@@ -51,10 +51,11 @@ def initialize() -> None:
     if found is None:
         _communicator = SerialCommunicator()
         return
-    from disttensor.distributed import abort, mpi
+    from disttensor.distributed import abort, mpi, watchdog
 
     _communicator = mpi.connect(found)
     environment.claim_rank()
+    watchdog.install(_communicator)
     abort.install()
     _share_cores(_communicator)
     seed = _communicator.broadcast_object(secrets.randbits(32))

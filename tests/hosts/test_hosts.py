@@ -39,8 +39,10 @@ print("done after", steps, "steps", flush=True)
 class Run:
     """A disttensor-run on the first host."""
 
-    def __init__(self, hosts, python, folder, *options, patience=4, command=None, variables=None):
-        (folder / "program.py").write_text(PROGRAM)
+    def __init__(
+        self, hosts, python, folder, *options, patience=4, command=None, variables=None, program=PROGRAM, ranks=1
+    ):
+        (folder / "program.py").write_text(program)
         self.stop = folder / "stop"
         self.program, *arguments = command or [str(folder / "program.py"), str(self.stop)]
         environ = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI_", "PRTE_", "PMI"))}
@@ -48,7 +50,7 @@ class Run:
         environ["UCX_TLS"] = "tcp,self"  # MPICH would find out that all hosts share one memory
         environ["PRTE_MCA_prte_tmpdir_base"] = "/dev/shm"  # process numbers repeat, and the hosts share /tmp
         environ |= variables or {}
-        names = ",".join(f"{host.name}:1" for host in hosts)
+        names = ",".join(f"{host.name}:{ranks}" for host in hosts)
         self.process = hosts[0].run(
             str(python), "-m", "launch.cli", "--hosts", names, *options, self.program, *arguments,
             env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -265,3 +267,37 @@ def test_the_doctor_visits_all_hosts(hosts, python, tmp_path):
     code, output = doctor(hosts[0], python, "--folder", str(tmp_path))
     assert code == 1
     assert "ERROR   host h3: cannot be reached" in output
+
+
+HANGS = """
+import time
+import numpy as np
+from disttensor import distributed
+comm = distributed.communicator()
+
+def read_for_ever():
+    while True:
+        time.sleep(0.1)
+
+for step in range(1000):
+    if step == 5 and comm.rank == comm.size - 1:
+        read_for_ever()
+    comm.all_reduce(np.ones(1 << 16, np.float32))
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.timeout(400)
+def test_a_rank_that_hangs_on_another_host_is_seen(run, hosts, ranks):
+    """With one rank on each host, there is nobody beside it to look at it."""
+    started = run(program=HANGS, ranks=ranks, variables={"DISTTENSOR_TIMEOUT": "4"})
+    code, output = started.end(timeout=300)
+    last = 3 * ranks - 1
+    assert code != 0
+    assert len(re.findall(r"^\[rank \d\] .* has lasted for", output, re.MULTILINE)) == 1, output
+    assert f"It waits for rank {last}.\n" in output, output
+    assert re.search(rf"rank {last} \(host h3, process \d+\): not in fit\(\); all_reduce", output), output
+    assert re.search(r"in read_for_ever\n", output), output
+    for rank in range(last):
+        assert re.search(rf"rank {rank} \(host h\d, process \d+\): not in fit\(\); waits in all_reduce", output), output
+    assert none_left(hosts, started.program)

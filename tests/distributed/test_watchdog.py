@@ -1,0 +1,105 @@
+"""What the watchdog says, from what it saw; and how it reads stacks. The rest is in tests/mpi/test_watchdog.py."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from disttensor import config
+from disttensor.distributed.activity import Collective
+from disttensor.distributed.ranks_seen import OwnFiles, Place, Seen, look_at, parse
+from disttensor.distributed.watchdog import report
+from disttensor.errors import ArgumentError
+
+GROUP = "0,1,2,3#1"
+COLLECTIVE = Collective("all_reduce", 7, 0.0, (0, 1, 2, 3), GROUP)
+PLACES = [Place(rank, "ab"[rank // 2], rank // 2, 100 + rank, 0, 0) for rank in range(4)]
+
+
+def seen(rank, number, name="all_reduce", waits=True, problem="", silent=0.5, stacks=()):
+    blocked = {"name": name, "number": number, "seconds": 9.0, "members": [0, 1, 2, 3], "group": GROUP}
+    status = {"doing": "computing, step 3", "waiting": [blocked] if waits else [], "entered": {GROUP: [number, name]}}
+    return Seen(rank, PLACES[rank].host, 100 + rank, problem, silent, status, list(stacks))
+
+
+def said(*entries):
+    return report(COLLECTIVE, 12.3, 10.0, PLACES, entries).splitlines()
+
+
+def test_missing_ranks_come_first_and_equal_stacks_once():
+    waiting = [["MainThread", ['File "a.py", line 1, in wait\n  wait()']]]
+    lines = said(
+        seen(0, 7, stacks=waiting),
+        seen(1, 7, stacks=waiting),
+        seen(2, 6, waits=False, stacks=[["loader", ['File "b.py", line 2, in load']]]),
+        seen(3, 7, stacks=waiting),
+    )
+    assert lines[0].startswith("all_reduce() (collective 7 of all ranks) has lasted for 12 s; the limit is 10 s")
+    assert lines[1] == "It waits for rank 2."
+    assert lines[2] == (
+        "rank 2 (host b, process 102): computing, step 3; all_reduce() (collective 6) was its last of this group."
+    )
+    assert lines[3] == "rank 0 (host a, process 100): computing, step 3; waits in all_reduce() (collective 7) for 9 s."
+    assert lines[6:9] == ["Stacks of rank 2, most recent call last:", "  loader:", '    File "b.py", line 2, in load']
+    assert lines[9:] == [
+        "Stacks of ranks 0, 1, 3, most recent call last:",
+        "  MainThread:",
+        '    File "a.py", line 1, in wait',
+        "      wait()",
+        "This ends the whole job.",
+    ]
+
+
+def test_a_host_that_does_not_answer():
+    lines = said(seen(0, 7), seen(1, 7))
+    assert lines[1] == "It waits for ranks 2, 3."
+    assert lines[2] == "rank 2 (host b, process 102): its host does not answer."
+
+
+def test_suspended_and_silent_ranks():
+    lines = said(seen(0, 7), seen(1, 6, waits=False, problem="suspended by a signal", silent=8), seen(2, 7), seen(3, 7))
+    assert lines[2].startswith(
+        "rank 1 (host a, process 101): is suspended by a signal; its threads were last heard of 8 s ago; computing"
+    )
+
+
+def test_different_collectives():
+    lines = said(seen(0, 7), seen(1, 7), seen(2, 7, "broadcast"), seen(3, 8, "barrier"))
+    assert lines[1] == (
+        "The ranks called different collectives: rank 2 has called broadcast(), number 7; rank 3 has called barrier(), "
+        "number 8."
+    )
+
+
+def test_all_have_arrived():
+    assert said(*(seen(rank, 7) for rank in range(4)))[1].startswith("All ranks have arrived: the network")
+
+
+def test_own_stacks_are_seen_with_the_names_of_threads():
+    files, go = OwnFiles(), threading.Event()
+    thread = threading.Thread(target=go.wait, name="a reader")
+    thread.start()
+    try:
+        files.publish()
+        (entry,) = look_at([files.place(0, 0)])
+    finally:
+        go.set()
+        thread.join()
+    stacks = dict(entry.stacks)
+    assert entry.pid == os.getpid()
+    assert not entry.problem
+    assert "in wait" in stacks["a reader"][-1]
+    assert any("test_own_stacks_are_seen" in frame for frame in stacks["MainThread"])
+
+
+def test_threads_of_our_own_are_left_out():
+    text = 'Thread 0x01 (most recent call first):\n  File "x", line 1 in f\n\nThread 0x02 (most recent call first):\n'
+    assert [name for name, _ in parse(text, {"1": "disttensor-watchdog"})] == ["thread 0x2"]
+
+
+@pytest.mark.parametrize("value", [-1, float("inf"), float("nan"), "long"])
+def test_limits_are_checked(value):
+    with pytest.raises(ArgumentError, match="number of seconds"):
+        config.set_collective_timeout(value)

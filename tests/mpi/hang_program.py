@@ -1,0 +1,88 @@
+"""What every rank of `test_watchdog` runs: a training in which rank 1 does at step 4 what the argument says."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+import disttensor as keras
+from disttensor import config, distributed, layers
+
+DEED = sys.argv[1]
+comm = distributed.communicator()
+group = comm.split(0)
+
+
+def hang_in_loader() -> None:
+    """An endless loop of Python."""
+    while True:
+        pass
+
+
+def hang_in_regular_expression() -> None:
+    """One call that never ends, and never gives Python's lock away."""
+    re.match(r"(a+)+$", "a" * 60 + "b")
+
+
+def hang_in_deadlock() -> None:
+    """A lock that nobody will release."""
+    lock = threading.Lock()
+    lock.acquire()
+    lock.acquire()
+
+
+def batches() -> Iterator[Any]:
+    """Batches of 12 rows; trouble in the fourth."""
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        if comm.rank == 1 and number == 3:
+            if DEED == "loader":
+                hang_in_loader()
+            elif DEED == "regular expression":
+                hang_in_regular_expression()
+        if DEED == "slow" and comm.rank == 1:
+            time.sleep(0.4)
+        yield rng.normal(size=(12, 8)).astype("float32"), rng.integers(0, 4, 12)
+
+
+class Trouble(keras.callbacks.Callback):
+    """Trouble in a callback."""
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Do what was asked for, when every rank has compiled what it needs."""
+        if batch == 2 and DEED != "nothing":
+            config.set_collective_timeout(2)
+        if comm.rank == 1 and batch == 3:
+            if DEED == "deadlock":
+                hang_in_deadlock()
+            elif DEED == "suspended":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            elif DEED == "other collective":
+                group.barrier()
+
+
+if DEED == "suspended for a while":
+    if comm.rank == 0:
+        me = os.getpid()
+        shell = subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -STOP {me}; sleep 3.5; kill -CONT {me}"])
+    else:
+        time.sleep(4.8)
+    config.set_collective_timeout(2)
+    comm.barrier()
+    config.set_collective_timeout(600)
+    if comm.rank == 0:
+        shell.wait()
+model = keras.Sequential([keras.Input((8,)), layers.Dense(4, activation="softmax")])
+model.compile("sgd", "sparse_categorical_crossentropy")
+model.fit(batches(), epochs=1, steps_per_epoch=8, verbose=0, callbacks=[Trouble()])
+if comm.rank == 0:
+    print(f"trained, limit {config.collective_timeout():g}")

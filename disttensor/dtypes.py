@@ -90,6 +90,11 @@ def standardize_dtype(dtype: Any) -> str:
         raise DTypeError(f"{dtype!r} is not a dtype of disttensor; use one of {', '.join(ALL)}.") from None
 
 
+def name_of(dtype: np.dtype[Any]) -> str:
+    """The canonical name of a numpy dtype: `standardize_dtype`, quicker."""
+    return _NAME.get(dtype) or standardize_dtype(dtype)
+
+
 def to_numpy(dtype: Any) -> np.dtype[Any]:
     """The numpy dtype of a dtype or its name (bfloat16 comes from ml_dtypes)."""
     return _NUMPY[standardize_dtype(dtype)]

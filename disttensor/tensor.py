@@ -72,7 +72,12 @@ class Tensor(Operable):
     def wrap(cls, array: np.ndarray, shard: Shard | None = None) -> Tensor:
         """An eager tensor around an array that the caller promises never to change (no copy)."""
         self = cls.__new__(cls)
-        self._setup(array.shape, dtypes.standardize_dtype(array.dtype), array, None, shard)
+        # Spelled out, because a step of a small model makes a few of these and does not take much longer.
+        self._array = array
+        self._symbol = self._keras_mask = None
+        self.shape = array.shape
+        self.dtype = dtypes.name_of(array.dtype)
+        self.shard = shard
         return self
 
     @classmethod
@@ -294,9 +299,12 @@ class Variable(Operable):
     """
 
     __slots__ = (
-        "_array", "_snapshot", "aggregation", "autocast", "constraint", "dtype", "name", "partition", "path",
-        "regularizer", "shape", "trainable", "__weakref__",
+        "_array", "_snapshot", "_trainable", "aggregation", "autocast", "constraint", "dtype", "name", "partition",
+        "path", "regularizer", "shape", "__weakref__",
     )  # fmt: skip
+
+    trainable_changes = 0
+    """How often any variable was made trainable or not; while it stays the same, so does the answer for each."""
 
     def __init__(
         self,
@@ -325,7 +333,7 @@ class Variable(Operable):
         self._array = aligned_empty(tensor.shape, tensor.dtype)
         np.copyto(self._array, tensor.array)
         self._snapshot: Tensor | None = None
-        self.trainable = bool(trainable)
+        self._trainable = bool(trainable)
         self.autocast = autocast
         self.aggregation = aggregation
         self.name = name or f"variable_{next(_names)}"
@@ -333,6 +341,16 @@ class Variable(Operable):
         self.regularizer: Callable[..., Any] | None = None
         self.constraint: Callable[..., Any] | None = None
         self.partition: Any = None  # which part of a larger tensor this is, see `disttensor.distributed.partition`
+
+    @property
+    def trainable(self) -> bool:
+        """Whether gradient tapes watch it and optimizers change it."""
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        self._trainable = bool(value)
+        Variable.trainable_changes += 1
 
     @property
     def value(self) -> Tensor:

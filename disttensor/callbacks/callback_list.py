@@ -82,7 +82,10 @@ class CallbackList:
         count = 2 if "batch" in name or "epoch" in name else 1
 
         def call(*args: Any) -> None:
-            args += ({},) * (count - len(args))  # hooks may be written without a default for logs
+            if not hooks:
+                return
+            if len(args) < count:
+                args += ({},)  # hooks may be written without a default for logs
             for hook in hooks:
                 hook(*args)
 

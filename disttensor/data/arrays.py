@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from disttensor import tree
 from disttensor.data.batch import Batch, passes, share
 from disttensor.data.permutation import Permutation
 from disttensor.data.prefetch import prefetched
-from disttensor.data.structures import as_arrays, combine_weights, count_rows, map_arrays, to_model_dtype
+from disttensor.data.structures import as_arrays, combine_weights, count_rows, map_arrays, to_model_dtype, to_weights
 from disttensor.errors import DataError
 
 _ROWS_AT_ONCE = 8192
@@ -80,8 +80,9 @@ class ArrayAdapter:
 
     def _batches(self, pass_number: int, first: int, last: int) -> Iterator[Batch]:
         """Batches first … last − 1 of one pass over the data."""
+        make = self._maker()
         if self._shuffle is True:
-            yield from self._shuffled(Permutation(self.num_samples, self._seed, pass_number), first, last)
+            yield from self._shuffled(make, Permutation(self.num_samples, self._seed, pass_number), first, last)
             return
         sources = np.arange(first, last)
         if self._shuffle == "batch":
@@ -90,12 +91,13 @@ class ArrayAdapter:
             sources[: full.size] = Permutation(max(1, self.num_samples // self.batch_size), self._seed, pass_number)(
                 full
             )
+        bounds = self._bounds(0)
         for batch in sources.tolist():
-            begin, end, total = self._bounds(batch)
+            begin, end, total = bounds if batch < self._batches_in_pass - 1 else self._bounds(batch)
             first_row = batch * self.batch_size
-            yield self._make(slice(first_row + begin, first_row + end), end - begin, total, begin)
+            yield make(slice(first_row + begin, first_row + end), end - begin, total, begin)
 
-    def _shuffled(self, order: Permutation, first: int, last: int) -> Iterator[Batch]:
+    def _shuffled(self, make: _Maker, order: Permutation, first: int, last: int) -> Iterator[Batch]:
         stride = max(1, _ROWS_AT_ONCE * self._size // self.batch_size)
         for batch in range(first, last, stride):
             some = range(batch, min(batch + stride, last))
@@ -105,7 +107,7 @@ class ArrayAdapter:
             done = 0
             for begin, end, total in bounds:
                 local = end - begin
-                yield self._make(rows[done : done + local], local, total, begin)
+                yield make(rows[done : done + local], local, total, begin)
                 done += local
 
     def _bounds(self, batch: int) -> tuple[int, int, int]:
@@ -113,15 +115,46 @@ class ArrayAdapter:
         total = min(self.batch_size, self.num_samples - batch * self.batch_size)
         return *share(total, self._rank, self._size), total
 
-    def _make(self, rows: slice | np.ndarray, local: int, total: int, offset: int) -> Batch:
-        x, y, weights = (
-            map_arrays(lambda a: _gather(a, rows), part) for part in (self._x, self._y, self._sample_weight)
-        )
-        weights = combine_weights(weights, y, self._class_weight)
-        return Batch(map_arrays(to_model_dtype, x), map_arrays(to_model_dtype, y), weights, local, total, offset)
+    def _maker(self) -> _Maker:
+        """A function that makes the batch of some rows, where they are, and which part of which total they are."""
+        x, y = _reader(self._x, to_model_dtype), _reader(self._y, to_model_dtype)
+        weights, labels = _reader(self._sample_weight, to_weights), _reader(self._y, lambda array: array)
+        full, alike = self.batch_size, object()
+
+        def make(rows: _Rows, local: int, total: int, offset: int) -> Batch:
+            found = None if self._sample_weight is None else weights(rows)
+            if self._class_weight is not None:
+                found = combine_weights(found, labels(rows), self._class_weight)
+            return Batch(x(rows), y(rows), found, local, total, offset, alike if total == full else None)
+
+        return make
 
 
-def _gather(array: np.ndarray, rows: slice | np.ndarray) -> np.ndarray:
+_Rows = slice | np.ndarray
+_Maker = Callable[[_Rows, int, int, int], Batch]
+
+
+def _reader(structure: Any, convert: Callable[[np.ndarray], np.ndarray]) -> Callable[[_Rows], Any]:
+    """A function that gives some rows of each array, contiguous in memory and converted.
+
+    What can be decided once for all batches is: a step of a small model takes no longer than a few such decisions.
+    """
+    if structure is None:
+        return lambda rows: None
+    if not isinstance(structure, np.ndarray):
+        readers = [_reader(leaf, convert) for leaf in tree.flatten(structure)]
+        return lambda rows: tree.pack_sequence_as(structure, [read(rows) for read in readers])
+    if (
+        convert(structure[:0]).dtype != structure.dtype
+        or isinstance(structure, np.memmap)
+        or not structure.flags.c_contiguous
+    ):
+        return lambda rows: convert(_gather(structure, rows))
+    array = structure.view(np.ndarray)
+    return lambda rows: array[rows] if type(rows) is slice else array.take(rows, 0)
+
+
+def _gather(array: np.ndarray, rows: _Rows) -> np.ndarray:
     """Some rows of an array, contiguous in memory; a memory-mapped file is read from front to back."""
     if isinstance(rows, slice):
         return np.ascontiguousarray(array[rows])

@@ -10,7 +10,7 @@ from disttensor import config
 from disttensor.errors import DataError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Batch:
     """This rank's slice of one global batch.
 
@@ -24,6 +24,8 @@ class Batch:
         How many rows the global batch has.
     offset : int
         Index of this rank's first row in the global batch.
+    alike : object, default None
+        Batches with the same object here differ in the numbers in their arrays only.
     """
 
     x: Any
@@ -32,6 +34,7 @@ class Batch:
     local: int
     total: int
     offset: int
+    alike: object = None
 
 
 class DataAdapter(Protocol):

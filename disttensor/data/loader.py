@@ -81,7 +81,11 @@ def as_tensors(batch: Batch) -> Any:
     """The arrays of a batch, as tensors that know their share of the global batch: x, (x, y) or (x, y, weights)."""
     shard = shard_of(batch)
 
-    def wrap(array: Any) -> Any:
-        return None if array is None else Tensor.wrap(np.asarray(array), shard)
+    def wrap(part: Any) -> Any:
+        if part is None:
+            return None
+        if type(part) is np.ndarray:
+            return Tensor.wrap(part, shard)
+        return tree.map_structure(wrap, part) if tree.is_nested(part) else Tensor.wrap(np.asarray(part), shard)
 
-    return pack_x_y_sample_weight(*(tree.map_structure(wrap, part) for part in (batch.x, batch.y, batch.sample_weight)))
+    return pack_x_y_sample_weight(wrap(batch.x), wrap(batch.y), wrap(batch.sample_weight))

@@ -107,6 +107,11 @@ def to_model_dtype(array: np.ndarray) -> np.ndarray:
     return array.astype(dtypes.to_numpy(config.floatx()), copy=False) if dtypes.is_floating(name) else array
 
 
+def to_weights(array: np.ndarray) -> np.ndarray:
+    """Numbers of any kind as `config.floatx`."""
+    return array.astype(dtypes.to_numpy(config.floatx()), copy=False)
+
+
 def class_weight_to_sample_weight(y: np.ndarray, class_weight: Mapping[int, float]) -> np.ndarray:
     """The weight of each sample's class.
 
@@ -139,8 +144,7 @@ def class_weight_to_sample_weight(y: np.ndarray, class_weight: Mapping[int, floa
 
 def combine_weights(sample_weight: Any, y: Any, class_weight: Mapping[int, float] | None) -> Any:
     """Sample weights as floating-point numbers, multiplied by those of the samples' classes."""
-    floatx = dtypes.to_numpy(config.floatx())
-    weights = map_arrays(lambda array: array.astype(floatx, copy=False), sample_weight)
+    weights = map_arrays(to_weights, sample_weight)
     if class_weight is None:
         return weights
     if y is None:

@@ -170,6 +170,7 @@ class DividedCall:
                 f"({sorted(cuts)}), so that shards cannot meet. Choose a batch size that is a multiple of {call.parts}."
             )
         self.is_valid = reference.is_valid
+        self.repeat = None
         self._outputs = [v.spec for v in reference.graph.outputs]
         self._row_outputs = [reference.rows_of_round(number) for number in range(reference.count)]
         self._buffers = [[_pack_spec(group) for group in groups] for groups in reference.rounds]

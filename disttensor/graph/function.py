@@ -51,7 +51,7 @@ class Call:
         # Objects that the key knows by identity, which must not be freed while the key is in use.
         self.kept: list[Any] = []
         self._arguments = args, kwargs
-        encoded = self._encode(args), self._encode(kwargs)
+        encoded = self._encode(args), self._encode(kwargs) if kwargs else ()
         self.ambient = self._shard_number(context.state.shard)
         # How many virtual shards each batch is cut into; 0 if it is computed in one go.
         self.parts = config.virtual_shards() if self.shards else 0
@@ -64,9 +64,10 @@ class Call:
         kind = type(value)
         if kind is Tensor:
             self.inputs.append(value)
-            return value.shape, value.dtype, self._shard_number(value.shard)
+            shard = value.shard
+            return value.shape, value.dtype, None if shard is None else self._shard_number(shard)
         if kind is list or kind is tuple:
-            return kind, *[self._encode(item) for item in value]
+            return kind, *map(self._encode, value)
         if kind is dict:
             # In the order of `tree.flatten`, in which the traced function takes its inputs.
             return dict, *[(key, self._encode(value[key])) for key in sorted(value)]
@@ -121,6 +122,14 @@ class Concrete(Protocol):
     graph: Graph
     plan: Plan
 
+    @property
+    def repeat(self) -> Callable[[Sequence[np.ndarray]], Any] | None:
+        """A call again with other numbers in its tensors; None if it cannot be done so directly.
+
+        It takes arrays of the same shapes and dtypes, behind them the total and the offset (0-d, int64) of each shard
+        that they belong to, and gives arrays in the place of tensors.
+        """
+
     def is_valid(self) -> bool:
         """Whether what the trace depends on (such as which variables are trainable) is as it was then."""
 
@@ -143,14 +152,20 @@ class _Whole:
         arrays = [t.array for t in call.inputs]
         for shard in call.shards:
             arrays += [np.asarray(shard.total, np.int64), np.asarray(shard.offset, np.int64)]
-        return self._assemble([Tensor.wrap(array) for array in self.plan.run(arrays)])
+        return self._assemble(list(map(Tensor.wrap, self.plan.run(arrays))))
+
+    def repeat(self, arrays: Sequence[np.ndarray]) -> Any:
+        return self._assemble(self.plan.run(arrays))
 
 
-def assembler(structure: Any) -> Callable[[list[Tensor]], Any]:
+def assembler(structure: Any) -> Callable[[list[Any]], Any]:
     """A function that puts outputs into the places that a structure marks with `Output`."""
     if isinstance(structure, Output):
         return operator.itemgetter(structure.number)
     if type(structure) is dict:
+        if all(isinstance(value, Output) for value in structure.values()):
+            keys, numbers = tuple(structure), tuple(value.number for value in structure.values())
+            return lambda outputs: dict(zip(keys, map(outputs.__getitem__, numbers), strict=True))
         parts = {key: assembler(value) for key, value in structure.items()}
         return lambda outputs: {key: part(outputs) for key, part in parts.items()}
     if type(structure) in (list, tuple):
@@ -160,7 +175,7 @@ def assembler(structure: Any) -> Callable[[list[Tensor]], Any]:
     if not any(isinstance(leaf, Output) for leaf in leaves):
         return lambda outputs: structure
 
-    def rebuild(outputs: list[Tensor]) -> Any:
+    def rebuild(outputs: list[Any]) -> Any:
         return tree.pack_sequence_as(structure, [outputs[x.number] if isinstance(x, Output) else x for x in leaves])
 
     return rebuild
@@ -186,6 +201,8 @@ class Function:
     ----------
     python_function : callable
         What was decorated.
+    concrete_of_last_call : Concrete or None
+        What ran the last call.
     """
 
     def __init__(self, python_function: Callable[..., Any], name: str | None = None):
@@ -194,6 +211,8 @@ class Function:
         self.python_function = python_function
         self.name = name or getattr(python_function, "__name__", type(python_function).__name__)
         self._plans: collections.OrderedDict[Hashable, list[Concrete]] = collections.OrderedDict()
+        self._latest: list[Concrete] | None = None
+        self.concrete_of_last_call: Concrete | None = None
         self._recent: collections.deque[bool] = collections.deque(maxlen=_WINDOW)
         self._warned = False
         functools.update_wrapper(self, python_function, updated=())
@@ -210,7 +229,8 @@ class Function:
         if context.state.tracer is not None or context.state.recorders:
             return self.python_function(*args, **kwargs)
         call = Call(args, kwargs)
-        return self._concrete(call).run(call)
+        self.concrete_of_last_call = concrete = self._concrete(call)
+        return concrete.run(call)
 
     def graph(self, *args: Any, **kwargs: Any) -> Graph:
         """The optimised graph for these arguments."""
@@ -231,8 +251,12 @@ class Function:
         return sum(len(plans) for plans in self._plans.values())
 
     def _concrete(self, call: Call) -> Concrete:
-        plans = self._plans.setdefault(call.key, [])
-        self._plans.move_to_end(call.key)
+        plans = self._plans.get(call.key)
+        if plans is None:
+            plans = self._plans[call.key] = []
+        elif plans is not self._latest:
+            self._plans.move_to_end(call.key)
+        self._latest = plans
         for concrete in plans:
             if concrete.is_valid():
                 self._recent.append(False)

@@ -89,7 +89,8 @@ class GraphTracer:
         return Tensor.symbolic(value.spec, Symbol(self, value), shard)
 
 
-class Traced(NamedTuple):
+@dataclass
+class Traced:
     """The result of `trace`.
 
     `structure` is what the function returned, with an `Output` in the place of each tensor. `trainable` holds every
@@ -101,12 +102,15 @@ class Traced(NamedTuple):
     structure: Any
     trainable: list[tuple[Variable, bool]]
     assumptions: list[tuple[Callable[[], Any], Any]]
+    _changes_seen: int = -1
 
     def is_valid(self) -> bool:
         """Whether a trace made now would be the same."""
-        return all(variable.trainable == flag for variable, flag in self.trainable) and all(
-            question() == answer for question, answer in self.assumptions
-        )
+        if self._changes_seen != (changes := Variable.trainable_changes):
+            if any(variable.trainable != flag for variable, flag in self.trainable):
+                return False
+            self._changes_seen = changes
+        return not self.assumptions or all(question() == answer for question, answer in self.assumptions)
 
 
 @dataclass(frozen=True)

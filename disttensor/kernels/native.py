@@ -108,17 +108,18 @@ class NativeSequence:
     calls : sequence of NativeCall or NativeSequence
     """
 
-    __slots__ = ("_calls", "_parallel", "_program")
+    __slots__ = ("_address", "_calls", "_parallel", "_program")
 
     def __init__(self, calls: Sequence[NativeCall | NativeSequence]):
         self._calls = tuple(call for group in calls for call in group)
         instructions = [word for call in self._calls for word in call._instruction]
         self._program = (ctypes.c_int64 * len(instructions))(*instructions)
+        self._address = ctypes.addressof(self._program)
         self._parallel = any(call.grain for call in self._calls)
 
     def __call__(self) -> None:
         """Run all."""
-        executor.execute(ctypes.addressof(self._program), len(self._calls), self._parallel)
+        executor.execute(self._address, len(self._calls), self._parallel)
 
     def __iter__(self) -> Iterator[NativeCall]:
         """The native calls in order."""

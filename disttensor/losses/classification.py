@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from disttensor import config, ops
-from disttensor.losses.loss import LossFunctionWrapper, sample_function
+from disttensor.losses.loss import LABEL_FUNCTIONS, LossFunctionWrapper, sample_function
 from disttensor.losses.regression import pair
 from disttensor.tensor import Tensor, convert_to_tensor
 
@@ -188,6 +188,9 @@ def sparse_categorical_crossentropy(
     loss = ops.where(valid, loss, 0.0)
     loss._keras_mask = valid
     return loss
+
+
+LABEL_FUNCTIONS.append(sparse_categorical_crossentropy)
 
 
 def _dtype(y_pred: Any) -> str:

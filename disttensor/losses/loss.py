@@ -32,6 +32,10 @@ def sample_function(function: Callable[..., Any]) -> Callable[..., Any]:
     return FUNCTIONS[function.__name__]
 
 
+LABEL_FUNCTIONS: list[Callable[..., Any]] = []
+"""Sample functions whose targets are numbers of classes: integers among them are not made floating-point numbers."""
+
+
 class Loss(Configurable):
     """Base of losses; subclasses define ``call(y_true, y_pred)``, one value for each sample.
 
@@ -88,10 +92,13 @@ class Loss(Configurable):
             A scalar, or the values of the samples for reduction "none".
         """
         mask = getattr(y_pred, "_keras_mask", None)
-        y_true, y_pred = _tensors(y_true, self.dtype), _tensors(y_pred, self.dtype)
+        y_true, y_pred = self._targets(y_true), _tensors(y_pred, self.dtype)
         values = convert_to_tensor(self.call(y_true, y_pred), self.dtype)
         mask = _both(mask, values._keras_mask)
         return reduce_weighted_values(values, sample_weight, mask, self.reduction)
+
+    def _targets(self, y_true: Any) -> Any:
+        return _tensors(y_true, self.dtype)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments, with the name and the reduction."""
@@ -127,6 +134,13 @@ class LossFunctionWrapper(Loss):
     def from_config(cls, config: dict[str, Any]) -> LossFunctionWrapper:
         """A loss made from what `get_config` returned; a function is found by its name."""
         return super().from_config(with_function(config))
+
+    def _targets(self, y_true: Any) -> Any:
+        if any(self.fn is function for function in LABEL_FUNCTIONS) and hasattr(y_true, "dtype"):
+            labels = convert_to_tensor(y_true)
+            if dtypes.is_integer(labels.dtype):
+                return labels
+        return super()._targets(y_true)
 
     def call(self, y_true: Any, y_pred: Any) -> Any:
         """The function's values."""

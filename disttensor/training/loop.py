@@ -149,14 +149,9 @@ class Loops:
         validate: Callable[[int], Logs],
     ) -> Logs:
         """The epochs, from a start on; returns the last logs."""
-        run = self._step("train")
+        step = self._step("train")
         prepared, logs = start.prepared, start.logs
         activity.step = recovery.steps_done()
-
-        def step(batch: Batch) -> Any:
-            activity.step += 1
-            return run(batch)
-
         for epoch in range(start.epoch, start.epoch if start.finished else epochs):
             if not start.begun:
                 self.reset_metrics()
@@ -170,11 +165,14 @@ class Loops:
                 activity.enter(activity.IN_CALLBACKS)
                 watchers.on_train_batch_begin(number)
                 activity.enter(activity.COMPUTING)
-                results = [step(b) for b in execution]
-                logs = _numbers(results[-1])
+                for one in execution:
+                    activity.step += 1
+                    result = step(one)
+                    number += 1
+                logs = _numbers(result)
                 activity.enter(activity.IN_CALLBACKS)
-                watchers.on_train_batch_end(number + len(results) - 1, logs)
-                if recovery.after_step(epoch, number + len(results), logs):
+                watchers.on_train_batch_end(number - 1, logs)
+                if recovery.after_step(epoch, number, logs):
                     break
             else:
                 if not logs:
@@ -227,9 +225,11 @@ class Loops:
             if number == 0 and watchers is not callbacks:  # within fit, the ranks have equal weights already
                 self._prepare("test", batch)
             watchers.on_test_batch_begin(number)
-            results = [step(b) for b in execution]
-            logs = _numbers(results[-1])
-            watchers.on_test_batch_end(number + len(results) - 1, logs)
+            for one in execution:
+                result = step(one)
+                number += 1
+            logs = _numbers(result)
+            watchers.on_test_batch_end(number - 1, logs)
         watchers.on_test_end(logs)
         if return_dict:
             return logs
@@ -319,7 +319,7 @@ class Loops:
 
 def _executions(
     batches: Iterable[Batch], steps: int, first_number: int = 0
-) -> Iterator[tuple[int, Batch, Iterator[Batch]]]:
+) -> Iterator[tuple[int, Batch, Iterable[Batch]]]:
     """Group batches by `steps`, the last group perhaps shorter.
 
     Yields
@@ -334,7 +334,8 @@ def _executions(
             first = next(source, None)
             if first is None:
                 return
-            yield number, first, itertools.chain([first], itertools.islice(source, steps - 1))
+            rest = itertools.islice(source, steps - 1)
+            yield number, first, (first,) if steps == 1 else itertools.chain((first,), rest)
     finally:
         source.close()
 
@@ -355,7 +356,10 @@ def _reading(source: Iterator[Batch]) -> Generator[Batch]:
 
 
 def _numbers(logs: Logs) -> Logs:
-    return {name: float(value) for name, value in logs.items()}
+    numbers = {}
+    for name, value in logs.items():
+        numbers[name] = float(value)
+    return numbers
 
 
 def _validates(epoch: int, frequency: Any) -> bool:

@@ -86,6 +86,7 @@ class Recovery:
         self._found: Checkpoint | None = None
         self._state: Any = None
         self._watchers: CallbackList | None = None
+        self._is_alone = self._backup is None and distributed.size() == 1
         self._asked = 0
         self._check: ReplicaCheck | None = None
         self._leaving = False
@@ -205,6 +206,8 @@ class Recovery:
             On all ranks, after a checkpoint, if a signal came to any of them.
         """
         model, backup = self._model, self._backup
+        if self._is_alone:
+            return bool(model.stop_training)
         busy, failed = backup.manager.progress() if backup is not None else (False, False)
         saving = backup is not None and backup.manager.is_saving
         due = distributed.is_main() and self._is_due(batch == 0)

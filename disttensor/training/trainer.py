@@ -12,7 +12,7 @@ from typing import Any
 from disttensor import context, distributed, ops, optimizers, tree
 from disttensor.autodiff import GradientTape
 from disttensor.data import Batch, unpack_x_y_sample_weight
-from disttensor.data.loader import as_tensors, shard_of
+from disttensor.data.loader import as_tensors
 from disttensor.dtype_policies import DTypePolicy
 from disttensor.errors import ArgumentError
 from disttensor.graph import function
@@ -21,6 +21,7 @@ from disttensor.tensor import Tensor
 from disttensor.training import fingerprint
 from disttensor.training.compiled import CompiledLoss, CompiledMetrics
 from disttensor.training.loop import Logs, Loops
+from disttensor.training.step import Step
 
 
 class Trainer(Loops):
@@ -203,16 +204,7 @@ class Trainer(Loops):
 
     def _step(self, kind: str) -> Callable[[Batch], Any]:
         """A function that runs a train, test or predict step on a batch."""
-        run = self._function(kind)
-
-        def step(batch: Batch) -> Any:
-            saved, context.state.shard = context.state.shard, shard_of(batch)
-            try:
-                return run(as_tensors(batch))
-            finally:
-                context.state.shard = saved
-
-        return step
+        return Step(self._function(kind), as_arrays=kind != "predict")
 
     @property
     def train_function(self) -> Callable[..., Any]:

@@ -97,6 +97,16 @@ def test_weights_follow_their_rows():
 
 
 @pytest.mark.parametrize("shuffle", [False, True, "batch"])
+def test_batches_that_are_alike_have_the_same_shapes_and_dtypes(shuffle):
+    adapter = make_adapter({"a": np.arange(14.0).reshape(7, 2)}, np.arange(7), batch_size=3, shuffle=shuffle)
+    first, second, last = adapter.epoch(0)
+    assert first.alike is second.alike is not None
+    assert last.alike is None
+    for x, y in ((first.x["a"], second.x["a"]), (first.y, second.y)):
+        assert (x.shape, x.dtype) == (y.shape, y.dtype)
+
+
+@pytest.mark.parametrize("shuffle", [False, True, "batch"])
 def test_memory_mapped_files_are_not_loaded(tmp_path, shuffle):
     np.save(tmp_path / "x.npy", np.arange(300, dtype=np.uint8).reshape(100, 3))
     x = np.load(tmp_path / "x.npy", mmap_mode="r")

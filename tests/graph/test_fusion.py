@@ -14,7 +14,7 @@ from disttensor.graph import Graph, Plan, trace
 from disttensor.graph.passes import PIPELINE
 from disttensor.graph.passes.fusion import access_of, fuse_elementwise
 from disttensor.graph.tracing import InputSpec
-from disttensor.tensor import Variable
+from disttensor.tensor import Tensor, Variable
 
 
 def graphs_of(python_function, *shapes, dtype="float32") -> tuple[Graph, Graph]:
@@ -77,6 +77,13 @@ def test_a_path_through_another_operator_keeps_groups_apart():
 def test_broadcasts_are_read_through():
     before, after = graphs_of(lambda x, y: ops.broadcast_to(y, (4, 5)) * x + 1, (4, 5), (5,))
     assert operators(after) == ["fused"]
+    assert_same_results(before, after)
+
+
+def test_one_number_in_all_places_is_a_number_in_the_loop():
+    same = np.broadcast_to(np.float32(0.25), (4, 1))
+    before, after = graphs_of(lambda x: x * Tensor.wrap(same), (4, 5))
+    assert [node.kind for node in after] == ["input", "operator"]
     assert_same_results(before, after)
 
 

@@ -238,6 +238,15 @@ def test_dtype_of_the_computation() -> None:
     assert losses.MeanSquaredError()(np.ones((2, 1)), np.ones((2, 1))).dtype == "float32"
 
 
+@pytest.mark.parametrize("loss", [losses.SparseCategoricalCrossentropy, losses.LossFunctionWrapper])
+def test_numbers_of_classes_stay_integers(loss: Any) -> None:
+    # No float32 is 2²⁴ + 1; the nearest is 2²⁴, which is no class here.
+    ignored = (1 << 24) + 1
+    function = () if loss is losses.SparseCategoricalCrossentropy else (losses.sparse_categorical_crossentropy,)
+    value = loss(*function, ignore_class=ignored)(np.array([0, ignored], np.int32), np.array([[0.5, 0.5]] * 2))
+    assert float(value) == pytest.approx(np.log(2))
+
+
 @pytest.mark.parametrize("name", ["MeanSquaredError", "KLDivergence", "Hinge"])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_no_rows(name: str, reduction: str | None) -> None:

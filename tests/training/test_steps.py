@@ -169,6 +169,47 @@ def test_one_trace_for_full_batches_and_one_for_the_last():
     assert model._steps["test"].trace_count == 1
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("nested", [False, True])
+def test_steps_on_batches_that_are_alike_are_the_steps_on_each(nested, weighted):
+    options = {"loss": "sparse_categorical_crossentropy", "weighted_metrics": ["accuracy"]}
+    weights = np.linspace(0.5, 2, ROWS, dtype="float32") if weighted else None
+
+    def model():
+        inputs = {"b": keras.Input((4,)), "a": keras.Input((4,))}
+        outputs = linear(3)(inputs["a"] - 2 * inputs["b"] if nested else inputs["a"])
+        made = keras.Model(inputs if nested else inputs["a"], layers.Softmax()(outputs))
+        made.compile("adam", **options)
+        return made
+
+    x = {"a": X, "b": X[::-1].copy()} if nested else X
+    at_once, one_by_one = model(), model()
+    at_once.fit(x, LABELS, 4, sample_weight=weights, epochs=2, shuffle=False, verbose=0)
+    for start in list(range(0, ROWS, 4)) * 2:
+        rows = slice(start, start + 4)
+        part = {name: array[rows] for name, array in x.items()} if nested else X[rows]
+        one_by_one.train_on_batch(part, LABELS[rows], None if weights is None else weights[rows])
+    assert_same_weights(at_once, one_by_one)
+
+
+def test_what_callbacks_change_holds_for_the_next_batch():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(3, name="a"), layers.Dense(2, name="b")])
+    kernels = []
+
+    class Freeze(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            kernels.append(model.get_layer("a").get_weights()[0])
+            model.get_layer("a").trainable = batch < 1
+            model.train_function(model_batch(5))  # another plan in between
+
+    def model_batch(rows):
+        return keras.ops.convert_to_tensor(X[:rows]), keras.ops.convert_to_tensor(Y[:rows])
+
+    fitted(model, batch_size=4, callbacks=[Freeze()])
+    moved = [not np.array_equal(a, b) for a, b in zip(kernels, kernels[1:], strict=False)]
+    assert moved == [True, False, False, False]
+
+
 def test_the_learning_rate_is_read_anew_without_tracing():
     rates = [0.1, 0.05, 0.2]
     scheduler = keras.callbacks.LearningRateScheduler(lambda epoch: rates[epoch])

@@ -208,6 +208,11 @@ def _row_length(node: Node) -> int | None:
     return next((access[1] for access in found if access is not None and access[1] is not None), None)
 
 
+def _is_uniform(array: np.ndarray) -> bool:
+    """Whether all elements are one number in memory, such as a scalar that was broadcast."""
+    return array.size > 0 and all(n == 1 or stride == 0 for n, stride in zip(array.shape, array.strides, strict=True))
+
+
 class _Builder:
     """Makes the fused node of one group."""
 
@@ -263,8 +268,8 @@ class _Builder:
             access = "full", None
         else:
             new = _through_broadcast(new)[0]
-        if new.node.kind == "constant" and new.node.source.size == 1 and new.spec.dtype in loops.DTYPES:
-            return Literal(new.node.source.item())
+        if new.node.kind == "constant" and _is_uniform(new.node.source) and new.spec.dtype in loops.DTYPES:
+            return Literal(new.node.source.flat[0].item())
         key = (id(new.node), new.slot)
         if key not in self.external:
             self.external[key] = len(self.values)

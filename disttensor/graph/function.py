@@ -232,6 +232,20 @@ class Function:
         self.concrete_of_last_call = concrete = self._concrete(call)
         return concrete.run(call)
 
+    def repeat(self, concrete: Concrete, arrays: Sequence[np.ndarray]) -> Any:
+        """A call as one before, with other numbers in its tensors.
+
+        Parameters
+        ----------
+        concrete : Concrete
+            What was `concrete_of_last_call` then, with a `repeat` and still valid.
+        arrays : sequence of arrays
+            See `Concrete.repeat`.
+        """
+        assert concrete.repeat is not None
+        self._recent.append(False)
+        return concrete.repeat(arrays)
+
     def graph(self, *args: Any, **kwargs: Any) -> Graph:
         """The optimised graph for these arguments."""
         return self._concrete(Call(args, kwargs)).graph

@@ -38,7 +38,8 @@ class Step:
     def __call__(self, batch: Batch) -> Any:
         """The result for a batch."""
         if (again := self._repeated) is not None and batch.alike is self._alike and again.is_valid():
-            return again.repeat((*_arrays(batch), *self._share))  # type: ignore[misc]
+            assert self._function is not None
+            return self._function.repeat(again, (*_arrays(batch), *self._share))
         self._repeated = None
         state = context.state
         saved, state.shard = state.shard, shard_of(batch)

@@ -20,6 +20,7 @@ __all__ = [
     "all_reduce_algorithm",
     "collective_timeout",
     "consistency_interval",
+    "bucket_bytes",
     "disable_determinism",
     "dtype_policy",
     "enable_determinism",
@@ -29,6 +30,7 @@ __all__ = [
     "set_all_reduce_algorithm",
     "set_collective_timeout",
     "set_consistency_interval",
+    "set_bucket_bytes",
     "set_dtype_policy",
     "set_epsilon",
     "set_floatx",
@@ -48,6 +50,7 @@ _shards_per_rank: tuple[int, ...] | None = None
 _all_reduce_algorithm: str | None = None
 _collective_timeout: float | None = None
 _consistency_interval: int | None = None
+_bucket_bytes: int | None = None
 ALL_REDUCE_ALGORITHMS = ("auto", "mpi", "shared", "hierarchical")
 
 
@@ -290,6 +293,22 @@ def _whole_from_environment(name: str, default: int) -> int:
     if not text.isdigit():
         raise ArgumentError(f"environment variable {name}={os.environ[name]!r} must be an integer, 0 or more.")
     return int(text)
+
+
+def bucket_bytes() -> int:
+    """Gradients are summed over ranks in buckets; one takes no further gradient once it is as large as this.
+
+    The first that is set of: `set_bucket_bytes`, ``DISTTENSOR_BUCKET_BYTES``, and 4 MiB.
+    """
+    return _bucket_bytes or _positive_from_environment("DISTTENSOR_BUCKET_BYTES") or 4 << 20
+
+
+def set_bucket_bytes(count: int) -> None:
+    """Set `bucket_bytes` for what is traced from now on; all ranks must set the same."""
+    global _bucket_bytes
+    if not isinstance(count, int) or count < 1:
+        raise ArgumentError(f"set_bucket_bytes() needs a positive int, got {count!r}.")
+    _bucket_bytes = count
 
 
 def _threads_from_environment() -> int:

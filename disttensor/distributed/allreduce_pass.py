@@ -1,116 +1,226 @@
 """The pass that makes training data-parallel: buckets of values that ranks sum, one message each.
 
 A graph holds a `weighted_sum_of_ranks` node for every gradient, metric state and batch statistic. One message for each
-would pay the network's latency every time, so values that are ready at the same stage are packed into one buffer,
-summed by one all-reduce, and read from the buffer again as views (buckets, as in Li et al., "PyTorch Distributed:
-Experiences on Accelerating Data Parallel Training", VLDB 2020). A bucket's order is that of its last member, so the
-all-reduce stands where the last gradient is produced. With one process there are no such nodes and nothing happens.
+would pay the network's latency every time, so values are gathered into buckets, each summed by one all-reduce (as in Li
+et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training", VLDB 2020).
+
+Sums on which no other communication depends, such as those of gradients, start where the last member of their bucket is
+computed, and run beside what comes after. What a bucket needs is computed before what only later buckets need, and what
+depends on the sums, such as the optimizer's update, comes at the end, sorted by bucket: the update of one bucket runs
+while others travel. (To run it earlier, between gradients, would only make later buckets start later.) All other sums
+are waited for where they are.
+
+**All ranks make the same calls in the same order.** Their graphs are alike, but not equal: where a rank has one row, or
+none, a value may be a constant, or the same as another. So nothing here looks at what precedes a sum, but for which
+sums depend on one another, and the order is forced by fences. Members are taken in reverse program order of the sums,
+which for gradients is about the order in which they are ready: the backward pass goes from the last variable to the
+first. With one process there are no such nodes.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from disttensor import dtypes
+from disttensor import config, dtypes
 from disttensor.context import Spec
-from disttensor.distributed import world
-from disttensor.distributed.collectives import scale_into, weighted_sum_of_ranks
+from disttensor.distributed.buckets import MAX_RUNS, all_reduce, all_reduce_start, all_reduce_wait, layout, unpack
+from disttensor.distributed.collectives import weighted_sum_of_ranks
 from disttensor.graph import Graph, Node, Value, register
-from disttensor.ops.registry import Example, operator
+from disttensor.ops.core import fence
 
-MAX_BUCKET_BYTES = 32 << 20
-"""A bucket takes no further member once it is as large as this."""
+_FINAL = -1
+"""The stage of sums on which no other communication depends."""
 
+_LEAST_BYTES = 4096
+"""A value that is alone in its bucket, and smaller, is summed without further ado."""
 
-@operator(examples=[Example((2, 3), np.array(0.5), (4,), np.array(1.0)), Example((0,), np.array(1.0))])
-def pack(out: np.ndarray, *values_and_weights: np.ndarray) -> None:
-    """The values x₁, w₁, x₂, w₂, …: each wᵢ·xᵢ flattened, one after the other."""
-    start = 0
-    for x, weight in zip(values_and_weights[::2], values_and_weights[1::2], strict=True):
-        scale_into(out[start : start + x.size].reshape(x.shape), x, weight)
-        start += x.size
-
-
-@pack.infer
-def _(*values_and_weights: Spec) -> Spec:
-    return Spec((sum(math.prod(s.shape) for s in values_and_weights[::2]),), values_and_weights[0].dtype)
-
-
-@operator(communicates=True)
-def all_reduce(out: np.ndarray, x: np.ndarray) -> None:
-    """Σᵣ xᵣ over all ranks."""
-    world.data_group().all_reduce(x, out=out)
-
-
-@all_reduce.infer
-def _(x: Spec) -> Spec:
-    return x
-
-
-@operator(examples=[Example((6,), start=2, shape=(2, 2)), Example((6,), start=0, shape=())])
-def unpack(out: np.ndarray, flat: np.ndarray, *, start: int, shape: tuple[int, ...]) -> None:
-    """The part of a flat buffer that begins at `start`, in this shape."""
-    np.copyto(out, flat[start : start + math.prod(shape)].reshape(shape))
-
-
-@unpack.infer
-def _(flat: Spec, *, start: int, shape: tuple[int, ...]) -> Spec:
-    return Spec(shape, flat.dtype)
-
-
-@unpack.view
-def _(flat: np.ndarray, *, start: int, shape: tuple[int, ...]) -> np.ndarray:
-    return flat[start : start + math.prod(shape)].reshape(shape)
+_ONE = Node("constant", [Spec((), "float64")], source=np.array(1.0), order=(-1,)).outputs[0]
 
 
 @register
 def insert_allreduce(graph: Graph) -> Graph:
-    """Put nodes that sum over ranks into buckets of one all-reduce each.
+    """Put nodes that sum over ranks into buckets of one all-reduce each, and all communication into a fixed order.
 
-    Only nodes of one stage share a bucket. The stage of a node is how many such nodes, at most, lie on a way to it; so
-    nodes of one stage never depend on one another.
+    Only nodes of one stage share a bucket: nodes of which none depends on another.
     """
-    return graph.contract(_buckets(graph), _build)
+    buckets = _Buckets(graph)
+    graph = graph.contract(buckets.members, buckets.build)
+    orders = buckets.orders(graph)
+    return _in_order(graph, [_calls(graph), list(buckets.starts.values())], orders)
 
 
-def _buckets(graph: Graph) -> list[list[Node]]:
-    stage: dict[int, int] = {}
-    open_buckets: dict[tuple[int, str], list[Node]] = {}
-    buckets = []
+class _Buckets:
+    """Which sums share a bucket, and the nodes that are made of them.
+
+    Attributes
+    ----------
+    members : list of list of Node
+        Of each bucket.
+    starts : dict of int to Node
+        By the number of the bucket, the all-reduces that are started, in the order in which they are.
+    """
+
+    def __init__(self, graph: Graph):
+        self._stages = _stages(graph)
+        open_buckets: dict[tuple[int, str], list[Node]] = {}
+        found: list[list[Node]] = []
+        for node in reversed([node for node in graph.nodes if node.op is weighted_sum_of_ranks]):
+            key = self._stages[id(node)], node.specs[0].dtype
+            bucket = open_buckets.get(key)
+            if bucket is None or _bytes(bucket) >= config.bucket_bytes() or len(_by_weight([*bucket, node])) > MAX_RUNS:
+                bucket = open_buckets[key] = []
+                found.append(bucket)
+            bucket.append(node)
+        self.members = [bucket for bucket in found if len(bucket) > 1 or _bytes(bucket) >= _LEAST_BYTES]
+        self._numbers = {id(bucket[0]): number for number, bucket in enumerate(self.members)}
+        self._starts: dict[int, Node] = {}
+        self._waits: dict[int, int] = {}
+
+    @property
+    def starts(self) -> dict[int, Node]:
+        return dict(sorted(self._starts.items()))
+
+    def build(self, bucket: Sequence[Node], inputs: Sequence[Sequence[Value]]) -> dict[int, Sequence[Value]]:
+        """The nodes of one bucket; for each member what stands for its output."""
+        given = {id(node): pair for node, pair in zip(bucket, inputs, strict=True)}
+        groups = _by_weight(bucket)
+        members = [node for group in groups for node in group]
+        values = [given[id(node)][0] for node in members]
+        weights = [given[id(node)][1] for node in members]
+        starts, length = layout([n.specs[0].shape for n in members], members[0].specs[0].dtype)
+        firsts = [members.index(group[0]) for group in groups]
+        ends = [*(starts[i] for i in firsts[1:]), length]
+        attrs = {
+            "starts": starts,
+            "runs": tuple(end - starts[i] for i, end in zip(firsts, ends, strict=True)),
+            "factors": tuple(float(w.node.source) if w.node.kind == "constant" else 1.0 for w in weights),
+        }
+        arguments = [*values, *(_ONE if weights[i].node.kind == "constant" else weights[i] for i in firsts)]
+        spec = all_reduce.infer_rule(*[v.spec for v in arguments], **attrs)
+        order = max(node.order for node in bucket)
+        if self._stages[id(bucket[0])] == _FINAL:
+            start = Node("operator", [spec], all_reduce_start, arguments, attrs, order=(*order, 0))
+            summed = Node("operator", [spec], all_reduce_wait, start.outputs, order=(*order, 0))
+            number = self._numbers[id(bucket[0])]
+            self._starts[number], self._waits[id(summed)] = start, number
+        else:
+            summed = Node("operator", [spec], all_reduce, arguments, attrs, order=(*order, 0))
+        parts: dict[int, Sequence[Value]] = {}
+        for node, first in zip(members, starts, strict=True):
+            place = {"start": first, "shape": node.specs[0].shape}
+            parts[id(node)] = Node("operator", node.specs, unpack, summed.outputs, place, order=(*order, 1)).outputs
+        return parts
+
+    def orders(self, graph: Graph) -> dict[int, tuple[int, ...]]:
+        """Places in the program, if any bucket is started.
+
+        First what the first start needs, then what the second needs beside that, and so on; what no start needs; and
+        what waits for buckets, sorted by the last of them.
+        """
+        starts = list(self.starts.values())
+        stage = dict.fromkeys((id(node) for node in graph.nodes), len(starts))
+        for number in reversed(range(len(starts))):
+            stage.update(dict.fromkeys(_ancestors(graph, [starts[number]]), number))
+        after: dict[int, int] = {}
+        for node in graph.nodes:
+            bucket = max((after.get(id(v.node), -1) for v in node.inputs), default=-1)
+            after[id(node)] = max(bucket, self._waits.get(id(node), -1))
+        last = len(starts) + 1
+        # Three numbers and more: fusion keeps what differs in the first two apart.
+        return {
+            id(n): (stage[id(n)], 0, *n.order) if after[id(n)] < 0 else (last, after[id(n)], *n.order)
+            for n in graph.nodes
+            if starts
+        }
+
+
+def _stages(graph: Graph) -> dict[int, int]:
+    """The stage of each node that sums: how much communication, at most, lies one after another on a way to it."""
+    depth: dict[int, int] = {}
     for node in graph.nodes:
-        before = max((stage[id(v.node)] for v in node.inputs), default=0)
-        if node.op is not weighted_sum_of_ranks:
-            stage[id(node)] = before
-            continue
-        stage[id(node)] = before + 1
-        key = (before, node.specs[0].dtype)
-        bucket = open_buckets.get(key)
-        if bucket is None or _bytes(bucket) >= MAX_BUCKET_BYTES:
-            bucket = open_buckets[key] = []
-            buckets.append(bucket)
-        bucket.append(node)
-    return [bucket for bucket in buckets if len(bucket) > 1]
+        depth[id(node)] = max((depth[id(v.node)] + _communicates(v.node) for v in node.inputs), default=0)
+    inner = _ancestors(graph, [v.node for node in graph.nodes if _communicates(node) for v in node.inputs])
+    return {id(n): depth[id(n)] if id(n) in inner else _FINAL for n in graph.nodes if _communicates(n)}
 
 
-def _bytes(bucket: list[Node]) -> int:
+def _communicates(node: Node) -> bool:
+    return node.op is not None and node.op.communicates
+
+
+def _ancestors(graph: Graph, nodes: Sequence[Node]) -> set[int]:
+    """These nodes and all that they depend on."""
+    found = {id(node) for node in nodes}
+    for node in reversed(graph.nodes):
+        if id(node) in found:
+            found.update(id(v.node) for v in node.inputs)
+    return found
+
+
+def _bytes(bucket: Sequence[Node]) -> int:
     return sum(math.prod(n.specs[0].shape) * dtypes.itemsize(n.specs[0].dtype) for n in bucket)
 
 
-def _build(bucket: Sequence[Node], inputs: Sequence[Sequence[Value]]) -> dict[int, Sequence[Value]]:
-    """The nodes of one bucket; for each member what stands for its output."""
-    order = max(node.order for node in bucket)
-    flat = [value for pair in inputs for value in pair]
-    spec = pack.infer_rule(*[v.spec for v in flat])
-    packed = Node("operator", [spec], pack, flat, order=(*order, 0))
-    reduced = Node("operator", [spec], all_reduce, packed.outputs, order=(*order, 1))
-    parts: dict[int, Sequence[Value]] = {}
-    start = 0
+def _by_weight(bucket: Sequence[Node]) -> list[list[Node]]:
+    """The members grouped by their weights: constants together, since which of them are equal depends on the rank."""
+    groups: dict[tuple[int, int] | None, list[Node]] = {}
     for node in bucket:
-        shape = node.specs[0].shape
-        attrs = {"start": start, "shape": shape}
-        parts[id(node)] = Node("operator", node.specs, unpack, reduced.outputs, attrs, order=(*order, 2)).outputs
-        start += math.prod(shape)
-    return parts
+        weight = node.inputs[1]
+        key = None if weight.node.kind == "constant" else (id(weight.node), weight.slot)
+        groups.setdefault(key, []).append(node)
+    return list(groups.values())
+
+
+def _calls(graph: Graph) -> list[Node]:
+    """The communication that is waited for where it is: in program order as far as one does not need another."""
+    calls: list[Node] = []
+    needs: dict[int, int] = {}  # of each node the calls that lie before it, as a set of bits
+    for node in graph.nodes:
+        needs[id(node)] = 0
+        for value in node.inputs:
+            needs[id(node)] |= needs[id(value.node)]
+        if _communicates(node) and node.op not in (all_reduce_start, all_reduce_wait):
+            calls.append(node)
+            needs[id(node)] |= 1 << len(calls) - 1
+    ordered: list[Node] = []
+    done = 0
+    waiting = [(node.order, number) for number, node in enumerate(calls)]
+    while waiting:
+        place = next(p for p in sorted(waiting) if not needs[id(calls[p[1]])] & ~(done | 1 << p[1]))
+        waiting.remove(place)
+        ordered.append(calls[place[1]])
+        done |= 1 << place[1]
+    return ordered
+
+
+def _in_order(graph: Graph, chains: Sequence[Sequence[Node]], orders: dict[int, tuple[int, ...]]) -> Graph:
+    """The graph with fences that keep the nodes of each chain in order, and with these places in the program."""
+    before = {id(b): a for chain in chains for a, b in itertools.pairwise(chain)}
+    new: dict[int, Node] = {}
+    pending = graph.nodes
+    while pending:
+        waiting = []
+        for node in pending:
+            needed = [v.node for v in node.inputs] + ([before[id(node)]] if id(node) in before else [])
+            if any(id(n) not in new for n in needed):
+                waiting.append(node)
+                continue
+            inputs = [Value(new[id(v.node)], v.slot) for v in node.inputs]
+            order = orders.get(id(node), node.order)
+            if id(node) in before and inputs:
+                behind = [inputs[0], *new[id(before[id(node)])].outputs]
+                inputs[0] = Node("operator", [inputs[0].spec], fence, behind, order=order).outputs[0]
+            same = order == node.order and all(a == b for a, b in zip(inputs, node.inputs, strict=True))
+            new[id(node)] = (
+                node if same else Node(node.kind, node.specs, node.op, inputs, node.attrs, node.source, order)
+            )
+        pending = waiting
+
+    def renewed(value: Value) -> Value:
+        return Value(new[id(value.node)], value.slot)
+
+    updates = {variable: renewed(value) for variable, value in graph.updates.items()}
+    return Graph([new[id(n)] for n in graph.inputs], [renewed(v) for v in graph.outputs], updates)

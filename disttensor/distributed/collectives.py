@@ -17,6 +17,7 @@ import numpy as np
 from disttensor import config, dtypes
 from disttensor.context import Shard, Spec, state
 from disttensor.distributed import world
+from disttensor.distributed.weights import scale_into
 from disttensor.errors import TracingError
 from disttensor.ops.arithmetic import equal
 from disttensor.ops.core import cast
@@ -28,7 +29,7 @@ from disttensor.tensor import Tensor, convert_to_tensor
 @operator(communicates=True)
 def weighted_sum_of_ranks(out: np.ndarray, x: np.ndarray, weight: np.ndarray) -> None:
     """Σᵣ weightᵣ·xᵣ over all ranks; a rank of weight 0 adds nothing, whatever its x holds."""
-    scale_into(out, x, weight)
+    scale_into(out, x, float(weight))
     world.data_group().all_reduce(out)
 
 
@@ -40,18 +41,6 @@ def _(x: Spec, weight: Spec) -> Spec:
 @weighted_sum_of_ranks.gradient
 def _(ctx: Any, g: Tensor) -> Any:
     return apply(weighted_sum_of_ranks, [g, ctx.inputs[1]], {}), None
-
-
-def scale_into(out: np.ndarray, x: np.ndarray, weight: np.ndarray) -> None:
-    """``out = weight * x``, rounded to out's dtype; zeros if the weight is 0, also for infinities and NaN."""
-    if weight == 0:
-        out[...] = 0
-    elif weight == 1:
-        np.copyto(out, x)
-    elif x.dtype.itemsize == 2:
-        np.copyto(out, x.astype(np.float32) * np.float32(weight), casting="unsafe")
-    else:
-        np.multiply(x, x.dtype.type(weight), out=out)
 
 
 def parts() -> int:

@@ -27,6 +27,7 @@ from disttensor.distributed.checks import (
     share_of,
     to_json,
 )
+from disttensor.distributed.weights import Weights, check_weights, scale
 from disttensor.tensor import aligned_empty
 
 
@@ -94,7 +95,9 @@ class Communicator(Protocol):
     nodes: int
     hosts: tuple[str, ...]
 
-    def all_reduce(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> np.ndarray:
+    def all_reduce(
+        self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None, weights: Weights | None = None
+    ) -> np.ndarray:
         """Combine the ranks' arrays element by element; every rank gets the result.
 
         Parameters
@@ -106,6 +109,11 @@ class Communicator(Protocol):
             rounded once. Which operand "max" and "min" keep when one is NaN depends on the MPI library.
         out : ndarray of the shape and dtype of `array`, optional
             Receives the result; `array` is then only read.
+        weights : sequence of (int, float), optional
+            This rank's weights in the sum of a contiguous array of floating-point or complex numbers (1 in that of
+            others): for so many elements in a row this factor, then for the next, for at most `MAX_RUNS` such runs,
+            whose lengths are the same on all ranks. Products are rounded before they are added. An element of
+            weight 0 counts as 0 whatever it holds.
 
         Returns
         -------
@@ -121,7 +129,9 @@ class Communicator(Protocol):
         """
         ...
 
-    def all_reduce_async(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> Handle:
+    def all_reduce_async(
+        self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None, weights: Weights | None = None
+    ) -> Handle:
         """Start `all_reduce`; the handle's `wait` returns the result.
 
         `wait` is collective, too: it may need the others to wait for, or test, the same handle.
@@ -298,15 +308,20 @@ class SerialCommunicator:
     def __init__(self) -> None:
         self.hosts: tuple[str, ...] = (platform.node(),)
 
-    def all_reduce(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> np.ndarray:
-        """`array`, copied to `out` if that is given; see `Communicator.all_reduce`."""
+    def all_reduce(
+        self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None, weights: Weights | None = None
+    ) -> np.ndarray:
+        """`array`, copied to `out` if that is given, and weighted; see `Communicator.all_reduce`."""
         check_reduction("all_reduce", array, op, self.rank)
         target = check_target("all_reduce", array if out is None else out, array.shape, array.dtype, self.rank)
-        return _copied(array, target)
+        check_weights("all_reduce", target, op, weights, self.rank)
+        return scale(_copied(array, target), weights)
 
-    def all_reduce_async(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> Handle:
+    def all_reduce_async(
+        self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None, weights: Weights | None = None
+    ) -> Handle:
         """`all_reduce`, complete at once."""
-        return Handle(self.all_reduce(array, op, out))
+        return Handle(self.all_reduce(array, op, out, weights))
 
     def shared_empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
         """An array like any other."""

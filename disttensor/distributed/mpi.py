@@ -34,6 +34,7 @@ from disttensor.distributed.communicator import Handle
 from disttensor.distributed.environment import Launcher
 from disttensor.distributed.node_memory import NodeMemory
 from disttensor.distributed.shared_reduce import SharedReducer
+from disttensor.distributed.weights import Weights, check_weights, scale
 from disttensor.errors import DistributedError
 from disttensor.tensor import aligned_empty
 
@@ -162,27 +163,48 @@ class MPICommunicator:
         self._places = [[firsts.index(fact[1]), fact[3]] for fact in facts]
         self.core_counts = tuple(fact[4] for fact in facts)
 
-    def all_reduce(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> np.ndarray:
+    def all_reduce(
+        self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None, weights: Weights | None = None
+    ) -> np.ndarray:
         """See `Communicator.all_reduce`."""
-        check_reduction("all_reduce", array, op, self.rank)
-        target = check_target("all_reduce", array if out is None else out, array.shape, array.dtype, self.rank)
+        target = self._target(array, op, out, weights)
         if (reducer := self._reducer(array)) is not None:
             send, receive = _flat_pair(array, target)
-            self._call("all_reduce", array, reducer.all_reduce, send, receive, op)
+            self._call("all_reduce", array, reducer.all_reduce, send, receive, op, weights)
             return _land(receive, target)
+        if weights is not None:
+            array = _weighted(array, target, weights)
         send, receive = self._reduction_buffers(array, target)
         self._call("all_reduce", array, self.mpi.Allreduce, send, receive, self._op(array, op))
         return _land(receive, target)
 
-    def all_reduce_async(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> Handle:
+    def all_reduce_async(
+        self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None, weights: Weights | None = None
+    ) -> Handle:
         """See `Communicator.all_reduce_async`."""
-        check_reduction("all_reduce", array, op, self.rank)
-        target = check_target("all_reduce", array if out is None else out, array.shape, array.dtype, self.rank)
+        target = self._target(array, op, out, weights)
         if (reducer := self._reducer(array)) is not None:
-            return self._started(reducer, array, target, op)
+            send, receive = _flat_pair(array, target)
+            operation = self._call("all_reduce", array, reducer.start, send, receive, op, weights)
+            number = self._count
+
+            def wait() -> None:
+                self._call("all_reduce", array, reducer.finish, operation, number=number)
+                _land(receive, target)
+
+            return Handle(target, wait, lambda: reducer.test(operation))
+        if weights is not None:
+            array = _weighted(array, target, weights)
         send, receive = self._reduction_buffers(array, target)
         request = self._call("all_reduce", array, self.mpi.Iallreduce, send, receive, self._op(array, op))
         return self._handle("all_reduce", request, receive, target, send)
+
+    def _target(self, array: np.ndarray, op: str, out: np.ndarray | None, weights: Weights | None) -> np.ndarray:
+        """Check the arguments of an all-reduce; the array that receives its result."""
+        check_reduction("all_reduce", array, op, self.rank)
+        target = check_target("all_reduce", array if out is None else out, array.shape, array.dtype, self.rank)
+        check_weights("all_reduce", target, op, weights, self.rank)
+        return target
 
     def shared_empty(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
         """See `Communicator.shared_empty`."""
@@ -199,17 +221,6 @@ class MPICommunicator:
         reducer = self._choice.reducer
         takes = reducer is not None and array.nbytes >= self._choice.threshold and reducer.takes(array.dtype)
         return reducer if takes else None
-
-    def _started(self, reducer: SharedReducer, array: np.ndarray, target: np.ndarray, op: str) -> Handle:
-        send, receive = _flat_pair(array, target)
-        operation = self._call("all_reduce", array, reducer.start, send, receive, op)
-        number = self._count
-
-        def wait() -> None:
-            self._call("all_reduce", array, reducer.finish, operation, number=number)
-            _land(receive, target)
-
-        return Handle(target, wait, lambda: reducer.test(operation))
 
     def reduce_scatter(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> np.ndarray:
         """See `Communicator.reduce_scatter`."""
@@ -383,6 +394,13 @@ def _flat_pair(array: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.nd
         receive = np.empty(target.size, target.dtype)
     send = np.ascontiguousarray(array).reshape(-1)
     return send.copy() if np.may_share_memory(send, receive) else send, receive
+
+
+def _weighted(array: np.ndarray, target: np.ndarray, weights: Weights) -> np.ndarray:
+    """The weighted array, in the memory of `target`."""
+    if target is not array:
+        np.copyto(target, array)
+    return scale(target, weights)
 
 
 def _numbers(array: np.ndarray) -> np.ndarray:

@@ -9,15 +9,16 @@ With several hosts each part is combined within the host, then by its owners on 
 written to all arrays of the host: every rank takes its share of the network's work (a hierarchical all-reduce, as in
 Jia et al., "Highly Scalable Deep Learning Training System with Mixed-Precision", 2018).
 
-What a rank has to say in advance it writes in a line of memory, its *notice*: what it calls, how long its array is, and
-where it lies. Counters say how many operations each rank has entered, and of how many it has combined its part. Ranks
-that called different things see it in the notices, and all raise.
+What a rank has to say in advance it writes in a line of memory, its *notice*: what it calls, how long its array is,
+where it lies, and its weights. Counters say how many operations each rank has entered, and of how many it has combined
+its part. Ranks that called different things see it in the notices, and all raise.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ import numpy as np
 from disttensor import config, dtypes
 from disttensor.distributed.checks import REDUCTIONS
 from disttensor.distributed.node_memory import NodeMemory
+from disttensor.distributed.weights import Weights
 from disttensor.errors import DistributedError
 from disttensor.kernels import blas, shared_memory
 
@@ -38,6 +40,9 @@ _PIECE_BETWEEN_HOSTS = 1 << 22
 _NAPS = 500  # at most 0.1 s of sleep before Python sees to signals
 _SPLIT = 1 << 20  # a part of so many bytes is combined by another thread
 
+_FIRST_WEIGHT = 4  # word of a notice
+_ALL = (-1,)  # one run of all elements, without weights
+
 _BOUND = 256  # combinations that are kept ready to be called
 
 _NAMES = {dtypes.to_numpy(name): name for name in dtypes.ALL}
@@ -46,17 +51,23 @@ _KINDS = [(op, name) for op in REDUCTIONS for name in dtypes.ALL]
 _CODES = {kind: code for code, kind in enumerate(_KINDS)}
 
 
+Run = tuple[int, int, tuple[float, ...]]
+"""Where a run begins and ends, and each local rank's weight for it."""
+
+
 class Operation:
     """An all-reduce that this rank has entered, not yet complete."""
 
-    __slots__ = ("array", "kind", "number", "offset", "offsets", "out", "request")
+    __slots__ = ("array", "kind", "number", "offsets", "out", "request", "runs")
 
-    def __init__(self, number: int, array: np.ndarray, out: np.ndarray, kind: tuple[str, str], offset: int) -> None:
+    def __init__(
+        self, number: int, array: np.ndarray, out: np.ndarray, kind: tuple[str, str], runs: Sequence[int]
+    ) -> None:
         self.number = number
         self.array = array
         self.out = out
         self.kind = kind
-        self.offset = offset
+        self.runs = runs
         self.offsets: list[int] | None = None
         self.request: Any = None
 
@@ -123,10 +134,9 @@ class SharedReducer:
         self._bases = [self._memory.addresses[segment] for segment in self._segments]
         blocks = [base + int(starts[r]) for base, r in zip(self._bases, self._local, strict=True)]
         self._counters = [_pointers([start + i * _LINE for start in blocks]) for i in range(_COUNTERS)]
-        self._notices = [
-            [(ctypes.c_int64 * 8).from_address(start + (_COUNTERS + i) * _LINE) for i in range(_NOTICES)]
-            for start in blocks
-        ]
+        places = [[start + (_COUNTERS + i) * _LINE for i in range(_NOTICES)] for start in blocks]
+        self._notices = [[(ctypes.c_int64 * 8).from_address(place) for place in row] for row in places]
+        self._weights = [[(ctypes.c_double * 8).from_address(place) for place in row] for row in places]
         self._staging = [[start + head + i * self._piece for start in blocks] for i in (0, 1)]
         self._meet = shared_memory.meet()
         return True
@@ -135,29 +145,36 @@ class SharedReducer:
         """Whether arrays of this dtype can be combined here."""
         return self._halves or _NAMES[dtype] not in ("float16", "bfloat16")
 
-    def start(self, array: np.ndarray, out: np.ndarray, op: str) -> Operation:
+    def start(self, array: np.ndarray, out: np.ndarray, op: str, weights: Weights | None = None) -> Operation:
         """Enter an all-reduce of `array` into `out`, flat and contiguous, the same or without common memory.
 
         Operations are completed in the order in which they were entered.
         """
-        operation = self._enter(array, out, op)
+        operation = self._enter(array, out, op, weights)
         self._wait_for(0, self._entered, 0, 0)
         return operation
 
-    def all_reduce(self, array: np.ndarray, out: np.ndarray, op: str) -> None:
+    def all_reduce(self, array: np.ndarray, out: np.ndarray, op: str, weights: Weights | None = None) -> None:
         """`start` and `finish`."""
-        self.finish(self._enter(array, out, op))
+        self.finish(self._enter(array, out, op, weights))
 
-    def _enter(self, array: np.ndarray, out: np.ndarray, op: str) -> Operation:
+    def _enter(self, array: np.ndarray, out: np.ndarray, op: str, weights: Weights | None) -> Operation:
         """Write the notice; others see it when the counter is moved."""
         if len(self._queue) == _NOTICES - 1:
             self.finish(self._queue[0])
         self._entered += 1
         kind = (op, _NAMES[array.dtype])
         offset = self._memory.offset(array) if array is out else -1
-        operation = Operation(self._entered, array, out, kind, offset)
-        notice = self._notices[self._me][self._entered % _NOTICES]
-        notice[0], notice[1], notice[2] = _CODES[kind], array.nbytes, offset
+        runs = _ALL if weights is None else [count for count, _ in weights]
+        operation = Operation(self._entered, array, out, kind, runs)
+        place = self._entered % _NOTICES
+        notice, factors = self._notices[self._me][place], self._weights[self._me][place]
+        notice[0], notice[1], notice[2], notice[3] = _CODES[kind], array.nbytes, offset, hash(tuple(runs))
+        if weights is None:
+            factors[_FIRST_WEIGHT] = 1.0
+        else:
+            for i, (_, weight) in enumerate(weights, _FIRST_WEIGHT):
+                factors[i] = weight
         self._queue.append(operation)
         return operation
 
@@ -204,7 +221,7 @@ class SharedReducer:
         notices = [notices[operation.number % _NOTICES] for notices in self._notices]
         mine = notices[self._me]
         for r, notice in zip(self._local, notices, strict=True):
-            if notice[0] != mine[0] or notice[1] != mine[1]:
+            if notice[0] != mine[0] or notice[1] != mine[1] or notice[3] != mine[3]:
                 self._queue.remove(operation)
                 self._wait_for(1, operation.number, 0, 0)
                 raise DistributedError(
@@ -213,17 +230,31 @@ class SharedReducer:
                 )
         return [notice[2] for notice in notices]
 
+    def _weighted_runs(self, operation: Operation) -> list[Run]:
+        """The runs of the array: where each begins and ends, and each local rank's weight for it."""
+        if operation.runs is _ALL and operation.kind[0] != "sum":
+            return [(0, operation.array.size, _ones(len(self._local)))]
+        weights = [factors[operation.number % _NOTICES] for factors in self._weights]
+        if len(operation.runs) == 1:
+            return [(0, operation.array.size, tuple(w[_FIRST_WEIGHT] for w in weights))]
+        ends = list(itertools.accumulate(operation.runs))
+        return [
+            (end - count, end, tuple(w[i] for w in weights))
+            for i, (count, end) in enumerate(zip(operation.runs, ends, strict=True), _FIRST_WEIGHT)
+        ]
+
     # --- arrays that lie in shared memory
 
     def _combine_in_place(self, operation: Operation, offsets: list[int], naps: int) -> None:
-        key = operation.kind, operation.array.size, *offsets
+        runs = self._weighted_runs(operation)
+        key = operation.kind, operation.array.size, *offsets, *runs
         combine = self._bound.get(key)
         if combine is None:
             arrays = [base + offset for base, offset in zip(self._bases, offsets, strict=True)]
             targets = arrays if self._across is None else arrays[self._me : self._me + 1]
             if len(self._bound) == _BOUND:
                 self._bound.clear()
-            combine = self._bound[key] = self._bind(operation.kind, arrays, targets, *self._part(operation.array))
+            combine = self._bound[key] = self._bind(operation.kind, arrays, targets, *self._part(operation.array), runs)
         combine()
         if self._across is not None:
             part = operation.array[slice(*self._part(operation.array))]
@@ -259,14 +290,18 @@ class SharedReducer:
         size = operation.array.itemsize
         length = self._piece // size
         array, out = _address(operation.array), _address(operation.out)
+        runs = self._weighted_runs(operation)
         for start in range(0, operation.array.size, length):
             count, skip = min(length, operation.array.size - start), start * size
             arrays = [
                 base + offset + skip if offset >= 0 else -1 for base, offset in zip(self._bases, offsets, strict=True)
             ]
-            self._pass_piece(operation, count, array + skip, out + skip, arrays)
+            within = [(first - start, last - start, weights) for first, last, weights in runs]
+            self._pass_piece(operation, count, array + skip, out + skip, arrays, within)
 
-    def _pass_piece(self, operation: Operation, count: int, array: int, out: int, arrays: list[int]) -> None:
+    def _pass_piece(
+        self, operation: Operation, count: int, array: int, out: int, arrays: list[int], runs: Sequence[Run]
+    ) -> None:
         """Combine one piece, which begins at these addresses; `arrays` has -1 for a rank whose array is not shared.
 
         Each rank puts what others own into its staging area, combines its own part there and in `out`, and takes the
@@ -286,9 +321,9 @@ class SharedReducer:
         sources[self._me] = array
         targets = [staging[self._me], out]
         if self._across is None:
-            self._bind(operation.kind, sources, targets, start, stop)()
+            self._bind(operation.kind, sources, targets, start, stop, runs)()
         else:
-            self._bind(operation.kind, sources, targets[:1], start, stop)()
+            self._bind(operation.kind, sources, targets[:1], start, stop, runs)()
             place = (ctypes.c_uint8 * (count * size)).from_address(staging[self._me])
             self._between_hosts(operation, np.frombuffer(memoryview(place), operation.array.dtype)[start:stop], 1)
             ctypes.memmove(out + start * size, staging[self._me] + start * size, (stop - start) * size)
@@ -303,19 +338,21 @@ class SharedReducer:
         return _part(array.size, array.itemsize, self._me, self._owners)
 
     def _bind(
-        self, kind: tuple[str, str], sources: Sequence[int], targets: Sequence[int], start: int, stop: int
+        self,
+        kind: tuple[str, str],
+        sources: Sequence[int],
+        targets: Sequence[int],
+        start: int,
+        stop: int,
+        runs: Sequence[Run],
     ) -> Callable[[], Any]:
         """The combination of a part, as a function without arguments."""
-        op, dtype = kind
-        if dtype in _REAL:
-            dtype, start, stop = _REAL[dtype], 2 * start, 2 * stop
-        function = shared_memory.combine(dtype, op, len(sources), len(targets))
-        pointers = _pointers(sources), _pointers(targets)
-        threads = min(config.threads(), (stop - start) * dtypes.itemsize(dtype) // _SPLIT)
-        if threads <= 1:
-            return functools.partial(function, *pointers, start, stop)
-        cuts = [start + (stop - start) * i // threads for i in range(threads + 1)]
-        return functools.partial(blas.for_each, lambda i: function(*pointers, cuts[i], cuts[i + 1]), range(threads))
+        calls = [
+            _bind_run(kind, sources, targets, max(start, first), min(stop, last), weights)
+            for first, last, weights in runs
+            if max(start, first) < min(stop, last)
+        ]
+        return calls[0] if len(calls) == 1 else lambda: [call() for call in calls]
 
     def _wait_for(self, counter: int, value: int, goal: int, naps: int) -> bool:
         counters = self._counters[counter]
@@ -324,6 +361,43 @@ class SharedReducer:
     def _wait_long(self, counter: int, value: int) -> None:
         while not self._wait_for(counter, value, value, _NAPS):
             pass
+
+
+def _bind_run(
+    kind: tuple[str, str],
+    sources: Sequence[int],
+    targets: Sequence[int],
+    start: int,
+    stop: int,
+    weights: Sequence[float],
+) -> Callable[[], Any]:
+    op, dtype = kind
+    if dtype in _REAL:
+        dtype, start, stop = _REAL[dtype], 2 * start, 2 * stop
+    size = dtypes.itemsize(dtype)
+    pointers: list[Any]
+    function: Any
+    if all(weight == 1 for weight in weights):
+        function = shared_memory.combine(dtype, op, len(sources), len(targets))
+        pointers = [_pointers(sources), _pointers(targets)]
+    else:
+        # A rank of weight 0 adds nothing, whatever its array holds.
+        kept = [(source, weight) for source, weight in zip(sources, weights, strict=True) if weight != 0]
+        if not kept:
+            return lambda: [ctypes.memset(target + start * size, 0, (stop - start) * size) for target in targets]
+        function = shared_memory.weighted_sum(dtype, len(kept), len(targets))
+        factors = (ctypes.c_double * len(kept))(*[weight for _, weight in kept])
+        pointers = [_pointers([source for source, _ in kept]), _pointers(targets), factors]
+    threads = min(config.threads(), (stop - start) * size // _SPLIT)
+    if threads <= 1:
+        return functools.partial(function, *pointers, start, stop)
+    cuts = [start + (stop - start) * i // threads for i in range(threads + 1)]
+    return functools.partial(blas.for_each, lambda i: function(*pointers, cuts[i], cuts[i + 1]), range(threads))
+
+
+@functools.cache
+def _ones(count: int) -> tuple[float, ...]:
+    return (1.0,) * count
 
 
 @functools.cache

@@ -13,6 +13,7 @@ shard's intermediate results are not kept from round to round.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,16 +23,32 @@ import numpy as np
 from disttensor import config, dtypes, tree
 from disttensor.context import Spec, state
 from disttensor.distributed import world
-from disttensor.distributed.allreduce_pass import pack, unpack
+from disttensor.distributed.buckets import unpack
 from disttensor.distributed.collectives import sync_mean, weighted_sum_of_ranks
 from disttensor.distributed.summation_tree import TreeSum, sum_over_ranks
+from disttensor.distributed.weights import scale_into
 from disttensor.errors import ShapeError, TracingError
 from disttensor.graph import Graph, Node, Plan, Value, trace
 from disttensor.graph.function import Call, assembler
 from disttensor.graph.passes import optimize
 from disttensor.graph.tracing import Traced
 from disttensor.kernels import denormals
+from disttensor.ops.registry import Example, operator
 from disttensor.tensor import Tensor
+
+
+@operator(examples=[Example((2, 3), np.array(0.5), (4,), np.array(1.0)), Example((0,), np.array(1.0))])
+def pack(out: np.ndarray, *values_and_weights: np.ndarray) -> None:
+    """The values x₁, w₁, x₂, w₂, …: each wᵢ·xᵢ flattened, one after the other."""
+    start = 0
+    for x, weight in zip(values_and_weights[::2], values_and_weights[1::2], strict=True):
+        scale_into(out[start : start + x.size].reshape(x.shape), x, float(weight))
+        start += x.size
+
+
+@pack.infer
+def _(*values_and_weights: Spec) -> Spec:
+    return Spec((sum(math.prod(s.shape) for s in values_and_weights[::2]),), values_and_weights[0].dtype)
 
 
 @dataclass

@@ -268,6 +268,9 @@ def broadcast_variables(variables: Iterable[Variable]) -> None:
     group = communicator()
     if group.size == 1:
         return
+    from disttensor.distributed import background
+
+    background.open_channel(data_group())  # here, since all ranks are
     for variable in variables:
         (group if variable.partition is None else data_group()).broadcast(variable.memory)
         variable.touch()

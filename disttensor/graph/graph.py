@@ -38,7 +38,9 @@ class Node:
     source : numpy array, Variable or None
         Of a constant its array, of a variable the variable.
     order : tuple of int
-        Where the node stands in program order; nodes run in this order as far as their inputs allow.
+        Where the node stands in program order; nodes run in this order as far as their inputs allow. If there are more
+        than two numbers, the first two are the *section*: what nodes of another section wait for is not held up by
+        being fused with what comes later.
     """
 
     __slots__ = ("attrs", "inputs", "kind", "op", "order", "source", "specs")
@@ -65,6 +67,11 @@ class Node:
     def name(self) -> str:
         """The operator's name, or the kind of leaf."""
         return self.op.name if self.op is not None else self.kind
+
+    @property
+    def section(self) -> tuple[int, ...]:
+        """The part of the program that the node belongs to; empty if the program has no parts."""
+        return self.order[:2] if len(self.order) > 2 else ()
 
     @property
     def outputs(self) -> tuple[Value, ...]:

@@ -2,7 +2,8 @@
 
 Everything that can be settled beforehand is: the order, the place of every intermediate in one arena, which results
 are views of others, which elementwise results may overwrite an operand, and which may be written straight into a
-variable. A run copies the inputs in, calls the kernels, and copies the outputs out.
+variable or into their part of a larger result. A run copies the inputs in, calls the kernels, and copies the outputs
+out.
 """
 
 from __future__ import annotations
@@ -37,12 +38,25 @@ def _nbytes(spec: Spec) -> int:
 
 @dataclass
 class _Layout:
-    """Where values live: `root` says whose memory a value is part of; `alias` which operand's memory it takes over."""
+    """Where values live.
+
+    Attributes
+    ----------
+    root : dict
+        Whose memory a value is part of.
+    into_variable : dict
+        Which results are computed in the memory of a variable,
+    into_result : dict
+        and which in a part of a later node's result (the node, and which of its inputs).
+    reuse : dict
+        Which operand's memory a result takes over.
+    """
 
     nodes: list[Node]
     root: dict[Key, Key]
     last_use: dict[Key, int]
     into_variable: dict[Key, Variable]
+    into_result: dict[Key, tuple[Node, int]]
     reuse: dict[Key, Key]
 
 
@@ -121,7 +135,7 @@ class Plan:
 
 def _lay_out(graph: Graph) -> _Layout:
     nodes = graph.nodes
-    root = _find_views(nodes)
+    root, dummies = _find_views(nodes)
     position = {id(n): i for i, n in enumerate(nodes)}
     end = len(nodes)
     last_use: dict[Key, int] = {r: position[r[0]] for r in set(root.values())}
@@ -131,12 +145,13 @@ def _lay_out(graph: Graph) -> _Layout:
     for value in (*graph.outputs, *graph.updates.values()):
         last_use[root[_key(value)]] = end
     into_variable = _in_place_updates(graph, root, position)
-    reuse = _in_place_operands(nodes, root, last_use, into_variable, position)
-    return _Layout(nodes, root, last_use, into_variable, reuse)
+    into_result = _parts_of_results(graph, root, dummies, into_variable)
+    reuse = _in_place_operands(nodes, root, last_use, {*into_variable, *into_result}, position)
+    return _Layout(nodes, root, last_use, into_variable, into_result, reuse)
 
 
-def _find_views(nodes: list[Node]) -> dict[Key, Key]:
-    """For each value, the value that owns its memory; found by running the view rules on arrays never written to."""
+def _find_views(nodes: list[Node]) -> tuple[dict[Key, Key], dict[Key, np.ndarray]]:
+    """For each value the one that owns its memory; found by running the view rules on arrays, returned too."""
     root: dict[Key, Key] = {}
     dummies: dict[Key, np.ndarray] = {}
     for node in nodes:
@@ -144,6 +159,8 @@ def _find_views(nodes: list[Node]) -> dict[Key, Key]:
         if node.op is not None and node.op.view_rule is not None:
             found = node.op.view_rule(*[dummies[_key(v)] for v in node.inputs], **node.attrs)
             views = found if found is None or isinstance(found, (tuple, list)) else (found,)
+        if node.op is not None and node.op.in_place:
+            views = (dummies[_key(node.inputs[0])],)
         for i, spec in enumerate(node.specs):
             key = (id(node), i)
             if views is not None:
@@ -155,7 +172,7 @@ def _find_views(nodes: list[Node]) -> dict[Key, Key]:
                 constant = node.kind == "constant"
                 dummies[key] = node.source if constant else np.empty(spec.shape, dtypes.to_numpy(spec.dtype))
                 root[key] = key
-    return root
+    return root, dummies
 
 
 def _is_elementwise(node: Node) -> bool:
@@ -194,11 +211,44 @@ def _in_place_updates(graph: Graph, root: dict[Key, Key], position: dict[int, in
     return found
 
 
+def _parts_of_results(
+    graph: Graph, root: dict[Key, Key], dummies: dict[Key, np.ndarray], into_variable: dict[Key, Variable]
+) -> dict[Key, tuple[Node, int]]:
+    """Which results may be computed where `Operator.destinations_rule` says: those that nothing else reads."""
+    readers: dict[Key, int] = {}
+    for node in graph.nodes:
+        if node.op is not None and root[(id(node), 0)] == (id(node), 0):
+            for value in node.inputs:
+                readers[root[_key(value)]] = readers.get(root[_key(value)], 0) + 1
+    for value in (*graph.outputs, *graph.updates.values()):
+        readers[root[_key(value)]] = readers.get(root[_key(value)], 0) + 1
+    producer = {id(n): n for n in graph.nodes}
+    found: dict[Key, tuple[Node, int]] = {}
+    for node in graph.nodes:
+        if node.op is None or node.op.destinations_rule is None:
+            continue
+        parts = node.op.destinations_rule(dummies[id(node), 0], *[v.spec for v in node.inputs], **node.attrs)
+        for i, (value, part) in enumerate(zip(node.inputs, parts, strict=True)):
+            owner = root[_key(value)]
+            maker = producer[owner[0]]
+            if part is None or maker.op is None or maker.op.allocate_rule is not None or owner in into_variable:
+                continue
+            if readers[owner] == 1 and _is_whole(dummies[_key(value)], dummies[owner]):
+                found[owner] = node, i
+    return found
+
+
+def _is_whole(view: np.ndarray, array: np.ndarray) -> bool:
+    """Whether a view has all elements of an array in their order."""
+    same = view.dtype == array.dtype and view.size == array.size and view.flags.c_contiguous
+    return same and view.ctypes.data == array.ctypes.data
+
+
 def _in_place_operands(
     nodes: list[Node],
     root: dict[Key, Key],
     last_use: dict[Key, int],
-    into_variable: dict[Key, Variable],
+    placed: set[Key],
     position: dict[int, int],
 ) -> dict[Key, Key]:
     """Which elementwise results take over the memory of an operand that nothing reads afterwards."""
@@ -207,7 +257,7 @@ def _in_place_operands(
 
     def overwritable(value: Value, node: Node) -> bool:
         owner = root[_key(value)]
-        if owner != _key(value) or owner[0] in leaves or owner in into_variable:
+        if owner != _key(value) or owner[0] in leaves or owner in placed:
             return False
         # Another operand that is a different view of the same memory would be read after it was overwritten.
         alone = all(root[_key(v)] != owner or _key(v) == owner for v in node.inputs)
@@ -217,7 +267,7 @@ def _in_place_operands(
         free = [v for v in node.inputs if _is_elementwise(node) and overwritable(v, node)]
         for value in node.outputs:
             match = next((v for v in free if v.spec == value.spec), None)
-            if match is not None and _key(value) not in into_variable:
+            if match is not None and _key(value) not in placed:
                 reuse[_key(value)] = _key(match)
                 free = [v for v in free if v != match]
     return reuse
@@ -230,10 +280,11 @@ def _allocate(layout: _Layout) -> tuple[dict[Key, np.ndarray], int]:
     base: dict[Key, Key] = {}
     lives: dict[Key, list[int]] = {}
     specs: dict[Key, Spec] = {}
+    outside = _outside_of_arena(layout)
     for node in layout.nodes:
         for i, spec in enumerate(node.specs):
             key = (id(node), i)
-            if node.kind != "operator" or layout.root[key] != key or key in layout.into_variable:
+            if node.kind != "operator" or layout.root[key] != key or key in outside:
                 continue
             base[key] = base[layout.reuse[key]] if key in layout.reuse else key
             first, last = position[id(node)], min(layout.last_use[key], end)
@@ -258,13 +309,15 @@ def _allocate(layout: _Layout) -> tuple[dict[Key, np.ndarray], int]:
                 arrays[key] = node.source.memory
             elif layout.root[key] != key:
                 continue
-            elif key in layout.into_variable:
-                arrays[key] = layout.into_variable[key].memory
+            elif key in outside:
+                arrays[key] = outside[key]
             else:
                 start = offset_of[base[key]]
                 raw = arena[start : start + _nbytes(spec)]
                 arrays[key] = raw.view(dtypes.to_numpy(spec.dtype)).reshape(spec.shape)
-        if node.op is not None and layout.root[(id(node), 0)] != (id(node), 0):
+        if node.op is not None and node.op.in_place:
+            arrays[id(node), 0] = arrays[_key(node.inputs[0])]
+        elif node.op is not None and layout.root[(id(node), 0)] != (id(node), 0):
             assert node.op.view_rule is not None
             found = node.op.view_rule(*[arrays[_key(v)] for v in node.inputs], **node.attrs)
             views = found if isinstance(found, (tuple, list)) else (found,)
@@ -272,10 +325,27 @@ def _allocate(layout: _Layout) -> tuple[dict[Key, np.ndarray], int]:
     return arrays, total
 
 
+def _outside_of_arena(layout: _Layout) -> dict[Key, np.ndarray]:
+    """The results that lie in a variable, in memory that their operator asked for, or in a part of that."""
+    found = {key: variable.memory for key, variable in layout.into_variable.items()}
+    for node in layout.nodes:
+        if node.op is not None and node.op.allocate_rule is not None:
+            found[id(node), 0] = node.op.allocate_rule(node.specs[0])
+    specs = {(id(n), i): spec for n in layout.nodes for i, spec in enumerate(n.specs)}
+    for key, (node, number) in layout.into_result.items():
+        assert node.op is not None
+        assert node.op.destinations_rule is not None
+        parts = node.op.destinations_rule(found[id(node), 0], *[v.spec for v in node.inputs], **node.attrs)
+        part = parts[number]
+        assert part is not None
+        found[key] = part.reshape(specs[key].shape)
+    return found
+
+
 def _kernel_calls(layout: _Layout, arrays: dict[Key, np.ndarray]) -> list[tuple[Node, Bound]]:
     calls: list[tuple[Node, Bound]] = []
     for node in layout.nodes:
-        if node.op is None or layout.root[(id(node), 0)] != (id(node), 0):
+        if node.op is None or (layout.root[(id(node), 0)] != (id(node), 0) and not node.op.in_place):
             continue
         outs = tuple(arrays[(id(node), i)] for i in range(len(node.specs)))
         several = not isinstance(node.op.infer_rule(*[v.spec for v in node.inputs], **node.attrs), Spec)

@@ -21,6 +21,8 @@ _FIRST_NAP_NS, _LONGEST_NAP_NS = 5_000, 200_000
 _WAIT = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, *[ctypes.c_int64] * 3)
 _COMBINE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
+_WEIGHTED = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+
 
 @functools.cache
 def meet() -> Callable[[Any, int, int, int, int, int], int]:
@@ -50,6 +52,16 @@ def combine(dtype: str, op: str, sources: int, targets: int) -> Callable[[Any, A
         How many there are.
     """
     return _COMBINE(machine.load(_combine_source(dtype, op, sources, targets))["combine"])
+
+
+@functools.cache
+def weighted_sum(dtype: str, sources: int, targets: int) -> Callable[[Any, Any, Any, int, int], None]:
+    """``weighted_sum(sources, targets, weights, start, stop)``: ``targets[t][i] = Σᵣ weights[r]·sources[r][i]``.
+
+    As `combine`. The weights, doubles, are rounded to the dtype (to float32 for those of two bytes), and so is each
+    product before it is added.
+    """
+    return _WEIGHTED(machine.load(_combine_source(dtype, "sum", sources, targets, weighted=True))["combine"])
 
 
 def combines(dtype: str) -> bool:
@@ -148,20 +160,26 @@ class _Body:
         self.lines.append(f"  {text}")
 
 
-def _combine_source(dtype: str, op: str, sources: int, targets: int) -> str:
+def _combine_source(dtype: str, op: str, sources: int, targets: int, weighted: bool = False) -> str:
     memory, kind = _KINDS[dtype]
     head = _pointers("source", sources) + _pointers("target", targets)
+    if weighted:
+        head += _weights(kind, sources)
     body = _Body()
     total = ""
     for r in range(sources):
         address = body.emit(f"getelementptr {memory}, ptr %source{r}, i64 %i")
         value = _widen(body, dtype, body.emit(f"load {memory}, ptr {address}, align {_size(memory)}, {_INDEPENDENT}"))
+        if weighted:
+            product = body.emit(f"fmul {kind} {value}, %weight{r}")
+            value = _widen(body, dtype, _narrow(body, dtype, product))
         total = _merge(body, dtype, op, kind, total, value) if total else value
     total = _narrow(body, dtype, total)
     for t in range(targets):
         address = body.emit(f"getelementptr {memory}, ptr %target{t}, i64 %i")
         body.do(f"store {memory} {total}, ptr {address}, align {_size(memory)}, {_INDEPENDENT}")
-    return _LOOP.format(head="\n".join(head), body="\n".join(body.lines))
+    parameter = "ptr %weights, " if weighted else ""
+    return _LOOP.format(parameter=parameter, head="\n".join(head), body="\n".join(body.lines))
 
 
 def _pointers(name: str, count: int) -> list[str]:
@@ -171,6 +189,19 @@ def _pointers(name: str, count: int) -> list[str]:
             f"  %{name}{i}.at = getelementptr ptr, ptr %{name}s, i64 {i}",
             f"  %{name}{i} = load ptr, ptr %{name}{i}.at",
         ]
+    return lines
+
+
+def _weights(kind: str, count: int) -> list[str]:
+    lines = []
+    for r in range(count):
+        name = f"%weight{r}" if kind == "double" else f"%wide{r}"
+        lines += [
+            f"  %weight{r}.at = getelementptr double, ptr %weights, i64 {r}",
+            f"  {name} = load double, ptr %weight{r}.at",
+        ]
+        if kind != "double":
+            lines.append(f"  %weight{r} = fptrunc double %wide{r} to {kind}")
     return lines
 
 
@@ -220,7 +251,7 @@ def _size(memory: str) -> int:
 _INDEPENDENT = "!llvm.access.group !0"
 
 _LOOP = """
-define void @combine(ptr %sources, ptr %targets, i64 %start, i64 %stop) nounwind {{
+define void @combine(ptr %sources, ptr %targets, {parameter}i64 %start, i64 %stop) nounwind {{
 entry:
 {head}
   %some = icmp slt i64 %start, %stop

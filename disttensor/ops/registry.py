@@ -115,6 +115,13 @@ class Operator:
         For which kinds of dtypes it is defined: "float", "complex", "int", "bool".
     communicates : bool
         Whether ranks exchange data in it; such an operator is never folded.
+    in_place : bool
+        Whether a plan gives the result the memory of the first input, which nothing may read afterwards.
+    allocate_rule : callable or None
+        ``allocate_rule(spec)`` gives the memory in which a plan puts the result; None: in its arena.
+    destinations_rule : callable or None
+        ``destinations_rule(out, *specs, **attrs)`` gives for each input the part of the result in which a plan may have
+        it computed, or None.
     """
 
     name: str
@@ -131,6 +138,9 @@ class Operator:
     domain: tuple[tuple[float, float], ...] = ((-2.0, 2.0),)
     dtypes: tuple[str, ...] = ("float",)
     communicates: bool = False
+    in_place: bool = False
+    allocate_rule: Callable[[Spec], np.ndarray] | None = None
+    destinations_rule: Callable[..., Sequence[np.ndarray | None]] | None = None
 
     def __post_init__(self) -> None:
         if self.name in OPERATORS:
@@ -160,6 +170,16 @@ class Operator:
         self.bind_rule = rule
         return rule
 
+    def allocate(self, rule: Callable[[Spec], np.ndarray]) -> Callable[[Spec], np.ndarray]:
+        """Decorator: where a plan puts the result."""
+        self.allocate_rule = rule
+        return rule
+
+    def destinations(self, rule: Callable[..., Any]) -> Callable[..., Any]:
+        """Decorator: which parts of the result are the inputs, unchanged."""
+        self.destinations_rule = rule
+        return rule
+
     @property
     def arity(self) -> int:
         """How many inputs, if the number is fixed (elementwise operators)."""
@@ -186,6 +206,7 @@ def operator(
     domain: tuple[tuple[float, float], ...] = ((-2.0, 2.0),),
     kinds: tuple[str, ...] = ("float",),
     communicates: bool = False,
+    in_place: bool = False,
 ) -> Callable[[Callable[..., None]], Operator]:
     """Declare an operator by its kernel; add rules with ``@name.infer``, ``@name.gradient`` and ``@name.view``."""
 
@@ -196,7 +217,7 @@ def operator(
         parameters = list(inspect.signature(kernel).parameters.values())[1:]
         return Operator(
             kernel.__name__, kernel, inspect.getdoc(kernel) or "", missing, signature=inspect.Signature(parameters),
-            examples=examples, domain=domain, dtypes=kinds, communicates=communicates,
+            examples=examples, domain=domain, dtypes=kinds, communicates=communicates, in_place=in_place,
         )  # fmt: skip
 
     return declare

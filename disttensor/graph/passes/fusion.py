@@ -5,8 +5,8 @@ into one `disttensor.kernels.loop.Loop`. A value that only the group uses never 
 with the bits of the operator alone is fused: primitives that are exact in IEEE 754, and the functions whose definition
 is in `disttensor.kernels.elementary`. So the results do not change.
 
-Operators join a group greedily, in program order, when they have its shape and no path leads from the group through
-another operator back into it (the graph must stay acyclic).
+Operators join a group greedily, in program order, when they have its shape and section, and no path leads from the
+group through another operator back into it (the graph must stay acyclic).
 """
 
 from __future__ import annotations
@@ -168,6 +168,8 @@ class _Grouping:
 
     def _fit(self, a: _Group, b: _Group) -> bool:
         if a.shape != b.shape or a.steps + b.steps > MAX_STEPS:
+            return False
+        if a.members[0].section != b.members[0].section:
             return False
         if a.columns is not None and b.columns is not None and a.columns != b.columns:
             return False

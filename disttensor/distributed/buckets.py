@@ -1,0 +1,172 @@
+"""Buckets: many values that ranks sum, in one piece of memory and one message.
+
+A bucket is the result of `all_reduce` or `all_reduce_start`, and lies in memory that the ranks of a host share, where
+there is any. A plan lets its members be computed there (`Operator.destinations_rule`), so that nothing is copied. A
+member as long as a line of the cache begins at one. Members with equal weights lie together in a *run*, and each rank's
+weight for a run is a factor in the sum itself.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from disttensor import dtypes
+from disttensor.context import Shape, Spec
+from disttensor.distributed import background, world
+from disttensor.distributed.communicator import Handle
+from disttensor.distributed.weights import MAX_RUNS, Weights, scale_into
+from disttensor.ops.registry import Example, operator
+
+__all__ = ["MAX_RUNS", "all_reduce", "all_reduce_start", "all_reduce_wait", "layout", "unpack"]
+
+_LINE = 64
+
+# By the address of the bucket. A plan's buckets are its own, and it is run by one thread at a time.
+_under_way: dict[int, Handle] = {}
+
+
+def layout(shapes: Sequence[Shape], dtype: str) -> tuple[tuple[int, ...], int]:
+    """Where each of these arrays begins in a flat buffer, and the buffer's length, in elements.
+
+    Examples
+    --------
+    >>> layout([(3,), (), (4, 5)], "float32")
+    ((0, 3, 16), 36)
+    """
+    per_line = max(_LINE // dtypes.itemsize(dtype), 1)
+    starts, end = [], 0
+    for size in map(math.prod, shapes):
+        starts.append(end if size < per_line else -(-end // per_line) * per_line)
+        end = starts[-1] + size
+    return tuple(starts), end
+
+
+@operator(communicates=True)
+def all_reduce(
+    out: np.ndarray, *arrays: np.ndarray, starts: tuple[int, ...], runs: tuple[int, ...], factors: tuple[float, ...]
+) -> None:
+    """The sum over ranks of a bucket: Σᵣ wᵣ·fᵣ·xᵣ for each member.
+
+    Parameters
+    ----------
+    *arrays : ndarray
+        The members, and a weight for each run.
+    starts : tuple of int
+        Where each member begins.
+    runs : tuple of int
+        How many elements each run has.
+    factors : tuple of float
+        By which each member is multiplied first.
+    """
+    _prepared(out, arrays, starts, runs, factors, _sum)()
+
+
+@operator(communicates=True)
+def all_reduce_start(
+    out: np.ndarray, *arrays: np.ndarray, starts: tuple[int, ...], runs: tuple[int, ...], factors: tuple[float, ...]
+) -> None:
+    """Begin `all_reduce`; the result is for `all_reduce_wait` alone."""
+    _prepared(out, arrays, starts, runs, factors, _start)()
+
+
+def _sum(out: np.ndarray, weights: Weights) -> None:
+    world.data_group().all_reduce(out, weights=weights)
+
+
+def _start(out: np.ndarray, weights: Weights) -> None:
+    _under_way[_address(out)] = background.start(out, weights)
+
+
+def _prepared(
+    out: np.ndarray,
+    arrays: Sequence[np.ndarray],
+    starts: Sequence[int],
+    runs: Sequence[int],
+    factors: Sequence[float],
+    send: Callable[[np.ndarray, Weights], None],
+) -> Callable[[], None]:
+    """A function that brings members to their places, where they are not there yet, and sends the bucket."""
+    members, weights = arrays[: len(starts)], arrays[len(starts) :]
+    places = [(_part(out, start, x.shape), x, f) for start, x, f in zip(starts, members, factors, strict=True)]
+    copies = [(place, x, f) for place, x, f in places if x.size and _address(place) != _address(x)]
+
+    def call() -> None:
+        for place, x, factor in copies:
+            scale_into(place, x, factor)
+        send(out, [(count, float(weight)) for count, weight in zip(runs, weights, strict=True)])
+
+    return call
+
+
+for _sender, _send in (all_reduce, _sum), (all_reduce_start, _start):
+
+    @_sender.infer
+    def _(*specs: Spec, runs: tuple[int, ...], **attrs: Any) -> Spec:
+        return Spec((sum(runs),), specs[0].dtype)
+
+    @_sender.allocate
+    def _(spec: Spec) -> np.ndarray:
+        array = world.data_group().shared_empty(spec.shape, dtypes.to_numpy(spec.dtype))
+        array.fill(0)  # also between members
+        return array
+
+    @_sender.destinations
+    def _(
+        out: np.ndarray, *specs: Spec, starts: tuple[int, ...], factors: tuple[float, ...], **attrs: Any
+    ) -> list[np.ndarray | None]:
+        members = zip(starts, specs, factors, strict=False)
+        parts = [_part(out, start, spec.shape) if factor == 1 else None for start, spec, factor in members]
+        return [*parts, *[None] * (len(specs) - len(parts))]
+
+    @_sender.bind
+    def _(
+        out: np.ndarray,
+        *arrays: np.ndarray,
+        starts: tuple[int, ...],
+        runs: tuple[int, ...],
+        factors: tuple[float, ...],
+        send: Callable[..., Any] = _send,
+    ) -> Callable[[], None]:
+        return _prepared(out, arrays, starts, runs, factors, send)
+
+
+@operator(communicates=True, in_place=True)
+def all_reduce_wait(out: np.ndarray, x: np.ndarray) -> None:
+    """What `all_reduce_start` began, once it is complete."""
+    _under_way.pop(_address(x)).wait()
+    if out is not x:
+        np.copyto(out, x)
+
+
+@all_reduce_wait.infer
+def _(x: Spec) -> Spec:
+    return x
+
+
+@operator(examples=[Example((6,), start=2, shape=(2, 2)), Example((6,), start=0, shape=())])
+def unpack(out: np.ndarray, flat: np.ndarray, *, start: int, shape: tuple[int, ...]) -> None:
+    """The part of a flat buffer that begins at `start`, in this shape."""
+    np.copyto(out, _part(flat, start, shape))
+
+
+@unpack.infer
+def _(flat: Spec, *, start: int, shape: tuple[int, ...]) -> Spec:
+    return Spec(shape, flat.dtype)
+
+
+@unpack.view
+def _(flat: np.ndarray, *, start: int, shape: tuple[int, ...]) -> np.ndarray:
+    return _part(flat, start, shape)
+
+
+def _part(flat: np.ndarray, start: int, shape: Shape) -> np.ndarray:
+    return flat[start : start + math.prod(shape)].reshape(shape)
+
+
+def _address(array: np.ndarray) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address

@@ -1,0 +1,87 @@
+"""What every rank of `test_buckets` runs: where buckets stand in the plan, and that they change no result."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+
+import disttensor as keras
+from disttensor import config, distributed
+from disttensor.distributed.communicator import SerialCommunicator
+
+comm = distributed.communicator()
+ROWS = 23  # the last batch has 2, fewer than there may be ranks
+X = np.random.default_rng(1).standard_normal((2 * ROWS + 2, 12)).astype(np.float32)
+Y = np.arange(len(X)) % 5
+
+
+def train(bucket_bytes=1 << 30, policy="float32", normalize=False, **options):
+    config.set_bucket_bytes(bucket_bytes)
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(units, activation="relu", dtype=policy) for units in (300, 200, 100)]
+    layers += [keras.layers.BatchNormalization(dtype=policy)] if normalize else []
+    model = keras.Sequential([keras.Input((12,)), *layers, keras.layers.Dense(5)])
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9, **options)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=optimizer, loss=loss, metrics=["accuracy"])
+    history = model.fit(X, Y, batch_size=ROWS, epochs=2, shuffle=False, verbose=0).history
+    return model, [v.numpy() for v in model.weights], history
+
+
+def same(got, want, what):
+    for a, b in zip(got, want, strict=True):
+        assert a.tobytes() == b.tobytes(), (what, np.abs(a - b).max())
+
+
+def close(got, want, what, tolerance=1e-4):
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance, err_msg=str(what))
+
+
+def check_as_alone():
+    cases = [
+        {"global_clipnorm": 0.5, "weight_decay": 0.01},
+        {"clipnorm": 0.5, "gradient_accumulation_steps": 2},
+        {"normalize": True},
+    ]
+    for options in cases:
+        with distributed.use_communicator(SerialCommunicator()):
+            _, want, history = train(**options)
+        _, got, found = train(50_000, **options)
+        close(got, want, options, 1e-3 if "normalize" in options else 1e-4)
+        assert abs(found["loss"][-1] - history["loss"][-1]) < 1e-4, (options, found, history)
+        assert len(set(comm.all_gather_object(got[0].tobytes().hex()))) == 1
+    # In half precision ranks round sums of their own; what they end with is still the same for all.
+    model, _, found = train(1 << 16, "mixed_float16")
+    assert np.isfinite(found["loss"]).all(), found
+    assert len(set(comm.all_gather_object(str([w.numpy().tobytes() for w in model.weights])))) == 1
+
+
+def check_bits():
+    """In shared memory ranks are added in their order, and two numbers have one sum: sizes of buckets change no bit."""
+    _, want, _ = train()
+    for size in (1, 50_000):
+        _, got, _ = train(size)
+        same(got, want, size)
+
+
+def check_plan():
+    model, _, _ = train(50_000)
+    plan = next(p for p in model.train_function.plans if any(n.name == "all_reduce_start" for n, _ in p.calls))
+    names = [node.name for node, _ in plan.calls]
+    starts = [i for i, name in enumerate(names) if name == "all_reduce_start"]
+    waits = [i for i, name in enumerate(names) if name == "all_reduce_wait"]
+    products = [i for i, name in enumerate(names) if name == "matrix_product"]
+    assert len(starts) == len(waits) >= 3, names
+    assert starts[0] < products[-1] < starts[-1] < waits[0], names  # some travel while later gradients are computed
+    for wait, after in zip(waits, waits[1:], strict=False):
+        assert after - wait > 1, names  # and a bucket's update runs before the next is waited for
+
+
+check_as_alone()
+if sys.argv[1] == "shared" or comm.size == 2:
+    check_bits()
+check_plan()
+if comm.rank == 0:
+    print("every check passed")

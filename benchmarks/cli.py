@@ -17,6 +17,7 @@ _COMMANDS = {
     "replay": "what fit adds to the bare replay of the plan",
     "profile": "time of each kernel in one replay of the plan",
     "convolution": "speed of the convolution kernels, as a share of a matrix product's",
+    "checkpoint": "what saving costs a training, and its speed beside dd, safetensors and PyTorch",
     "gemm": "products of matrices, beside numpy's BLAS",
     "install": "install the peers into .venv-peers",
 }
@@ -74,6 +75,16 @@ def parser() -> argparse.ArgumentParser:
     made["gemm"].add_argument("--rounds", type=_positive, default=15, help="how often each is measured (%(default)s)")
     made["gemm"].add_argument("--threads", nargs="+", type=_positive, default=[1, 2], help="default: 1 2")
     made["gemm"].add_argument("--json", type=Path, metavar="FILE", help="also write all results here")
+    saving = made["checkpoint"]
+    saving.add_argument("--parameters", type=_positive, default=50_000_000, help="of the model (%(default)s)")
+    saving.add_argument(
+        "--every", type=float, default=30.0, metavar="S", help="seconds from save to save (%(default)s)"
+    )
+    saving.add_argument("--window", type=float, metavar="S", help="seconds of a measurement (default: as --every)")
+    saving.add_argument("--rounds", type=_positive, default=3, help="how often each is measured (%(default)s)")
+    saving.add_argument("--part", choices=("both", "cost", "speed"), default="both", help="(%(default)s)")
+    saving.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure (the current one)")
+    saving.add_argument("--json", type=Path, metavar="FILE", help="also write all results here")
     made["install"].add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="default: all")
     return main_parser
 

@@ -28,7 +28,7 @@ from disttensor.checkpoint.checkpoint import Checkpoint, find_checkpoints, folde
 from disttensor.checkpoint.lock import FolderLock
 from disttensor.checkpoint.manifest import NAME, Manifest, Part, Shard, TensorInfo
 from disttensor.checkpoint.packing import pack
-from disttensor.checkpoint.shards import Piece, Written, share, write_shard
+from disttensor.checkpoint.shards import Written, fill, lay_out, share, write_shard
 from disttensor.errors import ArgumentError, CheckpointError, SerializationError
 from disttensor.saving.files import on_main
 from disttensor.tensor import Variable
@@ -98,6 +98,7 @@ class CheckpointManager:
         self._last_number = 0
         self._save: _Save | None = None
         self._staging: np.ndarray | None = None
+        self._reserved: Future[None] | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="disttensor-checkpoint")
 
     def __enter__(self) -> CheckpointManager:
@@ -214,11 +215,13 @@ class CheckpointManager:
             {"disttensor": __version__, "numpy": np.__version__, "python": platform.python_version()},
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), group.size,
         )  # fmt: skip
-        pieces = self._snapshot(arrays, share(arrays, group.rank, group.size))
+        pieces = share(arrays, group.rank, group.size)
+        layout = lay_out(pieces, arrays)
+        image = self._memory(layout.bytes)
+        fill(image, layout, pieces, arrays)
         path = os.path.join(folder, _shard_name(group.rank, group.size))
-        shapes = {name: info.shape for name, info in manifest.tensors.items()}
         self._save = _Save(number, folder, manifest, started, 0.0)
-        self._save.shards = self._thread.submit(write_shard, path, pieces, shapes)
+        self._save.shards = self._thread.submit(write_shard, path, image, layout)
 
     def _make_folder(self) -> tuple[int, str]:
         number = self._last_number + 1
@@ -229,19 +232,30 @@ class CheckpointManager:
             raise self._failure(f"{folder}: {error.strerror}", 0) from None
         return number, folder
 
-    def _snapshot(self, arrays: dict[str, np.ndarray], pieces: list[Piece]) -> list[tuple[Piece, np.ndarray]]:
-        """Copies of the pieces, in memory that the next save uses again."""
-        sizes = [piece.count * arrays[piece.tensor].itemsize for piece in pieces]
-        offsets = np.cumsum([0, *(-(-size // 64) * 64 for size in sizes)]).tolist()
-        if self._staging is None or self._staging.size < offsets[-1]:
-            self._staging = np.empty(offsets[-1], np.uint8)
-        copies = []
-        for piece, size, offset in zip(pieces, sizes, offsets, strict=False):
-            source = arrays[piece.tensor]
-            copy = self._staging[offset : offset + size].view(source.dtype)
-            np.copyto(copy, source.reshape(-1)[piece.first : piece.first + piece.count])
-            copies.append((piece, copy))
-        return copies
+    def reserve(self, tensors: Mapping[str, Variable | np.ndarray]) -> None:
+        """Get the memory for copies of these tensors now, on the thread that writes, so that no save waits for it.
+
+        Memory that a process uses for the first time costs the system more than all else in a save. Not collective.
+        """
+        arrays = {name: t.memory if isinstance(t, Variable) else t for name, t in tensors.items()}
+        group = distributed.communicator()
+        size = lay_out(share(arrays, group.rank, group.size), arrays).bytes
+
+        def touch() -> None:
+            memory = disk.aligned_memory(size + size // 16)  # and some room for state
+            memory[::4096] = 0
+            self._staging = memory
+
+        self._reserved = self._thread.submit(touch)
+
+    def _memory(self, size: int) -> np.ndarray:
+        """So many bytes, in memory that the next save uses again."""
+        if self._reserved is not None:
+            self._reserved.result()
+            self._reserved = None
+        if self._staging is None or self._staging.size < size:
+            self._staging = disk.aligned_memory(size)
+        return self._staging[:size]
 
     # --- the stages of a save under way
 

@@ -9,6 +9,7 @@ References: the safetensors format, https://huggingface.co/docs/safetensors. XXH
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -21,8 +22,8 @@ from disttensor import dtypes
 from disttensor.checkpoint import disk
 from disttensor.errors import SerializationError
 
-CHUNK = 1 << 20
-"""Bytes that are hashed and written, or read and hashed, in one go: few enough to stay in a core's cache."""
+_CACHED = 1 << 20
+"""Bytes that are hashed in one go: few enough to stay in a core's cache."""
 
 # safetensors knows no complex numbers of every kind; they are kept as pairs of reals.
 _STORED = {"complex64": "float32", "complex128": "float64"}
@@ -69,51 +70,73 @@ def share(arrays: Mapping[str, np.ndarray], rank: int, size: int) -> list[Piece]
     return pieces
 
 
-def write_shard(path: str, pieces: Sequence[tuple[Piece, np.ndarray]], shapes: Mapping[str, Any]) -> Written:
-    """Write a shard and force it to disk.
+class Layout(NamedTuple):
+    """A shard's file before it is written: what stands before the pieces, and where each begins and ends."""
+
+    head: bytes
+    spans: list[tuple[int, int]]
+
+    @property
+    def bytes(self) -> int:
+        """Of the whole file."""
+        return self.spans[-1][1] if self.spans else len(self.head)
+
+
+def lay_out(pieces: Sequence[Piece], arrays: Mapping[str, np.ndarray]) -> Layout:
+    """The file of these pieces of tensors; a tensor that lies in this shard alone is stored in its shape."""
+    header: dict[str, Any] = {"__metadata__": {"format": "disttensor.checkpoint.1"}}
+    edges = [0]
+    for piece in pieces:
+        array = arrays[piece.tensor]
+        dtype = dtypes.standardize_dtype(array.dtype)
+        whole = piece.count == array.size
+        shape = list(array.shape) if whole else [piece.count]
+        edges.append(edges[-1] + piece.count * array.itemsize)
+        header[piece.tensor if whole else f"{piece.tensor}#{piece.first}"] = {
+            "dtype": _NAMES[_STORED.get(dtype, dtype)],
+            "shape": [*shape, 2] if dtype in _STORED else shape,
+            "data_offsets": edges[-2:],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    head = len(text).to_bytes(8, "little") + text
+    return Layout(head, [(len(head) + begin, len(head) + end) for begin, end in itertools.pairwise(edges)])
+
+
+def fill(image: np.ndarray, layout: Layout, pieces: Sequence[Piece], arrays: Mapping[str, np.ndarray]) -> None:
+    """Copy the head and the pieces to where they will stand in the file."""
+    image[: len(layout.head)] = np.frombuffer(layout.head, np.uint8)
+    for piece, (begin, end) in zip(pieces, layout.spans, strict=True):
+        source = arrays[piece.tensor].reshape(-1)[piece.first : piece.first + piece.count]
+        np.copyto(image[begin:end], source.view(np.uint8))
+
+
+def write_shard(path: str, image: np.ndarray, layout: Layout) -> Written:
+    """Write a shard, a new file, and force it to disk.
 
     Parameters
     ----------
     path : str
-        A new file.
-    pieces : sequence of (Piece, array)
-        With the elements of each, contiguous.
-    shapes : mapping of str to tuple of int
-        Of the whole tensors: a tensor that lies in this shard alone is stored in its shape.
+    image : array of bytes
+        In `disk.aligned_memory`, as `fill` leaves it.
+    layout : Layout
     """
+    content, found = image.data, []
+    for begin, end in layout.spans:
+        found.append((begin, _hash(content[begin:end])))
+    with disk.new_file(path, direct=True) as write:
+        for start in range(0, len(content), disk.CHUNK):
+            write(content[start : start + disk.CHUNK])
+    return Written(len(content), _hash(content), found)
+
+
+def _hash(content: memoryview) -> str:
     import xxhash
 
-    header: dict[str, Any] = {"__metadata__": {"format": "disttensor.checkpoint.1"}}
-    position = 0
-    for piece, array in pieces:
-        dtype = dtypes.standardize_dtype(array.dtype)
-        stored = _STORED.get(dtype, dtype)
-        shape = list(shapes[piece.tensor])
-        whole = piece.count == int(np.prod(shape, dtype=np.int64))
-        shape = shape if whole else [piece.count]
-        header[piece.tensor if whole else f"{piece.tensor}#{piece.first}"] = {
-            "dtype": _NAMES[stored],
-            "shape": [*shape, 2] if dtype in _STORED else shape,
-            "data_offsets": [position, position + array.nbytes],
-        }
-        position += array.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    head = len(text).to_bytes(8, "little") + text
-    file_hash, found, offset = xxhash.xxh3_128(head), [], len(head)
-    with disk.new_file(path) as write:
-        write(head)
-        for _, array in pieces:
-            piece_hash = xxhash.xxh3_128()
-            view = _bytes_of(array)
-            for start in range(0, len(view), CHUNK):
-                chunk = view[start : start + CHUNK]
-                piece_hash.update(chunk)
-                file_hash.update(chunk)
-                write(chunk)
-            found.append((offset, piece_hash.hexdigest()))
-            offset += len(view)
-    return Written(offset, file_hash.hexdigest(), found)
+    total = xxhash.xxh3_128()
+    for start in range(0, len(content), _CACHED):
+        total.update(content[start : start + _CACHED])
+    return total.hexdigest()
 
 
 def verify_shard(path: str, size: int, digest: str) -> None:
@@ -131,12 +154,12 @@ def verify_shard(path: str, size: int, digest: str) -> None:
             found = os.fstat(descriptor).st_size
             if found != size:
                 raise SerializationError(f"{path} has {found} bytes, its manifest says {size}.")
-            total, buffer = xxhash.xxh3_128(), memoryview(bytearray(min(CHUNK, max(size, 1))))
-            for offset in range(0, size, CHUNK):
-                chunk = buffer[: min(CHUNK, size - offset)]
-                if not disk.read_into(descriptor, chunk, offset):
-                    raise SerializationError(f"{path} ends before its {size} bytes.")
+            total, read = xxhash.xxh3_128(), 0
+            for chunk in disk.chunks(descriptor, 0, size):
                 total.update(chunk)
+                read += len(chunk)
+            if read != size:
+                raise SerializationError(f"{path} ends before its {size} bytes.")
     except FileNotFoundError:
         raise SerializationError(f"{path} is missing.") from None
     if total.hexdigest() != digest:
@@ -153,13 +176,14 @@ def read_piece(path: str, offset: int, digest: str, target: np.ndarray) -> None:
     """
     import xxhash
 
-    view, total = _bytes_of(target), xxhash.xxh3_128()
+    view, total, read = _bytes_of(target), xxhash.xxh3_128(), 0
     with disk.existing_file(path) as descriptor:
-        for start in range(0, len(view), CHUNK):
-            chunk = view[start : start + CHUNK]
-            if not disk.read_into(descriptor, chunk, offset + start):
-                raise SerializationError(f"{path} ends before byte {offset + len(view)}.")
+        for chunk in disk.chunks(descriptor, offset, len(view)):
+            view[read : read + len(chunk)] = chunk
             total.update(chunk)
+            read += len(chunk)
+    if read != len(view):
+        raise SerializationError(f"{path} ends before byte {offset + len(view)}.")
     if total.hexdigest() != digest:
         raise SerializationError(f"{path} is damaged at bytes {offset} to {offset + len(view)}.")
 

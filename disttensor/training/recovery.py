@@ -90,6 +90,7 @@ class Recovery:
         self._asked = 0
         self._check: ReplicaCheck | None = None
         self._leaving = False
+        self._reserved = False
         self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Recovery:
@@ -218,6 +219,9 @@ class Recovery:
         model.stop_training = bool(stop)
         if backup is None:
             return model.stop_training
+        if not self._reserved:
+            backup.manager.reserve(self._variables())
+            self._reserved = True
         if failed or (saving and not busy):
             backup.manager.poll()
             self._interval.note_cost(backup.manager.cost, backup.manager.latency)

@@ -68,6 +68,29 @@ def test_the_library_safetensors_reads_a_shard(tmp_path: Path) -> None:
             assert found[name].shape == variable.shape
 
 
+@pytest.mark.parametrize("folder", ["", "/dev/shm"], ids=["disk", "memory"])
+@pytest.mark.parametrize("direct", [True, False])
+def test_large_tensors_whose_edges_fit_no_block_come_back(
+    tmp_path: Path, folder: str, direct: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Past the system's memory to the disk, or, where the file system cannot do that, through it."""
+    if not direct:
+        monkeypatch.setattr(disk, "_go_straight", lambda descriptor, wanted: False)
+    sizes = [3, disk.CHUNK - 7, 2 * disk.CHUNK + 4097, 0, disk.CHUNK]
+    rng = np.random.default_rng(0)
+    arrays = {f"t{i}": rng.integers(0, 100, size, np.uint8) for i, size in enumerate(sizes)}
+    with tempfile.TemporaryDirectory(dir=folder or tmp_path) as name, CheckpointManager(name) as manager:
+        manager.reserve(arrays)
+        manager.save(1, arrays)
+        (path,) = Path(manager.checkpoints[0]).glob("*.safetensors")
+        shard = Manifest.read(str(path.parent)).shards[0]
+        assert path.stat().st_size == shard.bytes
+        found = manager.latest()
+        assert found is not None
+        for key, expected in arrays.items():
+            np.testing.assert_array_equal(found.array(key), expected)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 50])
 def test_shares_of_ranks_are_all_there_is_and_nothing_twice(size: int) -> None:
     arrays = {name: v.memory for name, v in variables().items()}

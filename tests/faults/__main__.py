@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 
 from tests.faults.campaign import FAULTS, Campaign, pythons, table
 
@@ -15,19 +16,23 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=3, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the first run; the next has S + 1")
     parser.add_argument("--fault", action="append", choices=FAULTS, help="only this one (repeat it)")
+    parser.add_argument("--minutes", type=float, metavar="M", help="begin no run after this time")
     options = parser.parse_args()
     found = pythons()
     if not found:
         print("no environment with an MPI library; run `make setup`", file=sys.stderr)
         return 2
     campaigns = [Campaign(python, options.ranks) for python in found]
-    runs = []
-    for fault in options.fault or FAULTS:
-        for i in range(options.runs):
+    end = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
+    faults, runs = options.fault or list(FAULTS), []
+    for i in range(options.runs):
+        for fault in faults:
+            if time.monotonic() > end:
+                break
             runs.append(campaigns[i % len(campaigns)].run(fault, options.seed + i))
             if runs[-1].problem:
                 print(f"{fault}, seed {options.seed + i}: {runs[-1].problem}", file=sys.stderr, flush=True)
-        print(table(runs[-options.runs :]).splitlines()[-1], file=sys.stderr, flush=True)
+        print(f"{len(runs)} of {options.runs * len(faults)} runs", file=sys.stderr, flush=True)
     print(table(runs))
     return int(any(run.problem for run in runs))
 

@@ -14,26 +14,56 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 STEPS = 90
+_REQUEUE = 75  # the exit code that says: run the same command again
 LIMIT = 30.0  # seconds in which all processes must have ended after a fault
 SUSPENDED = 3  # seconds after which a suspended rank is noticed in this campaign
+
+
+class Fault(NamedTuple):
+    """What is done to one rank, and what has to come of it.
+
+    Attributes
+    ----------
+    word : str
+        What `disttensor-run` must say about the guilty rank; empty: nothing, for it is no fault.
+    signal : Signals or None
+        What the rank is sent from outside; None: the program does it to itself.
+    to_job : bool
+        The signal goes to `disttensor-run`, and again after a moment.
+    goes_on : {"", "by itself", "when started again", "on other ranks"}
+        Whether the training comes to its end nonetheless, with the bits of an undisturbed one.
+    """
+
+    word: str
+    signal: signal.Signals | None = None
+    to_job: bool = False
+    goes_on: str = ""
+
+
 FAULTS = {
-    "kill -9, then go on": "killed",
-    "kill -9": "killed",
-    "SIGSEGV": "killed",
-    "SIGSTOP": "suspended",
-    "exception": "ended with exit code 1",
-    "sys.exit": "ended with exit code 7",
-    "os._exit": "ended with exit code 9",
-    "nan": "ended with exit code 1",
+    "kill -9, then go on": Fault("killed", signal.SIGKILL, goes_on="by itself"),
+    "kill -9 in a save, then go on": Fault("killed", goes_on="by itself"),
+    "kill -9, then other ranks": Fault("killed", signal.SIGKILL, goes_on="on other ranks"),
+    "SIGUSR1 twice, then go on": Fault("is complete", signal.SIGUSR1, to_job=True, goes_on="when started again"),
+    "SIGTERM twice, then go on": Fault("is complete", signal.SIGTERM, to_job=True, goes_on="when started again"),
+    "kill -9": Fault("killed", signal.SIGKILL),
+    "SIGSEGV": Fault("killed", signal.SIGSEGV),
+    "SIGSTOP": Fault("suspended", signal.SIGSTOP),
+    "exception": Fault("ended with exit code 1"),
+    "sys.exit": Fault("ended with exit code 7"),
+    "os._exit": Fault("ended with exit code 9"),
+    "nan": Fault("ended with exit code 1"),
+    "slow rank": Fault("", goes_on="by itself"),
+    "SIGSTOP for a second": Fault("", signal.SIGSTOP, goes_on="by itself"),
 }
-"""Each fault and what disttensor-run must say about the guilty rank."""
-_SIGNALS = {"kill -9, then go on": signal.SIGKILL, "kill -9": signal.SIGKILL}
-_SIGNALS |= {"SIGSEGV": signal.SIGSEGV, "SIGSTOP": signal.SIGSTOP}
+"""Those that are said to go on must end with the weights, optimizer state and history of an undisturbed training."""
+_OPERATIONS = 40  # on the disk, among which one is chosen before which a rank is killed in a save; a save has about 20
 
 
 @dataclasses.dataclass
@@ -66,75 +96,103 @@ class Campaign:
 
     def __init__(self, python: Path, ranks: int) -> None:
         self._python, self._ranks = python, ranks
-        with tempfile.TemporaryDirectory() as folder:
-            code, lines = self._start(Path(folder), [], []).watch()
-            if code:
-                raise RuntimeError("the undisturbed training failed:\n" + "".join(line for _, line in lines))
-            self._expected = json.loads((Path(folder) / "result.json").read_text())
+        self._results: dict[bool, object] = {}
 
     def run(self, fault: str, seed: int) -> Run:
         """Do it once; the seed chooses rank and moment."""
-        chance = random.Random(f"{fault} {seed}")
-        rank, step = chance.randrange(self._ranks), chance.randrange(1, STEPS - 1)
-        run = Run(fault, seed)
+        what, chance, run = FAULTS[fault], random.Random(f"{fault} {seed}"), Run(fault, seed)
+        rank, step = chance.randrange(self._ranks), chance.randrange(1, STEPS * 2 // 3)
+        deterministic = what.goes_on == "on other ranks"
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            restarts = ["--max-restarts", "1"] if fault == "kill -9, then go on" else []
-            by_itself = [] if fault in _SIGNALS else [fault, str(rank), str(step)]
-            job = self._start(folder, restarts, by_itself)
+            expected = self._expected(deterministic)
+            restarts = ["--max-restarts", "1"] if what.goes_on == "by itself" and what.word else []
+            by_itself = [] if what.signal else [fault, str(rank), str(step), str(chance.randrange(1, _OPERATIONS + 1))]
+            job = self._start(folder, self._ranks, restarts, by_itself, deterministic)
             at = None
-            if fault in _SIGNALS:
-                at = _strike(folder / f"trace-{rank}", step, _SIGNALS[fault], chance.random() * 0.01, job)
+            if what.signal:
+                trace, delay = folder / f"trace-{rank}", chance.random() * 0.01
+                at = _strike(trace, step, what, delay, chance.random() * 0.05, job)
             code, lines = job.watch()
             ended = time.monotonic()
             at = at or next((said["time"] for said in _trace(folder / f"trace-{rank}") if "fault" in said), None)
             if at is None:
                 run.problem = "the fault did not happen:\n" + "".join(line for _, line in lines)
                 return run
-            word = next(
-                (t for t, line in lines if re.search(rf"rank {rank} on host .* ", line) and FAULTS[fault] in line), None
-            )
+            word = _word(what, rank, lines)
             run.detected = None if word is None else word - at
-            run.problem = self._judge(fault, code, word, ended - at, folder, job)
-            if restarts and not run.problem:
-                self._measure(run, folder, rank, word or at)
+            run.problem = _judge(fault, code, word, ended - at, job)
+            if not run.problem and what.goes_on in ("when started again", "on other ranks"):
+                ranks = chance.choice([1, 2, 4, 8]) if deterministic else self._ranks
+                code, more = self._start(folder, ranks, [], [], deterministic).watch()
+                lines += more
+                run.problem = f"exit code {code} when started again on {ranks} ranks" if code else ""
+            if not run.problem and what.goes_on:
+                if json.loads((folder / "result.json").read_text()) != expected:
+                    run.problem = "weights, optimizer or history differ from the undisturbed run"
+                elif what.word:
+                    self._measure(run, folder, rank, word or at, ended if not restarts else None)
             if run.problem:
                 run.problem += "\n" + "".join(line for _, line in lines[-30:])
         return run
 
-    def _judge(self, fault: str, code: int, word: float | None, seconds: float, folder: Path, job: _Job) -> str:
-        if left := job.left():
-            return f"processes {left} are still there"
-        if fault == "kill -9, then go on":
-            if code:
-                return f"exit code {code} after the restart"
-            result = json.loads((folder / "result.json").read_text())
-            return "" if result == self._expected else "weights, optimizer or history differ from the undisturbed run"
-        if not code:
-            return "the exit code is 0"
-        if word is None and fault != "nan":  # all ranks see NaN, and whoever says so first is as good as any other
-            return "the guilty rank was not named"
-        return "" if seconds < LIMIT else f"it took {seconds:.1f} s until all had ended"
+    def _expected(self, deterministic: bool) -> object:
+        """The result of an undisturbed training."""
+        if deterministic not in self._results:
+            with tempfile.TemporaryDirectory() as folder:
+                code, lines = self._start(Path(folder), self._ranks, [], [], deterministic).watch()
+                if code:
+                    raise RuntimeError("the undisturbed training failed:\n" + "".join(line for _, line in lines))
+                self._results[deterministic] = json.loads((Path(folder) / "result.json").read_text())
+        return self._results[deterministic]
 
-    def _measure(self, run: Run, folder: Path, rank: int, word: float) -> None:
-        steps = _trace(folder / f"trace-{rank}")
-        before = max((said["step"] for said in steps if said["start"] == 0), default=0)
-        again = [said for said in steps if said["start"] == 1]
-        launched = next(said["launched"] for said in _trace(folder / "starts") if said["start"] == 1)
-        run.lost = before - (again[0]["step"] - 1)
-        run.launched, run.loaded = launched - word, again[0]["time"] - launched
+    def _measure(self, run: Run, folder: Path, rank: int, word: float, ended: float | None) -> None:
+        """Find out what going on took; `ended` is when the first `disttensor-run` had ended, if it was not the same."""
+        starts = _trace(folder / "starts")
+        first, second = (said["launched"] for said in starts)
+        # after a restart on fewer ranks there may be no such rank
+        again = [said for said in _trace(folder / "trace-0") if said["time"] > second]
+        before = [said for said in _trace(folder / f"trace-{rank}") if first < said["time"] < second]
+        run.lost = max((said["step"] for said in before), default=0) - (again[0]["step"] - 1)
+        run.launched, run.loaded = second - (ended or word), again[0]["time"] - second
 
-    def _start(self, folder: Path, options: list[str], arguments: list[str]) -> _Job:
+    def _start(self, folder: Path, ranks: int, options: list[str], arguments: list[str], deterministic: bool) -> _Job:
         program = [str(Path(__file__).with_name("program.py")), str(folder), str(STEPS), *arguments]
-        return _Job([str(self._python), "-m", "launch.cli", "-n", str(self._ranks), *options, *program])
+        environ = {"DISTTENSOR_DETERMINISTIC": "8"} if deterministic else {}
+        return _Job([str(self._python), "-m", "launch.cli", "-n", str(ranks), *options, *program], environ)
+
+
+def _judge(fault: str, code: int, word: float | None, seconds: float, job: _Job) -> str:
+    """What was wrong with the end of the disturbed job; empty if nothing."""
+    what = FAULTS[fault]
+    if left := job.left():
+        return f"processes {left} are still there"
+    if not what.word:
+        return f"exit code {code}, although nothing was wrong" if code else ""
+    if what.to_job and code != _REQUEUE:
+        return f"exit code {code}, should be {_REQUEUE}"
+    if what.goes_on == "by itself" and code:
+        return f"exit code {code} after the restart"
+    if what.goes_on != "by itself" and not code:
+        return "the exit code is 0"
+    if word is None and fault != "nan":  # all ranks see NaN, and whoever says so first is as good as any other
+        return "the guilty rank was not named"
+    return "" if what.goes_on == "by itself" or seconds < LIMIT else f"it took {seconds:.1f} s until all had ended"
+
+
+def _word(what: Fault, rank: int, lines: Sequence[tuple[float, str]]) -> float | None:
+    """When `disttensor-run` said what it must; None if it did not."""
+    who = "" if what.to_job else rf"rank {rank} on host .* "
+    said = (t for t, line in lines if re.search(who, line) and what.word in line)
+    return next(said, None) if what.word else None
 
 
 class _Job:
-    def __init__(self, command: list[str]) -> None:
+    def __init__(self, command: list[str], variables: dict[str, str]) -> None:
         self._mark = f"DISTTENSOR_CAMPAIGN={uuid.uuid4().hex}"
         environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "DISTTENSOR_THREADS": "1"}
         environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "DISTTENSOR_HOST_TIMEOUT": str(SUSPENDED)}
-        environ |= dict([self._mark.split("=")])
+        environ |= dict([self._mark.split("=")]) | variables
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ
         )
@@ -169,17 +227,24 @@ def _trace(path: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def _strike(trace: Path, step: int, number: int, delay: float, job: _Job) -> float | None:
-    """Send the signal to the rank a moment after it has done this step; when."""
+def _strike(trace: Path, step: int, what: Fault, delay: float, pause: float, job: _Job) -> float | None:
+    """Send the signal a moment after the rank has done this step, to it or to `disttensor-run`; when."""
+    assert what.signal is not None
     while job.process.poll() is None:
         done = _trace(trace)
         if done and done[-1]["step"] >= step:
             time.sleep(delay)
-            at = time.monotonic()
+            at, target = time.monotonic(), job.process.pid if what.to_job else int(done[-1]["pid"])
             try:
-                os.kill(int(done[-1]["pid"]), number)
+                os.kill(target, what.signal)
+                if what.to_job:
+                    time.sleep(pause)
+                    os.kill(target, what.signal)
+                elif what.signal == signal.SIGSTOP and not what.word:
+                    time.sleep(1)
+                    os.kill(target, signal.SIGCONT)
             except ProcessLookupError:
-                return None
+                return at if what.to_job else None
             return at
         time.sleep(0.001)
     return None

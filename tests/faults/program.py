@@ -1,8 +1,9 @@
 """The training that the campaign disturbs: a small network with everything that has state, on the digits.
 
-``program.py FOLDER STEPS [KIND RANK STEP]``: what happened is written to the folder, one JSON line a step and rank
-(``trace-RANK``), and at the end the weights' digest and the history (``result.json``). In its first start, rank RANK
-does KIND at STEP: raises, exits, or trains on NaN; signals come from outside.
+``program.py FOLDER STEPS [KIND RANK STEP OPERATION]``: what happened is written to the folder, one JSON line a step and
+rank (``trace-RANK``), and at the end the weights' digest and the history (``result.json``). In its first start, rank
+RANK does KIND at STEP: raises, exits, trains on NaN, or kills itself before the OPERATION-th operation on the disk from
+there on; signals at other moments come from outside.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -20,9 +22,10 @@ import numpy as np  # noqa: E402
 
 import disttensor as dt  # noqa: E402
 from disttensor import distributed, layers  # noqa: E402
+from disttensor.checkpoint import disk  # noqa: E402
 
 FOLDER, STEPS = Path(sys.argv[1]), int(sys.argv[2])
-KIND, RANK, STEP = (sys.argv[3], int(sys.argv[4]), int(sys.argv[5])) if len(sys.argv) > 3 else ("", -1, -1)
+KIND, RANK, STEP, OPERATION = (sys.argv[3], *map(int, sys.argv[4:7])) if len(sys.argv) > 3 else ("", -1, -1, 0)
 START = int(os.environ.get("DISTTENSOR_RESTART_COUNT", "0"))
 BATCH = 50  # 30 steps an epoch
 
@@ -33,13 +36,21 @@ class Trace(dt.callbacks.Callback):
     def __init__(self) -> None:
         super().__init__()
         self._file = (FOLDER / f"trace-{distributed.rank()}").open("a", buffering=1)
+        self._operations = 0
 
     def _step(self) -> int:
         return int(self.model.optimizer.iterations)
 
     def on_train_batch_begin(self, batch: int, logs: object = None) -> None:
         """Fail, if it is this rank's turn."""
-        if START == 0 and distributed.rank() == RANK and self._step() == STEP:
+        if START or distributed.rank() != RANK:
+            return
+        if KIND == "slow rank" and self._step() >= STEP:
+            time.sleep(0.02)  # an undisturbed step takes a few milliseconds
+        if self._step() == STEP:
+            if KIND == "kill -9 in a save, then go on":
+                disk.observer = self._count
+                return
             self._note(fault=KIND)
             if KIND == "exception":
                 raise ValueError("a fault of the campaign")
@@ -54,6 +65,13 @@ class Trace(dt.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: object = None) -> None:
         """Write down that it is done."""
         self._note()
+
+    def _count(self, operation: str, path: str) -> None:
+        """Called before every operation on the disk, mostly on the thread that saves."""
+        self._operations += 1
+        if self._operations == OPERATION:
+            self._note(fault=f"{KIND}: {operation} {path}")
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def _note(self, **more: object) -> None:
         said = {"start": START, "step": self._step(), "time": time.monotonic(), "pid": os.getpid(), **more}

@@ -13,17 +13,21 @@ import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from disttensor import dtypes
+from disttensor import config, dtypes
 from disttensor.checkpoint import disk
 from disttensor.errors import SerializationError
 
 _CACHED = 1 << 20
 """Bytes that are hashed in one go: few enough to stay in a core's cache."""
+
+_COPIED = 8 << 20
+"""Bytes that a thread copies in one go."""
 
 # safetensors knows no complex numbers of every kind; they are kept as pairs of reals.
 _STORED = {"complex64": "float32", "complex128": "float64"}
@@ -104,11 +108,21 @@ def lay_out(pieces: Sequence[Piece], arrays: Mapping[str, np.ndarray]) -> Layout
 
 
 def fill(image: np.ndarray, layout: Layout, pieces: Sequence[Piece], arrays: Mapping[str, np.ndarray]) -> None:
-    """Copy the head and the pieces to where they will stand in the file."""
+    """Copy the head and the pieces to where they will stand in the file; training waits for it, so all cores help."""
     image[: len(layout.head)] = np.frombuffer(layout.head, np.uint8)
+    stretches = []
     for piece, (begin, end) in zip(pieces, layout.spans, strict=True):
-        source = arrays[piece.tensor].reshape(-1)[piece.first : piece.first + piece.count]
-        np.copyto(image[begin:end], source.view(np.uint8))
+        source = arrays[piece.tensor].reshape(-1)[piece.first : piece.first + piece.count].view(np.uint8)
+        for start in range(begin, end, _COPIED):
+            stretches.append(
+                (image[start : min(start + _COPIED, end)], source[start - begin : start - begin + _COPIED])
+            )
+    if layout.bytes < 4 * _COPIED:
+        for target, source in stretches:
+            np.copyto(target, source)
+    else:
+        with ThreadPoolExecutor(config.threads()) as pool:
+            list(pool.map(lambda stretch: np.copyto(*stretch), stretches))
 
 
 def write_shard(path: str, image: np.ndarray, layout: Layout) -> Written:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import convolution, profile, replay, start, steps
+from benchmarks import checkpoint, convolution, machine, profile, replay, start, steps
 from benchmarks.catalogue import WORKLOADS
 from benchmarks.cli import main, parser
 from benchmarks.contestants import CONTESTANTS, OURS, PEERS
@@ -155,3 +155,23 @@ def test_convolution(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| small")]
     assert [[cell.strip() for cell in row.split("|")[2:4]] for row in rows] == [["1", "0"], ["2", "0"]]
     assert all(row.count("%)") == 3 for row in rows)
+
+
+def test_what_saving_costs() -> None:
+    found = {
+        "parameters": 50_000_000, "bytes": 600_000_000, "with": [9.0, 9.5, 8.0], "without": [10.0, 10.0, 10.0],
+        "held_up": [0.1, 0.1, 0.3], "writing": [0.1, 0.1, 0.1], "latency": [1.0, 1.0, 1.0],
+    }  # fmt: skip
+    said = checkpoint.cost_table(found, window=10, every=30)
+    assert said.splitlines()[4].split("|")[4].strip() == "3.3%"  # a tenth of 10 s in 30 s
+    assert "slower by 3.3% (median)" in said
+    share = (0.1 * len(machine.cores()) + 0.1) / (30 * len(machine.cores()))
+    assert f"a save takes {share:.1%} of" in said
+
+
+def test_saving_and_loading_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint, "_WAYS", ("disttensor", "safetensors"))
+    found = checkpoint.measure_speed(tmp_path, 4 << 20, rounds=1)
+    assert list(found) == ["dd", "dd, direct", "disttensor", "safetensors"]
+    assert all(one[what] > 0 for rounds in found.values() for one in rounds for what in ("save", "load"))
+    assert checkpoint.speed_table(found, 4 << 20).count("\n") == 7

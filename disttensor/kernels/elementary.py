@@ -298,23 +298,25 @@ def _erf_wide(m: Block, x: Value) -> Value:
 
 
 def erfc(m: Block, x: Value) -> Value:
-    """1 − erf x, also where that is small. float32: e^(−x²)/(1 + 2x) times a polynomial of (x − 3)/(x + 3), fitted by
-    Lawson's weights, in float64. float64: after Cody."""
+    """1 − erf x, also where that is small. float32: e^(−x²)/(1 + 2x) times a polynomial of (x − 2)/(x + 2), fitted by
+    Lawson's weights. float64: after Cody."""
     return _erfc_narrow(m, x) if x.dtype == "float32" else _erfc_wide(m, x)
 
 
 def _erfc_narrow(m: Block, x: Value) -> Value:
-    wide = m.convert(x, "float64")
-    y = m.where(abs(wide) > 11.0, 11.0, abs(wide))
+    y = m.where(abs(x) > 11.0, 11.0, abs(x))
     series = _polynomial(
-        m, (y - 3.0) / (y + 3.0),
-        (-0.0002597485187244215, -0.0007562988182789303, 0.002014067327158263, 0.002559135906297607,
-         -0.023806290757496774, 0.06829604775958942, -0.11926930711214906, 0.12964653949448143, -0.0475624997784114,
-         -0.13562114565518207, 1.2530080600810298),
+        m, (y - 2.0) / (y + 2.0),
+        (-0.00040057679871097207, -0.001229927409440279, 0.0013135226909071207, 0.008631681092083454,
+         -0.00805987510830164, -0.0542043000459671, 0.16405534744262695, -0.16603142023086548, -0.0927639827132225,
+         1.2769783735275269),
     )  # fmt: skip
-    tail = m.apply("exp", -(y * y)) * series / (1.0 + 2.0 * y)
-    result = m.convert(m.where(wide < 0.0, 2.0 - tail, tail), "float32")
-    return m.where(result < _FORMATS["float32"].tiny, 0.0, result)
+    # e^(−y²) with y² in two parts, which together are exact.
+    high, low = _product(m, y, y)
+    power = m.apply("exp", -high)
+    tail = m.apply("fma", power, -low, power) * series / m.apply("fma", y, 2.0, 1.0)
+    tail = m.where(tail < _FORMATS["float32"].tiny, 0.0, tail)
+    return m.where(x < 0.0, 2.0 - tail, tail)
 
 
 def _erfc_wide(m: Block, x: Value) -> Value:

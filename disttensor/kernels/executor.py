@@ -214,7 +214,7 @@ define void @help(ptr %pool) {
 }
 """
 
-# The pool, by lines of the cache (padded by hand: IR that names no target aligns i64 to 4 bytes):
+# The pool, by lines of the cache:
 #   wake, sleepers                                  (0)   helpers sleep on `wake`, which counts the jobs
 #   state                                           (64)  bit 30: open to helpers; bit 29: the caller sleeps; how many
 #                                                         helpers are at work

@@ -117,7 +117,8 @@ class _Machine:
 
     def _compile(self, text: str) -> bytes:
         llvm = self._llvm
-        module = llvm.parse_assembly(text)
+        # Without a layout LLVM would align an i64 to 4 bytes.
+        module = llvm.parse_assembly(f'target datalayout = "{self._compiler.target_data}"\n{text}')
         module.verify()
         options = llvm.create_pipeline_tuning_options(speed_level=3)
         options.loop_vectorization = True

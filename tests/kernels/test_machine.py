@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from disttensor.kernels import disk_cache, machine
+from disttensor.kernels.native import NativeCall
 
 ADD = """define i64 @f(i64 %x) {
   %y = call i64 @g(i64 %x)
@@ -117,3 +118,16 @@ def test_the_cache_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for number in range(30):
         disk_cache.get_or_make("code", str(number), lambda: b"x")
     assert len(list((tmp_path / "disttensor" / "code").iterdir())) <= 8
+
+
+def test_structures_are_laid_out_as_the_processor_has_them() -> None:
+    text = """%pair = type { i32, i64 }
+define void @second(ptr %arguments, i64 %start, i64 %stop) {
+  %out = load ptr, ptr %arguments
+  %place = getelementptr %pair, ptr %out, i64 0, i32 1
+  store i64 7, ptr %place
+  ret void
+}"""
+    out = np.zeros(2, np.int64)
+    NativeCall(machine.load(text)["second"], [out])()
+    assert out.tolist() == [0, 7]

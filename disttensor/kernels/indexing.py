@@ -7,10 +7,14 @@ import math
 import numpy as np
 
 from disttensor.errors import ArgumentError, ShapeError
-from disttensor.kernels._jit import kernel, operand, prange
+from disttensor.kernels._jit import kernel, operand
+from disttensor.kernels.native import NativeCall
 
-# Threads share the rows of the result in so many parts; each reads all indices, which costs little beside the rows.
-_PARTS = 8
+_PARTS = 16
+"""So many parts, at most, for threads: each reads all indices, which costs little beside the rows."""
+
+_GRAIN = 1 << 16
+"""Numbers that make a part for one of several threads."""
 
 
 def scatter_add_rows(out: np.ndarray, indices: np.ndarray, updates: np.ndarray) -> None:
@@ -58,9 +62,24 @@ def scatter_add_rows(out: np.ndarray, indices: np.ndarray, updates: np.ndarray) 
     width = math.prod(out.shape[1:])
     sums = total.reshape(out.shape[0], width)
     added = operand(updates, total.dtype).reshape(indices.size, width)
-    _scatter_add(sums, operand(indices, np.int64).reshape(-1), added)
+    bind_scatter_add(sums, operand(indices, np.int64).reshape(-1), added)()
     if half:
         out[...] = total
+
+
+def bind_scatter_add(out: np.ndarray, indices: np.ndarray, updates: np.ndarray) -> NativeCall:
+    """`scatter_add_rows` on fixed arrays; what the indices are is not checked.
+
+    Parameters
+    ----------
+    out : array, shape (rows, width)
+    indices : array of int64, shape (updates,)
+    updates : array, shape (updates, width)
+        Of the dtype of `out`, which is not of half precision; all are contiguous.
+    """
+    rows, width = out.shape
+    grain = max(-(-rows // _PARTS), _GRAIN // max(width, 1))
+    return _scatter_add.native(out, operand(indices), operand(updates), extent=rows, grain=grain if rows > grain else 0)
 
 
 def one_hot(out: np.ndarray, indices: np.ndarray) -> None:
@@ -97,15 +116,12 @@ def one_hot(out: np.ndarray, indices: np.ndarray) -> None:
     out.reshape(columns.size, classes)[rows, columns[rows]] = 1
 
 
-@kernel(parallel=True)
-def _scatter_add(out: np.ndarray, indices: np.ndarray, updates: np.ndarray) -> None:
-    rows = out.shape[0]
-    for part in prange(_PARTS):
-        first, last = part * rows // _PARTS, (part + 1) * rows // _PARTS
-        out[first:last] = 0
-        for i in range(indices.shape[0]):
-            row = indices[i] + rows if indices[i] < 0 else indices[i]
-            if first <= row < last:
-                total, update = out[row], updates[i]
-                for c in range(out.shape[1]):
-                    total[c] += update[c]
+@kernel()
+def _scatter_add(out: np.ndarray, indices: np.ndarray, updates: np.ndarray, start: int, stop: int) -> None:
+    out[start:stop] = 0
+    for i in range(indices.shape[0]):
+        row = indices[i] + out.shape[0] if indices[i] < 0 else indices[i]
+        if start <= row < stop:
+            total, update = out[row], updates[i]
+            for c in range(out.shape[1]):
+                total[c] += update[c]

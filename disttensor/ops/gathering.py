@@ -6,6 +6,7 @@ indices count from the end; an index out of range is an OutOfRangeError, in a tr
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.errors import DTypeError, OutOfRangeError, ShapeError
 from disttensor.kernels import copying
-from disttensor.kernels.indexing import scatter_add_rows
+from disttensor.kernels.indexing import bind_scatter_add, scatter_add_rows
 from disttensor.kernels.native import Bound, sequence
 from disttensor.ops.registry import Example, apply, broadcast_shapes, operator
 from disttensor.tensor import Tensor
@@ -209,6 +210,25 @@ def scatter_add(
     scatter_add_rows(total, rows, np.ascontiguousarray(values).reshape(rows.size, math.prod(rest)))
     if not in_front:
         np.copyto(np.moveaxis(out, axes, range(len(axes))), total.reshape(*sizes, *rest))
+
+
+@scatter_add.bind
+def _(
+    out: np.ndarray, x: np.ndarray, *indices: np.ndarray, axes: tuple[int, ...], position: int, shape: tuple[int, ...]
+) -> Bound:
+    attrs = {"axes": axes, "position": position, "shape": shape}
+    if axes != tuple(range(len(axes))) or not x.flags.c_contiguous or x.dtype.itemsize == 2:
+        return functools.partial(scatter_add.kernel, out, x, *indices, **attrs)
+    sizes = shape[: len(axes)]
+    rows = np.empty(math.prod(np.broadcast_shapes(*(i.shape for i in indices))), np.int64)
+    width = math.prod(shape[len(axes) :])
+    add = bind_scatter_add(out.reshape(math.prod(sizes), width), rows, x.reshape(rows.size, width))
+
+    def run() -> None:
+        rows[:] = flat_indices("scatter", indices, sizes, axes)
+        add()
+
+    return run
 
 
 @scatter_add.infer

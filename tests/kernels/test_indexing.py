@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import itertools
+
 import numpy as np
 import pytest
 
@@ -40,6 +43,21 @@ def test_views_are_read_in_order(rng: np.random.Generator) -> None:
     indexing.scatter_add_rows(out, places, updates)
     indexing.scatter_add_rows(expected, places.copy(), updates.copy())
     np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("rows", [1, 17, 5000])
+def test_however_the_rows_are_cut_the_sums_have_the_same_bits(rows: int, rng: np.random.Generator) -> None:
+    places, updates = rng.integers(-rows, rows, 900), rng.normal(size=(900, 30)).astype(np.float32)
+    results = []
+    for cuts in ([0, rows], [0, rows // 3, rows // 2, rows]):
+        out = np.full((rows, 30), 7, np.float32)
+        call = indexing.bind_scatter_add(out, places, updates)
+        for start, stop in itertools.pairwise(cuts):
+            ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(call.address)(
+                ctypes.addressof(call._words), start, stop
+            )
+        results.append(out.tobytes())
+    assert results[0] == results[1]
 
 
 @pytest.mark.parametrize("wrong", [3, -4])

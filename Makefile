@@ -71,7 +71,7 @@ $(VENV)/.done-dev: pyproject.toml | $(BIN)/python
 	@touch $@ $(VENV)/.done-run
 
 $(VENV_MPICH)/.done: pyproject.toml | $(VENV_MPICH)/bin/python
-	$(VENV_MPICH)/bin/python -m pip install --quiet -e '.[mpich]'
+	$(VENV_MPICH)/bin/python -m pip install --quiet -e '.[mpich,hdf5,images]'
 	@touch $@
 
 $(VENV)/bin/python $(VENV_MPICH)/bin/python:

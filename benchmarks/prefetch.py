@@ -17,7 +17,7 @@ import numpy as np
 
 import disttensor as dt
 from disttensor import layers
-from disttensor.data import make_adapter, prefetched
+from disttensor.data import ArrayDataset, make_adapter, prefetched
 
 ROWS, FEATURES, REPEATS = 8192, 784, 4
 
@@ -44,9 +44,9 @@ def sources(batch: int, steps: int, folder: Path) -> dict[str, Callable[[], Iter
             yield x[rows], y[rows]
 
     def arrays(given: np.ndarray) -> Iterator[Any]:
-        adapter = make_adapter(given, y, batch_size=batch, shuffle=True, steps=steps)
-        adapter._is_mapped = False  # type: ignore[attr-defined]  # so that inline is inline
-        return iter(adapter.epoch(0))
+        dataset = ArrayDataset(given, y, batch_size=batch, shuffle=True)
+        dataset.workers = 0  # so that inline is inline
+        return make_adapter(dataset, steps=steps).epoch(0)
 
     return {
         "array": lambda: arrays(x),

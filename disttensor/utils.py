@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from disttensor import naming
-from disttensor.data import PyDataset, pack_x_y_sample_weight, unpack_x_y_sample_weight
+from disttensor.data import PyDataset, image_dataset_from_directory, pack_x_y_sample_weight, unpack_x_y_sample_weight
 from disttensor.errors import ArgumentError
 from disttensor.random import set_random_seed
 from disttensor.saving.registration import (
@@ -26,6 +26,7 @@ __all__ = [
     "custom_object_scope",
     "deserialize_keras_object",
     "get_registered_object",
+    "image_dataset_from_directory",
     "normalize",
     "pack_x_y_sample_weight",
     "register_keras_serializable",

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from disttensor.data.arrays import ArrayAdapter
+from disttensor.data.arrays import ArrayDataset
 from disttensor.data.batch import DataAdapter
+from disttensor.data.dataset import Dataset
 from disttensor.data.iterables import IterableAdapter
 from disttensor.data.py_dataset import PyDataset, PyDatasetAdapter
+from disttensor.data.samples import SampleAdapter
 from disttensor.data.structures import is_array_structure
 from disttensor.errors import DataError
 
@@ -31,16 +33,17 @@ def make_adapter(
 
     Parameters
     ----------
-    x : array, nested structure of arrays, PyDataset, or iterable of batches
-        Arrays are numpy's (memory-mapped files are read row by row), Tensors, Variables, lists of numbers, and what
-        has ``__array__`` (pandas, other libraries). Iterables yield ``x``, ``(x, y)`` or ``(x, y, sample_weight)``.
+    x : array, nested structure of arrays, Dataset, PyDataset, or iterable of batches
+        Arrays are numpy's, Tensors, Variables, lists of numbers, and what has ``__array__`` (pandas, other libraries);
+        of memory-mapped files and h5py's data sets the rows needed are read when they are needed. Iterables yield
+        ``x``, ``(x, y)`` or ``(x, y, sample_weight)``.
     y, sample_weight : array or nested structure of arrays, optional
-        With arrays only; iterables and PyDatasets yield their own.
+        With arrays only; data sets and iterables yield their own.
     batch_size : int, optional
         Rows of a *global* batch, spread over all ranks; with arrays only. Default 32.
     shuffle : bool or "batch", default False
         With arrays: another order of rows in each epoch, the same for any number of ranks; "batch" keeps the rows of
-        a batch together. With a PyDataset: another order of its batches. An iterable decides on its own order.
+        a batch together. With a PyDataset: another order of its batches. Datasets and iterables decide on their own.
     class_weight : dict of int to float, optional
         Weights of samples by class, multiplied with `sample_weight`; classes that are missing weigh 1.
     steps : int, optional
@@ -77,15 +80,19 @@ def make_adapter(
     if isinstance(x, PyDataset):
         _refuse(x, y=y, sample_weight=sample_weight, batch_size=batch_size)
         return PyDatasetAdapter(x, shuffle=shuffle, seed=seed, **slicing)
+    if isinstance(x, Dataset):
+        _refuse(x, y=y, sample_weight=sample_weight, batch_size=batch_size)
+        return SampleAdapter(x, seed=seed, **slicing)
     if is_array_structure(x):
         rows = DEFAULT_BATCH_SIZE if batch_size is None else batch_size
-        return ArrayAdapter(x, y, sample_weight, batch_size=rows, shuffle=shuffle, seed=seed, **slicing)
+        dataset = ArrayDataset(x, y, sample_weight, batch_size=rows, shuffle=shuffle)
+        return SampleAdapter(dataset, seed=seed, **slicing)
     if isinstance(x, Iterable) and not isinstance(x, (Mapping, str, bytes)):
         _refuse(x, y=y, sample_weight=sample_weight, batch_size=batch_size)
         return IterableAdapter(x, **slicing)
     raise DataError(
-        f"x is a {type(x).__name__}; it must be an array, a list, tuple or dict of arrays, a PyDataset, or an iterable "
-        "of batches."
+        f"x is a {type(x).__name__}; it must be an array, a list, tuple or dict of arrays, a Dataset, a PyDataset, or "
+        "an iterable of batches."
     )
 
 

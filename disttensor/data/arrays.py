@@ -1,137 +1,62 @@
-"""Arrays in memory or memory-mapped: any batch of any epoch at once, without reading those before it."""
+"""`ArrayDataset`: arrays in memory, memory-mapped, or in HDF5 files."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from disttensor import tree
-from disttensor.data.batch import Batch, passes, share
-from disttensor.data.permutation import Permutation
-from disttensor.data.prefetch import prefetched
-from disttensor.data.structures import as_arrays, combine_weights, count_rows, map_arrays, to_model_dtype, to_weights
-from disttensor.errors import DataError
+from disttensor.data.dataset import Dataset
+from disttensor.data.file_arrays import FileArray, MappedArray, take_rows
+from disttensor.data.structures import as_arrays, count_rows, map_arrays, to_model_dtype, to_weights
 
-_ROWS_AT_ONCE = 8192
-"""How many rows of a shuffled order are computed in one go: numpy's overhead per call is shared by that many."""
+_Rows = slice | np.ndarray
 
 
-class ArrayAdapter:
-    """Batches out of arrays.
-
-    Batch b of an epoch is rows ``order[b·batch_size : (b+1)·batch_size]``, of which this rank gets its `share`. The
-    order depends on seed and epoch only, so the global batches are the same for any number of ranks.
+class ArrayDataset(Dataset):
+    """Samples that are the rows of arrays.
 
     Parameters
     ----------
-    x, y, sample_weight, batch_size, shuffle, class_weight, steps, rank, size, seed
-        See `make_adapter`.
-
-    Attributes
-    ----------
-    num_batches, batch_size, num_samples : int
-        See `DataAdapter`.
+    x, y, sample_weight : array or nested structure of arrays
+        Of those in files (``np.load(…, mmap_mode="r")``, h5py) only the rows asked for are read, on a thread.
+    batch_size, shuffle, seed
+        See `Dataset`.
     """
+
+    has_equal_rows = True
 
     def __init__(
         self,
         x: Any,
         y: Any = None,
         sample_weight: Any = None,
-        *,
         batch_size: int = 32,
         shuffle: bool | str = False,
-        class_weight: Mapping[int, float] | None = None,
-        steps: int | None = None,
-        rank: int = 0,
-        size: int = 1,
-        seed: int = 0,
+        seed: int | None = None,
     ):
-        self._x = as_arrays(x, "x")
-        self._y = as_arrays(y, "y")
-        self._sample_weight = as_arrays(sample_weight, "sample_weight")
-        self.num_samples = count_rows(self._x, self._y, self._sample_weight)
-        if class_weight is not None:
-            combine_weights(None, map_arrays(lambda array: array[:1], self._y), class_weight)
-        if shuffle not in (True, False, "batch"):
-            raise DataError(f"shuffle must be True, False or 'batch', got {shuffle!r}.")
-        self.batch_size = batch_size
-        leaves = tree.flatten((self._x, self._y, self._sample_weight))
-        self._is_mapped = any(isinstance(array, np.memmap) for array in leaves)
-        self._batches_in_pass = -(-self.num_samples // batch_size)
-        self.num_batches = steps or self._batches_in_pass
-        self._shuffle = shuffle
-        self._class_weight = class_weight
-        self._rank, self._size, self._seed = rank, size, seed
+        parts = [as_arrays(part, name) for part, name in ((x, "x"), (y, "y"), (sample_weight, "sample_weight"))]
+        self._parts = [map_arrays(_from_file, part) for part in parts]
+        in_files = any(isinstance(array, FileArray) for array in tree.flatten(self._parts))
+        super().__init__(count_rows(*parts), batch_size, shuffle, seed, workers=int(in_files))
 
-    def epoch(self, epoch: int, start_batch: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from batch `start_batch` on.
+    def read(self, rows: np.ndarray) -> Any:
+        """See `Dataset.read`."""
+        return self.read_parts(rows)
 
-        With `steps`, epochs are stretches of one endless sequence of passes over the data: an epoch begins with the
-        batch after the last one of the epoch before.
-        """
-        start = epoch * self.num_batches
-        stretches = passes(start + start_batch, start + self.num_batches, self._batches_in_pass)
-        batches = itertools.chain.from_iterable(itertools.starmap(self._batches, stretches))
-        return prefetched(batches) if self._is_mapped else batches
+    def read_parts(self, rows: slice | np.ndarray) -> tuple[Any, Any, Any]:
+        """See `Dataset.read_parts`."""
+        x, y, weights = (map_arrays(lambda array: take_rows(array, rows), part) for part in self._parts)
+        return x, y, weights
 
-    def _batches(self, pass_number: int, first: int, last: int) -> Iterator[Batch]:
-        """Batches first … last − 1 of one pass over the data."""
-        make = self._maker()
-        if self._shuffle is True:
-            yield from self._shuffled(make, Permutation(self.num_samples, self._seed, pass_number), first, last)
-            return
-        sources = np.arange(first, last)
-        if self._shuffle == "batch":
-            # A last batch that is not full keeps its place, so that all others are full.
-            full = sources[sources < self.num_samples // self.batch_size]
-            sources[: full.size] = Permutation(max(1, self.num_samples // self.batch_size), self._seed, pass_number)(
-                full
-            )
-        bounds = self._bounds(0)
-        for batch in sources.tolist():
-            begin, end, total = bounds if batch < self._batches_in_pass - 1 else self._bounds(batch)
-            first_row = batch * self.batch_size
-            yield make(slice(first_row + begin, first_row + end), end - begin, total, begin)
-
-    def _shuffled(self, make: _Maker, order: Permutation, first: int, last: int) -> Iterator[Batch]:
-        stride = max(1, _ROWS_AT_ONCE * self._size // self.batch_size)
-        for batch in range(first, last, stride):
-            some = range(batch, min(batch + stride, last))
-            bounds = [self._bounds(b) for b in some]
-            positions = [b * self.batch_size + np.arange(*bound[:2]) for b, bound in zip(some, bounds, strict=True)]
-            rows = order(np.concatenate(positions))
-            done = 0
-            for begin, end, total in bounds:
-                local = end - begin
-                yield make(rows[done : done + local], local, total, begin)
-                done += local
-
-    def _bounds(self, batch: int) -> tuple[int, int, int]:
-        """This rank's first and past-the-last row of a batch, and the rows of the batch."""
-        total = min(self.batch_size, self.num_samples - batch * self.batch_size)
-        return *share(total, self._rank, self._size), total
-
-    def _maker(self) -> _Maker:
-        """A function that makes the batch of some rows, where they are, and which part of which total they are."""
-        x, y = _reader(self._x, to_model_dtype), _reader(self._y, to_model_dtype)
-        weights, labels = _reader(self._sample_weight, to_weights), _reader(self._y, lambda array: array)
-        full, alike = self.batch_size, object()
-
-        def make(rows: _Rows, local: int, total: int, offset: int) -> Batch:
-            found = None if self._sample_weight is None else weights(rows)
-            if self._class_weight is not None:
-                found = combine_weights(found, labels(rows), self._class_weight)
-            return Batch(x(rows), y(rows), found, local, total, offset, alike if total == full else None)
-
-        return make
-
-
-_Rows = slice | np.ndarray
-_Maker = Callable[[_Rows, int, int, int], Batch]
+    def reader(self) -> Callable[[_Rows], tuple[Any, Any, Any]]:
+        """See `Dataset.reader`."""
+        x, y, weights = self._parts
+        read_x, read_y = _reader(x, to_model_dtype), _reader(y, to_model_dtype)
+        read_weights = _reader(weights, to_weights)
+        return lambda rows: (read_x(rows), read_y(rows), read_weights(rows))
 
 
 def _reader(structure: Any, convert: Callable[[np.ndarray], np.ndarray]) -> Callable[[_Rows], Any]:
@@ -141,26 +66,17 @@ def _reader(structure: Any, convert: Callable[[np.ndarray], np.ndarray]) -> Call
     """
     if structure is None:
         return lambda rows: None
-    if not isinstance(structure, np.ndarray):
+    if tree.is_nested(structure):
         readers = [_reader(leaf, convert) for leaf in tree.flatten(structure)]
         return lambda rows: tree.pack_sequence_as(structure, [read(rows) for read in readers])
-    if (
-        convert(structure[:0]).dtype != structure.dtype
-        or isinstance(structure, np.memmap)
-        or not structure.flags.c_contiguous
-    ):
-        return lambda rows: convert(_gather(structure, rows))
+    is_plain = isinstance(structure, np.ndarray) and structure.flags.c_contiguous
+    if not is_plain or convert(structure[:0]).dtype != structure.dtype:
+        return lambda rows: convert(take_rows(structure, rows))
     array = structure.view(np.ndarray)
     return lambda rows: array[rows] if type(rows) is slice else array.take(rows, 0)
 
 
-def _gather(array: np.ndarray, rows: _Rows) -> np.ndarray:
-    """Some rows of an array, contiguous in memory; a memory-mapped file is read from front to back."""
-    if isinstance(rows, slice):
-        return np.ascontiguousarray(array[rows])
-    if not isinstance(array, np.memmap):
-        return np.take(array, rows, axis=0)
-    order = np.argsort(rows)
-    gathered = np.empty((len(rows), *array.shape[1:]), array.dtype)
-    gathered[order] = array[rows[order]]
-    return gathered
+def _from_file(array: Any) -> Any:
+    # What numpy computed from a memory-mapped array has its type, but lies in memory.
+    is_mapped = isinstance(array, np.memmap) and array._mmap is not None  # type: ignore[attr-defined]
+    return MappedArray(array) if is_mapped else array

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from disttensor.data.batch import Batch, share, unpack_x_y_sample_weight
+from disttensor.data.file_arrays import take_rows
 from disttensor.data.structures import as_arrays, combine_weights, count_rows, map_arrays, to_model_dtype
 from disttensor.errors import DataError
 
@@ -24,7 +25,7 @@ def slice_batch(data: Any, class_weight: Mapping[int, float] | None, rank: int, 
     parts = [as_arrays(part, name) for part, name in zip(unpack_x_y_sample_weight(data), names, strict=True)]
     total = count_rows(*parts)
     begin, end = share(total, rank, size)
-    x, y, weights = (map_arrays(lambda array: array[begin:end], part) for part in parts)
+    x, y, weights = (map_arrays(lambda array: take_rows(array, slice(begin, end)), part) for part in parts)
     weights = combine_weights(weights, y, class_weight)
     return Batch(map_arrays(to_model_dtype, x), map_arrays(to_model_dtype, y), weights, end - begin, total, begin)
 

@@ -11,6 +11,7 @@ from disttensor import config, distributed, tree
 from disttensor.context import Shard
 from disttensor.data.adapter import make_adapter
 from disttensor.data.batch import Batch, pack_x_y_sample_weight
+from disttensor.errors import DataError
 from disttensor.random import global_seed
 from disttensor.tensor import Tensor
 
@@ -23,7 +24,7 @@ class DataLoader:
 
     Parameters
     ----------
-    x : array, nested structure of arrays, PyDataset, or iterable of batches
+    x : array, nested structure of arrays, Dataset, PyDataset, or iterable of batches
     y, sample_weight : array or nested structure of arrays, optional
     batch_size : int, default 32
         Rows of the global batch.
@@ -58,7 +59,8 @@ class DataLoader:
         self._adapter = make_adapter(
             x, y, sample_weight, batch_size, shuffle=shuffle, rank=group.rank, size=group.size, seed=seed
         )
-        self._epoch = 0
+        self._seed = seed
+        self._start = self._done = (0, 0)
 
     def __len__(self) -> int:
         if self._adapter.num_batches is None:
@@ -66,9 +68,28 @@ class DataLoader:
         return self._adapter.num_batches
 
     def __iter__(self) -> Iterator[Any]:
-        epoch, self._epoch = self._epoch, self._epoch + 1
-        for batch in self._adapter.epoch(epoch):
+        epoch, start = self._start
+        self._start = (epoch + 1, 0)
+        for number, batch in enumerate(self._adapter.epoch(epoch, start), start + 1):
+            self._done = (epoch, number)
             yield as_tensors(batch)
+        self._done = (epoch + 1, 0)
+
+    def get_state(self) -> dict[str, int]:
+        """Where the loop stands: three numbers, to be kept in a checkpoint."""
+        return {"epoch": self._done[0], "batch": self._done[1], "seed": self._seed}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        """Let the next iteration go on behind the batch that was the last when `get_state` was called.
+
+        Raises
+        ------
+        DataError
+            If the order of that loop came from another seed.
+        """
+        if state["seed"] != self._seed:
+            raise DataError(f"the state belongs to an order with seed {state['seed']}; this one has {self._seed}.")
+        self._start = self._done = (int(state["epoch"]), int(state["batch"]))
 
 
 def shard_of(batch: Batch) -> Shard | None:

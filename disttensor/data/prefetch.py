@@ -1,4 +1,4 @@
-"""The next batch is made on a thread while the step of the present one runs."""
+"""The next batches are made on threads while the step of the present one runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import contextlib
 import queue
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 _SECONDS_TO_END = 10.0
@@ -85,3 +87,32 @@ def prefetched(items: Iterable[Any], ahead: int = 1) -> Iterator[Any]:
                 ResourceWarning,
                 stacklevel=2,
             )
+
+
+def computed(function: Callable[[Any], Any], items: Iterable[Any], workers: int, ahead: int) -> Iterator[Any]:
+    """``function(item)`` for each item, in order, computed in advance on threads.
+
+    Parameters
+    ----------
+    function : callable
+    items : iterable
+        Iterated over by the caller's thread.
+    workers : int
+        How many threads; with 0 the caller computes, when a result is needed.
+    ahead : int
+        How many results may be computed in advance.
+    """
+    if workers == 0:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="disttensor-data")
+    waiting: deque[Any] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

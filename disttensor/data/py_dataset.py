@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ import numpy as np
 from disttensor.data.batch import Batch, passes
 from disttensor.data.iterables import slice_batch
 from disttensor.data.permutation import Permutation
+from disttensor.data.prefetch import computed
 from disttensor.errors import DataError
 
 
@@ -126,7 +125,9 @@ class PyDatasetAdapter:
         """The batches of an epoch, from batch `start_batch` on; earlier ones are not computed."""
         begin = epoch * self.num_batches
         self._dataset.on_epoch_begin()
-        for data in self._computed(self._indices(begin + start_batch, begin + self.num_batches)):
+        indices = self._indices(begin + start_batch, begin + self.num_batches)
+        dataset = self._dataset
+        for data in computed(dataset.__getitem__, indices, dataset.workers, dataset.max_queue_size):
             yield slice_batch(data, self._class_weight, self._rank, self._size)
         self._dataset.on_epoch_end()
 
@@ -140,21 +141,3 @@ class PyDatasetAdapter:
             if self._shuffle:
                 order = Permutation(self._batches_in_pass, self._seed, pass_number)(order)
             yield from order.tolist()
-
-    def _computed(self, indices: Iterable[int]) -> Iterator[Any]:
-        """The batches at some indices, in order; with workers computed in advance."""
-        if self._dataset.workers == 0:
-            for index in indices:
-                yield self._dataset[index]
-            return
-        pool = ThreadPoolExecutor(self._dataset.workers, thread_name_prefix="disttensor-data")
-        waiting: deque[Any] = deque()
-        try:
-            for index in indices:
-                waiting.append(pool.submit(self._dataset.__getitem__, index))
-                if len(waiting) > self._dataset.max_queue_size:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)

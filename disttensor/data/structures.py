@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from disttensor import config, dtypes, tree
+from disttensor.data.file_arrays import FileArray, hdf5_array
 from disttensor.errors import DataError, DTypeError
 
 
 def is_array_like(x: Any) -> bool:
-    """Whether this is an array: numpy's, a Tensor or Variable, a pandas DataFrame, another library's tensor."""
-    return hasattr(x, "__array__") and not isinstance(x, (np.generic, type))
+    """Whether this is an array: numpy's, a Tensor or Variable, a pandas DataFrame, another library's, one in a file."""
+    return isinstance(x, FileArray) or (hasattr(x, "__array__") and not isinstance(x, (np.generic, type)))
+
+
+def _is_hdf5(x: Any) -> bool:
+    """Whether this is a data set of h5py, which is not imported for the question."""
+    h5py = sys.modules.get("h5py")
+    return h5py is not None and isinstance(x, h5py.Dataset)
 
 
 def _is_plain_numbers(x: Any) -> bool:
@@ -36,6 +44,8 @@ def is_array_structure(x: Any) -> bool:
 
 def as_arrays(structure: Any, name: str) -> Any:
     """The same structure with numpy arrays as leaves; numpy arrays (also memory-mapped ones) are not copied.
+
+    Data sets of h5py become leaves that read rows when asked (`FileArray`).
 
     Parameters
     ----------
@@ -60,9 +70,11 @@ def as_arrays(structure: Any, name: str) -> Any:
     raise DataError(f"{name} must be an array, or a list, tuple or dict of arrays; got {type(structure).__name__}.")
 
 
-def _as_array(x: Any, name: str) -> np.ndarray:
+def _as_array(x: Any, name: str) -> Any:
+    if _is_hdf5(x) and x.shape:
+        x = hdf5_array(x)
     try:
-        array = x if isinstance(x, np.ndarray) else np.asarray(x)
+        array = x if isinstance(x, (np.ndarray, FileArray)) else np.asarray(x)
     except ValueError as error:
         raise DataError(f"{name} cannot be made an array: {error}. Pad rows of different lengths first.") from None
     if array.dtype == object:
@@ -77,13 +89,13 @@ def map_arrays(function: Callable[[np.ndarray], np.ndarray], structure: Any) -> 
     return tree.map_structure(lambda array: None if array is None else function(array), structure)
 
 
-def count_rows(x: Any, y: Any, sample_weight: Any) -> int:
+def count_rows(x: Any, y: Any, sample_weight: Any, allow_empty: bool = False) -> int:
     """The number of rows that all arrays have.
 
     Raises
     ------
     DataError
-        If they disagree, or there is no array, or no row.
+        If they disagree, or there is no array, or no row and that is not allowed.
     """
     parts = {"x": x, "y": y, "sample_weight": sample_weight}
     arrays = [(name, leaf) for name, part in parts.items() for leaf in tree.flatten(part) if leaf is not None]
@@ -93,7 +105,7 @@ def count_rows(x: Any, y: Any, sample_weight: Any) -> int:
     if len(rows) > 1:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays)
         raise DataError(f"all arrays must have the same number of rows (samples, first axis); got the shapes {shapes}.")
-    if rows == {0}:
+    if rows == {0} and not allow_empty:
         raise DataError(f"the data are empty: x has shape {arrays[0][1].shape}.")
     return rows.pop()
 

@@ -62,7 +62,7 @@ class Loops:
 
         Parameters
         ----------
-        x : array, nested structure of arrays, PyDataset, or iterable of batches
+        x : array, nested structure of arrays, Dataset, PyDataset, or iterable of batches
             See `disttensor.data.make_adapter`.
         y, sample_weight : array or nested structure of arrays, optional
         batch_size : int, default 32

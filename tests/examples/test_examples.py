@@ -42,6 +42,12 @@ def test_five_steps_learns_in_all_three_ways() -> None:
     assert len(set(accuracies)) == 1, "the same model, built in three ways, must train alike"
 
 
+def test_sharded_data_learns_alike_from_text_and_images() -> None:
+    accuracies = [float(x) for x in re.findall(r"accuracy (\S+)", run("sharded_data.py"))]
+    assert len(accuracies) == 2
+    assert min(accuracies) > 0.9
+
+
 def test_custom_loop_learns() -> None:
     assert last_value(run("custom_loop.py"), "test_accuracy") > 0.93
 

@@ -18,7 +18,9 @@ def run(mpirun: Any, n: int, *command: str) -> str:
     return output
 
 
-@pytest.mark.parametrize(("example", "prints"), [("basics.py", 7), ("five_steps.py", 6), ("custom_loop.py", 9)])
+@pytest.mark.parametrize(
+    ("example", "prints"), [("basics.py", 7), ("five_steps.py", 6), ("custom_loop.py", 9), ("sharded_data.py", 4)]
+)
 def test_examples_run_on_four_processes_and_print_once(mpirun: Any, example: str, prints: int) -> None:
     assert len(run(mpirun, 4, example).splitlines()) == prints
 

@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import disttensor as keras
+from disttensor.data import DataLoader, Dataset, Subset, make_adapter
+from disttensor.errors import DataError
+
+
+class Table(Dataset):
+    """Rows of two arrays, and which of them were read."""
+
+    def __init__(self, x, y, **options):
+        super().__init__(len(x), **options)
+        self.x, self.y, self.seen = x, y, []
+
+    def read(self, rows):
+        self.seen.extend(rows.tolist())
+        return self.x[rows], self.y[rows]
+
+
+def table(rows=20, **options):
+    rng = np.random.default_rng(3)
+    x, y = (rng.normal(size=(rows, n)).astype("float32") for n in (3, 1))
+    return Table(x, y, **options)
+
+
+def trained_weights(*data, **options):
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "tanh"), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    model.fit(*data, verbose=0, epochs=3, **options)
+    return np.concatenate([w.ravel() for w in model.get_weights()])
+
+
+@pytest.mark.parametrize("shuffle", [False, True, "batch"])
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_it_trains_as_arrays_do(shuffle, workers):
+    data = table(batch_size=6, shuffle=shuffle, workers=workers)
+    expected = trained_weights(data.x, data.y, batch_size=6, shuffle=shuffle)
+    np.testing.assert_array_equal(trained_weights(data), expected)
+
+
+@pytest.mark.parametrize("shuffle", [False, True, "batch"])
+def test_ranks_read_the_rows_of_their_slices_and_no_others(shuffle):
+    ranks = [table(21, batch_size=8, shuffle=shuffle, workers=0) for _ in range(3)]
+    adapters = [make_adapter(data, rank=rank, size=3) for rank, data in enumerate(ranks)]
+    slices = [list(adapter.epoch(0)) for adapter in adapters]
+    assert sorted(sum((data.seen for data in ranks), [])) == list(range(21))
+    for data, batches in zip(ranks, slices, strict=True):
+        np.testing.assert_array_equal(np.concatenate([batch.x for batch in batches]), data.x[data.seen])
+
+
+def test_an_epoch_that_goes_on_reads_nothing_of_what_lies_before():
+    data = table(10**6, batch_size=10, shuffle=True, workers=0)
+    adapter = make_adapter(data, seed=2)
+    batch = next(adapter.epoch(5, start_batch=99_990))
+    assert data.seen == [int(np.flatnonzero((data.x == row).all(1))[0]) for row in batch.x]
+    assert len(data.seen) == 10
+
+
+def test_its_own_seed_counts():
+    def order(seed):
+        data = table(shuffle=True, seed=seed, workers=0)
+        list(make_adapter(data, seed=9).epoch(0))
+        return data.seen
+
+    assert order(4) == order(4) != order(5)
+    assert order(9) == order(None)
+
+
+def test_iterating_gives_whole_batches_in_the_stored_order():
+    data = table(7, batch_size=3, shuffle=True)
+    assert len(data) == 3
+    np.testing.assert_array_equal(np.concatenate([x for x, _ in data]), data.x)
+
+
+@pytest.mark.parametrize("shuffled_by", [None, 5])
+def test_subsets_divide_a_data_set(shuffled_by):
+    data = table(10, batch_size=4)
+    left, right = Subset(data, 0, 7, shuffled_by), Subset(data, 7, 10, shuffled_by)
+    numbers = np.concatenate([left.numbers(np.arange(7)), right.numbers(np.arange(3))])
+    assert sorted(numbers.tolist()) == list(range(10))
+    assert (numbers.tolist() == list(range(10))) == (shuffled_by is None)
+    for part, rows in ((left, numbers[:7]), (right, numbers[7:])):
+        np.testing.assert_array_equal(np.concatenate([x for x, _ in part]), data.x[rows])
+    for shuffle in (False, True):
+        left.shuffle = shuffle
+        batches = list(make_adapter(left, seed=1).epoch(0))
+        np.testing.assert_array_equal(
+            np.sort(np.concatenate([b.x for b in batches]), axis=0), np.sort(data.x[numbers[:7]], axis=0)
+        )
+
+
+def test_a_loader_goes_on_where_its_state_was_taken():
+    data = table(10, batch_size=2, shuffle=True, seed=3)
+    whole = [x.tolist() for epoch in range(2) for x, _ in _epochs(DataLoader(data), 2)[epoch]]
+    loader = DataLoader(data)
+    for number, _ in enumerate(loader):
+        if number == 2:
+            state = loader.get_state()
+            break
+    resumed = DataLoader(data)
+    resumed.set_state(state)
+    rest = [x.tolist() for epoch in _epochs(resumed, 2) for x, _ in epoch]
+    assert rest == whole[3:]
+    with pytest.raises(DataError, match="seed 3"):
+        DataLoader([1, 2], seed=4).set_state(state)
+
+
+def _epochs(loader, count):
+    return [list(loader) for _ in range(count)]
+
+
+def test_an_iteration_that_was_broken_off_is_followed_by_the_next_epoch():
+    loader, whole = DataLoader(np.arange(9), batch_size=3, shuffle=True, seed=1), []
+    for _ in range(2):
+        whole.append([x.tolist() for x in loader])
+    again = DataLoader(np.arange(9), batch_size=3, shuffle=True, seed=1)
+    next(iter(again))
+    assert [x.tolist() for x in again] == whole[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: table(0), "has no samples"),
+        (lambda: table(batch_size=0), "batch_size"),
+        (lambda: table(shuffle="rows"), "shuffle"),
+        (lambda: table(seed=-1), "seed"),
+        (lambda: table(workers=-1), "workers"),
+        (lambda: Subset(table(5), 3, 9), "samples 3 to 9 of a data set of 5"),
+        (lambda: make_adapter(table(), batch_size=4), "batch_size cannot be given"),
+        (lambda: make_adapter(table(), y=np.zeros(20)), "y cannot be given"),
+    ],
+)
+def test_what_does_not_fit_is_refused(make, message):
+    with pytest.raises(DataError, match=message):
+        make()
+
+
+def test_a_wrong_number_of_rows_is_noticed():
+    class Wrong(Dataset):
+        def read(self, rows):
+            return np.zeros((3, 2))
+
+    with pytest.raises(DataError, match=r"Wrong.read\(\) gave 3 rows where 2 were asked for"):
+        list(Wrong(2))
+
+
+def test_errors_on_a_worker_come_out_of_fit():
+    class Broken(Table):
+        def read(self, rows):
+            raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        trained_weights(Broken(np.zeros((4, 3)), np.zeros((4, 1))))

@@ -11,6 +11,7 @@ from disttensor import config, distributed, tree
 from disttensor.context import Shard
 from disttensor.data.adapter import make_adapter
 from disttensor.data.batch import Batch, pack_x_y_sample_weight
+from disttensor.data.dataset import Dataset
 from disttensor.errors import DataError
 from disttensor.random import global_seed
 from disttensor.tensor import Tensor
@@ -30,7 +31,7 @@ class DataLoader:
         Rows of the global batch.
     shuffle : bool or "batch", default False
     seed : int, optional
-        Of the order; default: from `utils.set_random_seed`.
+        Of the order; default: from `utils.set_random_seed`. That of a `Dataset` comes first.
 
     Yields
     ------
@@ -55,7 +56,8 @@ class DataLoader:
         seed: int | None = None,
     ):
         group = distributed.data_group()
-        seed = global_seed() % (1 << 31) if seed is None else seed
+        own = x.seed if isinstance(x, Dataset) else None
+        seed = own if own is not None else global_seed() % (1 << 31) if seed is None else seed
         self._adapter = make_adapter(
             x, y, sample_weight, batch_size, shuffle=shuffle, rank=group.rank, size=group.size, seed=seed
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import resource
@@ -80,6 +81,8 @@ class MappedArray(FileArray):
         self._array = array
         self.shape, self.dtype = array.shape, array.dtype
         self._mapping: Any = array._mmap
+        with contextlib.suppress(OSError):  # a system without huge pages
+            self._mapping.madvise(mmap.MADV_NOHUGEPAGE)
         self._row_bytes = array.strides[0] if array[:1].flags.c_contiguous else 0
         start = np.frombuffer(self._mapping, np.uint8).__array_interface__["data"][0]
         self._first_byte = array.__array_interface__["data"][0] - start

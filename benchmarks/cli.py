@@ -18,6 +18,7 @@ _COMMANDS = {
     "profile": "time of each kernel in one replay of the plan",
     "convolution": "speed of the convolution kernels, as a share of a matrix product's",
     "checkpoint": "what saving costs a training, and its speed beside dd, safetensors and PyTorch",
+    "plan": "what `disttensor plan` predicts, beside what is measured on emulated hosts",
     "gemm": "products of matrices, beside numpy's BLAS",
     "install": "install the peers into .venv-peers",
 }
@@ -85,6 +86,15 @@ def parser() -> argparse.ArgumentParser:
     saving.add_argument("--part", choices=("both", "cost", "speed"), default="both", help="(%(default)s)")
     saving.add_argument("--folder", type=Path, default=Path(), help="on the disk to measure (the current one)")
     saving.add_argument("--json", type=Path, metavar="FILE", help="also write all results here")
+    plan = made["plan"]
+    plan.add_argument("--rates", nargs="+", default=["100mbit", "300mbit", "1gbit"], help="of links (%(default)s)")
+    plan.add_argument("--ranks", nargs="+", type=_positive, default=[1, 2, 3, 4], help="default: 1 2 3 4")
+    plan.add_argument("--rows", type=_positive, default=128, help="for each rank (%(default)s)")
+    plan.add_argument("--width", type=_positive, default=512, help="of three layers (%(default)s)")
+    plan.add_argument("--steps", type=_positive, default=8, help="in a round (%(default)s)")
+    plan.add_argument("--rounds", type=_positive, default=3, help="in turns, alone and together (%(default)s)")
+    plan.add_argument("--overlap", type=float, default=0.0, help="as in disttensor plan (%(default)s)")
+    plan.add_argument("--json", type=Path, metavar="FILE", help="also write all results here")
     made["install"].add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="default: all")
     return main_parser
 

@@ -17,6 +17,7 @@ from disttensor.version import __version__
 COMMANDS = {
     "checkpoint": "list, verify, show and compare checkpoints",
     "info": "show versions, processor, threads, MPI library and caches",
+    "plan": "predict how fast training will be on more ranks and hosts",
     "doctor": "check what a run needs, before it starts, on all hosts",
     "submit": "write a batch script for Slurm and submit it",
 }

@@ -13,6 +13,7 @@ from disttensor.callbacks.learning_rate_warmup import LearningRateWarmup
 from disttensor.callbacks.model_checkpoint import ModelCheckpoint
 from disttensor.callbacks.progress import ProgbarLogger
 from disttensor.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
+from disttensor.callbacks.step_profile import StepProfile
 from disttensor.callbacks.terminate_on_nan import TerminateOnNaN
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "ModelCheckpoint",
     "ProgbarLogger",
     "ReduceLROnPlateau",
+    "StepProfile",
     "TerminateOnNaN",
 ]

@@ -1,134 +1,18 @@
-"""Three emulated hosts: each has its own network, name, processes and /dev/shm, and lets one in by ssh without asking.
-
-A host is a set of Linux namespaces held by its first process; cables run to a switch, another namespace. Nothing has a
-name outside, and all of it is gone when those processes are. The disk is shared, as on a cluster.
-"""
+"""Three emulated hosts (see `emulated`), and the Pythons with each MPI library."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from launch.rank import end_with_parent
+from tests.hosts.emulated import TOOLS, Host, emulated_hosts
 
-ROOT = Path(__file__).parents[2]
 COUNT = 3
-TOOLS = ("ip", "tc", "sshd", "ssh", "ssh-keygen", "nsenter", "unshare")
-
-SSHD = """\
-HostKey {folder}/host_key
-AuthorizedKeysFile {folder}/id.pub
-PidFile none
-PermitRootLogin prohibit-password
-PasswordAuthentication no
-UsePAM no
-StrictModes no
-"""
-SSH = """\
-Host *
-  IdentityFile {folder}/id
-  StrictHostKeyChecking no
-  UserKnownHostsFile /dev/null
-  LogLevel ERROR
-"""
-# The first process of a host: sets it up, then does nothing but wait for processes that nobody else waits for.
-INIT = """
-set -e
-hostname {name}
-mount -t tmpfs tmpfs /dev/shm
-mount -t tmpfs tmpfs /run
-mkdir /run/sshd
-mount --bind {folder}/hosts /etc/hosts
-mount --bind {folder}/ssh_config /etc/ssh/ssh_config
-ip link set lo up
-while ! ip addr add {address}/24 dev eth0 2>/dev/null; do sleep 0.02; done
-ip link set eth0 up
-{sshd} -D -f {folder}/sshd_config -E {folder}/{name}.log &
-touch {folder}/{name}.ready
-set +e
-while :; do wait; sleep 0.2; done
-"""
-
-
-class Host:
-    """One of the hosts."""
-
-    def __init__(self, name: str, address: str, folder: Path) -> None:
-        self.name, self.address = name, address
-        script = INIT.format(name=name, address=address, folder=folder, sshd=shutil.which("sshd"))
-        self._holder, self.init = _hold(["--uts", "--mount", "--pid", "--mount-proc"], script)
-
-    def run(self, *command: str, **options: object) -> subprocess.Popen[str]:
-        """Start a command on this host."""
-        enter = ["nsenter", f"--target={self.init}", "--net", "--uts", "--mount", "--pid", f"--wd={ROOT}"]
-        return subprocess.Popen([*enter, *command], text=True, **options)  # type: ignore[call-overload, no-any-return]
-
-    def processes(self, text: str) -> list[int]:
-        """The processes on this host whose command line holds this text."""
-        space = os.readlink(f"/proc/{self.init}/ns/net") if Path(f"/proc/{self.init}").exists() else ""
-        found = []
-        for folder in Path("/proc").iterdir():
-            try:
-                if not folder.name.isdigit() or os.readlink(folder / "ns" / "net") != space:
-                    continue
-                if text.encode() in (folder / "cmdline").read_bytes().replace(b"\0", b" "):
-                    found.append(int(folder.name))
-            except OSError:  # ended meanwhile
-                continue
-        return found
-
-    def link(self, state: str) -> None:
-        """Plug the cable ``up``, or pull it (``down``)."""
-        subprocess.run(["nsenter", f"--target={self.init}", "--net", "ip", "link", "set", "eth0", state], check=True)
-
-    def limit(self, rate: str) -> None:
-        """Let no more than this leave the host, such as ``10mbit``."""
-        shape = [
-            "tc",
-            "qdisc",
-            "add",
-            "dev",
-            "eth0",
-            "root",
-            "tbf",
-            "rate",
-            rate,
-            "burst",
-            "32kbit",
-            "latency",
-            "400ms",
-        ]
-        subprocess.run(["nsenter", f"--target={self.init}", "--net", *shape], check=True)
-
-    def end(self) -> None:
-        """Switch the host off: all its processes are killed."""
-        self._holder.kill()
-        self._holder.wait()
-
-
-def _hold(spaces: list[str], script: str) -> tuple[subprocess.Popen[bytes], int]:
-    """Start a shell in namespaces of its own; it ends with this process, whatever happens to it."""
-    parent = os.getpid()
-    holder = subprocess.Popen(
-        ["unshare", "--net", *spaces, "--fork", "--kill-child", "bash", "-c", script],
-        stdin=subprocess.DEVNULL,
-        preexec_fn=lambda: end_with_parent(signal.SIGKILL, parent),
-    )
-    children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children")
-    limit = time.monotonic() + 10
-    while time.monotonic() < limit:
-        if found := children.read_text().split():
-            return holder, int(found[0])
-        time.sleep(0.01)
-    pytest.fail("unshare started nothing")
 
 
 @pytest.fixture
@@ -139,56 +23,8 @@ def hosts(tmp_path: Path) -> Iterator[list[Host]]:
         skip(f"emulated hosts need {', '.join(missing)}; on Debian: apt-get install openssh-server iproute2")
     if os.geteuid() != 0:
         skip("emulated hosts need root")
-    names = [f"h{i + 1}" for i in range(COUNT)]
-    addresses = [f"10.77.0.{i + 1}" for i in range(COUNT)]
-    for key in ("host_key", "id"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(tmp_path / key)], check=True)
-    (tmp_path / "sshd_config").write_text(SSHD.format(folder=tmp_path))
-    (tmp_path / "ssh_config").write_text(SSH.format(folder=tmp_path))
-    lines = ["127.0.0.1 localhost", *(f"{address} {name}" for address, name in zip(addresses, names, strict=True))]
-    (tmp_path / "hosts").write_text("\n".join([*lines, ""]))
-    switch, inside = _hold([], "ip link add br0 type bridge && ip link set br0 up && while :; do sleep 1; done")
-    made: list[Host] = []
-    try:
-        for name, address in zip(names, addresses, strict=True):
-            made.append(Host(name, address, tmp_path))
-            cable = [
-                "ip",
-                "link",
-                "add",
-                "eth0",
-                "netns",
-                str(made[-1].init),
-                "type",
-                "veth",
-                "peer",
-                "name",
-                f"to-{name}",
-            ]
-            subprocess.run([*cable, "netns", str(inside)], check=True)
-            for change in (["master", "br0"], ["up"]):
-                plug = ["nsenter", f"--target={inside}", "--net", "ip", "link", "set", f"to-{name}", *change]
-                _repeat(plug)
-        limit = time.monotonic() + 20
-        while not all((tmp_path / f"{name}.ready").exists() for name in names):
-            assert time.monotonic() < limit, "the hosts did not come up"
-            time.sleep(0.05)
-        for name in names:
-            _repeat(["nsenter", f"--target={made[0].init}", "--net", "--uts", "--mount", "--pid", "ssh", name, "true"])
+    with emulated_hosts(tmp_path, COUNT) as made:
         yield made
-    finally:
-        for host in made:
-            host.end()
-        switch.kill()
-        switch.wait()
-
-
-def _repeat(command: list[str]) -> None:
-    """Run it until it succeeds, for some seconds."""
-    limit = time.monotonic() + 15
-    while (done := subprocess.run(command, capture_output=True, text=True, check=False)).returncode:
-        assert time.monotonic() < limit, f"{command}: {done.stderr}"
-        time.sleep(0.05)
 
 
 @pytest.fixture(params=["openmpi", "mpich"])

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 
 from disttensor.graph.graph import Graph
@@ -28,14 +27,7 @@ def register(graph_pass: Pass) -> Pass:
 
 
 def optimize(graph: Graph) -> Graph:
-    """Run every pass of the pipeline, and fuse; the result has a `Graph.history`."""
-    history = [("traced", _operators(graph))]
-    for graph_pass in (*PIPELINE, fuse_elementwise):
+    """Run every pass of the pipeline, and fuse."""
+    for graph_pass in PIPELINE:
         graph = graph_pass(graph)
-        history.append((graph_pass.__name__, _operators(graph)))
-    graph.history = tuple(history)
-    return graph
-
-
-def _operators(graph: Graph) -> Counter[str]:
-    return Counter(node.name for node in graph if node.kind == "operator")
+    return fuse_elementwise(graph)

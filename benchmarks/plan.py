@@ -1,0 +1,89 @@
+"""``python -m benchmarks plan``: what ``disttensor plan`` predicts beside what is measured, on emulated hosts.
+
+Each host is a network namespace whose cable carries no more than a given rate. All hosts share this machine's cores, so
+the step that a prediction starts from is measured on all ranks at once, each training alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine, report
+from benchmarks.contestants import ROOT
+from benchmarks.processes import WorkerError
+from disttensor.distributed.scaling import Link, Step, predict
+
+_LIMIT_S = 200
+_NO_MEMORY = Link(0.0, 1e12)  # no two ranks share a host
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, print and write."""
+    print("\n".join(machine.lines(machine.describe())))
+    rows: list[dict[str, Any]] = []
+    for rate in options.rates:
+        for ranks in options.ranks:
+            rows.append({"rate": rate, "ranks": ranks, **_measure(rate, ranks, options)})
+            print(f"{rate}, {ranks} ranks: {rows[-1]}", file=sys.stderr, flush=True)
+    print(f"\n{_table(rows)}\n\nload average at the end: {machine.load()}")
+    errors = [abs(row["predicted"] / row["measured"] - 1) for row in rows]
+    print(f"largest error {max(errors):.0%}, mean error {sum(errors) / len(errors):.0%}")
+    if options.json:
+        report.write_json(options.json, {"machine": machine.describe(), "rows": rows})
+
+
+def _measure(rate: str, ranks: int, options: argparse.Namespace) -> dict[str, Any]:
+    from tests.hosts.emulated import emulated_hosts
+
+    with tempfile.TemporaryDirectory() as folder, emulated_hosts(Path(folder), ranks) as hosts:
+        for host in hosts:
+            host.limit(rate, "256kb")
+        environ = {n: v for n, v in os.environ.items() if not n.startswith(("OMPI_", "PRTE_", "PMI"))}
+        environ |= {"PYTHONPATH": str(ROOT), "UCX_TLS": "tcp,self", "PRTE_MCA_prte_tmpdir_base": "/dev/shm"}
+        environ |= {"DISTTENSOR_THREADS": "1", "OMPI_MCA_mpi_yield_when_idle": "1"}
+        names = ",".join(f"{host.name}:1" for host in hosts)
+        command = [sys.executable, "-m", "launch.cli", "--hosts", names, "--module", "benchmarks.activities.coupled"]
+        process = hosts[0].run(
+            *command, str(options.rows), str(options.width), str(options.steps), str(options.rounds),
+            env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+        try:
+            output, _ = process.communicate(timeout=_LIMIT_S)
+        finally:
+            process.kill()
+            process.wait()
+    line = next((line for line in output.splitlines() if '"coupled"' in line), None)
+    if process.returncode or line is None:
+        raise WorkerError(f"{ranks} ranks at {rate} failed:\n{output[-3000:]}")
+    found: dict[str, Any] = json.loads(line[line.index("{") :])
+    step = Step(found["alone"], options.rows, tuple(found["gradients"]))
+    link = Link(*found["link"]) if found["link"] else _NO_MEMORY
+    predicted = predict(step, ranks, 1, link, _NO_MEMORY, overlap=options.overlap, bucket_bytes=found["bucket_bytes"])
+    return {
+        "alone": found["alone"], "link": found["link"], "predicted": predicted.seconds, "measured": found["coupled"],
+        "limit": predicted.limit, "efficiency": found["alone"] / found["coupled"],
+        "predicted_efficiency": predicted.efficiency,
+    }  # fmt: skip
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    header = ["link", "ranks", "α, µs", "Mbit/s", "alone, ms", "predicted, ms", "measured, ms", "error", "limited by"]
+    return report.table(
+        header,
+        [
+            [
+                row["rate"], str(row["ranks"]),
+                *([f"{1e6 * row['link'][0]:.0f}", f"{8e-6 * row['link'][1]:.0f}"] if row["link"] else ["", ""]),
+                *(report.milliseconds(row[name]) for name in ("alone", "predicted", "measured")),
+                f"{row['predicted'] / row['measured'] - 1:+.0%}", row["limit"],
+            ]
+            for row in rows
+        ],
+    )  # fmt: skip

@@ -20,7 +20,7 @@ from launch import probe
 from launch.errors import LaunchError
 from launch.hosts import Host, answering, parse_hosts, read_hostfile, spread
 from launch.mpi import NAMES, MPIRun, find_mpirun
-from launch.slurm import allocation, srun_protocol
+from launch.slurm import allocation, nodes, srun_protocol
 
 _DISK, _SHARED_MEMORY = 2 << 30, 256 << 20  # bytes below which there is a warning: in the folder; per rank in /dev/shm
 _SKEW = 2.0  # seconds by which clocks may differ
@@ -171,16 +171,11 @@ def _reach(places: list[Host], answers: dict[str, dict[str, Any] | str], asked: 
 
 
 def _reach_nodes(count: int, answers: dict[str, dict[str, Any] | str], asked: _Probe) -> Iterator[Finding]:
-    shown = subprocess.run(
-        ["scontrol", "show", "hostnames", asked.environ.get("SLURM_JOB_NODELIST", "")],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=dict(asked.environ),
-    )
-    names = shown.stdout.split()
+    names = nodes(asked.environ)
     if len(names) != count:
-        yield Finding("nodes", "error", f"scontrol names {len(names)} nodes of {count}", shown.stderr.strip())
+        yield Finding(
+            "nodes", "error", f"scontrol names {len(names)} nodes of {count}", "scontrol must work in the job"
+        )
     for name in names:
         step = ["srun", "--mpi=none", "--nodes=1", "--ntasks=1", f"--nodelist={name}", "--overlap"]
         answers[name] = asked.ask(step, f"{asked.token}-{name}")

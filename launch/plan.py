@@ -28,7 +28,7 @@ _ONE_HOST = {
 class Request(NamedTuple):
     """What the user asked for; see ``disttensor-run --help``.
 
-    `program` is the command line of one rank, with its interpreter.
+    `program` is the command line of one rank, with its interpreter; `without` names nodes of the job to leave out.
     """
 
     program: tuple[str, ...]
@@ -38,6 +38,7 @@ class Request(NamedTuple):
     threads: int | None = None
     mpi: str = "auto"
     bind: str = "none"
+    without: tuple[str, ...] = ()
 
 
 class Plan(NamedTuple):
@@ -56,6 +57,8 @@ class Plan(NamedTuple):
     n : int
     hosts : sequence of Host
         Where the ranks run, as far as the user said so.
+    job : Allocation or None
+        The Slurm job whose nodes they run on.
     one_host : bool
         Whether all ranks are on this machine.
     bound : int
@@ -68,6 +71,7 @@ class Plan(NamedTuple):
     exported: tuple[str, ...] = ()
     n: int = 1
     hosts: Sequence[Host] = ()
+    job: Allocation | None = None
     one_host: bool = True
     bound: int = 0
 
@@ -135,12 +139,18 @@ def make_plan(request: Request, environ: Mapping[str, str], cores: int, is_root:
         variables,
         n=layout.n,
         hosts=layout.hosts,
+        job=layout.job,
         one_host=layout.one_host,
         bound=_bound(request, layout, variables, environ),
     )
     if request.mpi == "srun" or (request.mpi == "auto" and layout.job is not None):
         options = _srun_options(layout, mpirun, environ, insist=request.mpi == "srun")
         if options is not None:
+            if request.without:
+                options += [
+                    f"--nodes={layout.job.nodes}" if layout.job else "",
+                    f"--exclude={','.join(request.without)}",
+                ]
             if request.bind == "cores":
                 options.append("--cpu-bind=cores")  # Slurm knows which cores are whose
             return plan._replace(command=tuple(options), bound=0)

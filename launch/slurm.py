@@ -5,8 +5,10 @@ References: srun(1) and sbatch(1), "Output environment variables"; the MPI guide
 
 from __future__ import annotations
 
+import re
 import subprocess
-from collections.abc import Mapping
+import time
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from launch.errors import LaunchError
@@ -67,3 +69,69 @@ def srun_protocol(flavour: str, environ: Mapping[str, str]) -> str | None:
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LaunchError(f"`{' '.join(command)}` failed: {error}.") from None
     return protocol if answer.returncode == 0 else None
+
+
+def nodes(environ: Mapping[str, str]) -> list[str]:
+    """The names of the job's nodes."""
+    names = environ.get("SLURM_JOB_NODELIST", "")
+    command = ["scontrol", "show", "hostnames", names]
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=False, env=dict(environ)
+        ).stdout.split()
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+
+
+def silent_nodes(environ: Mapping[str, str], seconds: float = 20.0) -> list[str]:
+    """Those nodes of the job on which nothing can be started any more, all tried at once."""
+    step = ["srun", "--mpi=none", "--overlap", "--nodes=1", "--ntasks=1"]
+    tries = {
+        name: subprocess.Popen(
+            [*step, f"--nodelist={name}", "true"],
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        for name in nodes(environ)
+    }
+    limit = time.monotonic() + seconds
+    for process in tries.values():
+        try:
+            process.wait(max(limit - time.monotonic(), 0.01))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    return [name for name, process in tries.items() if process.returncode]
+
+
+def without(environ: Mapping[str, str], lost: Collection[str]) -> dict[str, str]:
+    """The variables of a job as they would be without some of its nodes.
+
+    Those which say where tasks go are what srun and both kinds of mpirun follow.
+    """
+    names = nodes(environ)
+    stay = [i for i, name in enumerate(names) if name not in lost]
+    changed = {"SLURM_NNODES": str(len(stay)), "SLURM_JOB_NUM_NODES": str(len(stay))}
+    listed = ",".join(names[i] for i in stay)
+    changed |= {"SLURM_JOB_NODELIST": listed, "SLURM_NODELIST": listed}
+    for name in ("SLURM_TASKS_PER_NODE", "SLURM_JOB_CPUS_PER_NODE"):
+        if name in environ:
+            counts = expanded(environ[name])
+            changed[name] = ",".join(str(counts[i]) for i in stay)
+    tasks = str(sum(expanded(changed.get("SLURM_TASKS_PER_NODE", "")) or [1] * len(stay)))
+    return {**environ, **changed, "SLURM_NTASKS": tasks, "SLURM_NPROCS": tasks}
+
+
+def expanded(counts: str) -> list[int]:
+    """Numbers as Slurm shortens them.
+
+    Examples
+    --------
+    >>> expanded("2(x3),1")
+    [2, 2, 2, 1]
+    """
+    found = re.findall(r"(\d+)(?:\(x(\d+)\))?", counts)
+    return [int(count) for count, times in found for _ in range(int(times or 1))]

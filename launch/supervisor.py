@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from launch import rank as protocol
+from launch import slurm
 from launch.attempt import Attempt, Failure, Outcome
 from launch.console import Console
 from launch.errors import LaunchError
@@ -162,19 +163,26 @@ class _Supervisor:
 
     def _shrink(self, plan: Plan, console: Console) -> Plan | None:
         """The plan for the hosts that still answer; None if they are too few."""
-        if not plan.hosts:
-            return plan
-        left = set(answering([host.name for host in plan.hosts], self._environ))
-        lost = [host.name for host in plan.hosts if host.name not in left]
+        if plan.hosts:
+            names = [host.name for host in plan.hosts]
+            left = set(answering(names, self._environ))
+            lost = [name for name in names if name not in left]
+        else:
+            lost = slurm.silent_nodes(self._environ) if plan.job is not None and plan.job.nodes > 1 else []
         if not lost:
             return plan
-        hosts = [host for host in plan.hosts if host.name in left]
-        n = min(plan.n, sum(host.ranks or 0 for host in hosts))
         console.say(f"{', '.join(lost)} {'does' if len(lost) == 1 else 'do'} not answer; going on without.")
+        if plan.hosts:
+            hosts = [host for host in plan.hosts if host.name not in lost]
+            n = min(plan.n, sum(host.ranks or 0 for host in hosts))
+            request = self._request._replace(n=n, hosts=_as_text(hosts), hostfile=None)
+        else:
+            self._environ = slurm.without(self._environ, lost)
+            n = min(plan.n, int(self._environ["SLURM_NTASKS"]))
+            self._request = request = self._request._replace(n=n, without=(*self._request.without, *lost))
         if n < self._policy.min_ranks:
             console.say(f"{n} ranks would be left, fewer than --min-ranks {self._policy.min_ranks}.")
             return None
-        request = self._request._replace(n=n, hosts=_as_text(hosts), hostfile=None)
         return make_plan(request, self._environ, self._cores, self._is_root)
 
     def _was_ended_while_waiting(self, seconds: float) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import heapq
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -112,6 +113,12 @@ class Graph:
     updates : dict of Variable to Value
         What a run leaves in variables.
 
+    Attributes
+    ----------
+    history : tuple of (str, Counter)
+        The names of the passes that made this graph, first "traced", each with the operators that there were after it;
+        empty if it did not go through `passes.optimize`.
+
     Examples
     --------
     >>> import disttensor as dt
@@ -127,6 +134,7 @@ class Graph:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.updates = dict(updates)
+        self.history: tuple[tuple[str, Counter[str]], ...] = ()
 
     @functools.cached_property
     def nodes(self) -> list[Node]:
@@ -237,6 +245,31 @@ class Graph:
             lines.append(f"{variable.path} <- {_name(value, names)}")
         lines.append("return " + ", ".join(_name(v, names) for v in self.outputs))
         return "\n".join(lines)
+
+    def explain(self) -> str:
+        """What was traced, what each pass changed, and what became of each operator: its loop, or why it is in none.
+
+        Examples
+        --------
+        >>> import disttensor as dt
+        >>> f = dt.function(lambda x: dt.ops.sin(2 * x + 1))
+        >>> print(f.graph(dt.constant([1.0, 2.0])).explain())
+        traced: 3 operators: add, multiply, sin
+        fold_constants: nothing to do
+        share_common_subexpressions: nothing to do
+        drop_dead_code: nothing to do
+        insert_allreduce: nothing to do
+        fuse_elementwise: 3 → 2 operators: gone add, multiply; new fused
+        <BLANKLINE>
+        operators, in the order in which they run:
+        %1 fused: float32[2]
+            one loop: multiply, add
+        %2 sin: float32[2]
+            not fused: loops have no sin of float32 with numpy's bits
+        """
+        from disttensor.graph.explanation import explain
+
+        return explain(self)
 
     def to_dot(self) -> str:
         """The graph in the DOT language; ``dot -Tsvg`` of Graphviz draws it."""

@@ -18,8 +18,10 @@ import numpy as np
 
 from disttensor import dtypes
 from disttensor.context import Spec
+from disttensor.graph import explanation
 from disttensor.graph.graph import Graph, Node, Value
 from disttensor.graph.memory import Lifetime, place
+from disttensor.graph.memory_report import Buffer, Memory, most_alive
 from disttensor.graph.passes.fusion import fused
 from disttensor.kernels import blas, denormals
 from disttensor.kernels.native import Bound, NativeSequence, segments
@@ -79,7 +81,15 @@ class Plan:
         self.graph = graph
         self._lock = threading.Lock()
         layout = _lay_out(graph)
-        arrays, self.arena_bytes = _allocate(layout)
+        arrays, self.arena_bytes, self._buffers = _allocate(layout)
+        self._unshared = sum(
+            _nbytes(spec)
+            for node in layout.nodes
+            for i, spec in enumerate(node.specs)
+            if node.kind == "operator"
+            and layout.root[(id(node), i)] == (id(node), i)
+            and (id(node), i) not in layout.into_variable
+        )
         self._inputs = [arrays[_key(Value(n))] for n in graph.inputs]
         self._outputs = [arrays[_key(v)] for v in graph.outputs]
         self._staged, self._commits = _commits(graph, layout, arrays)
@@ -128,6 +138,30 @@ class Plan:
             for variable in self._updated:
                 variable.touch()
         return outputs
+
+    def source(self, call: int | None = None) -> str:
+        """The source of the kernels in machine code, as LLVM IR: each once, below the calls that run it.
+
+        Parameters
+        ----------
+        call : int, optional
+            Only those of one call, by its number in `calls`.
+        """
+        return explanation.source(self.calls, call)
+
+    def memory(self) -> Memory:
+        """How much memory the plan takes, with and without sharing, and its buffers, the largest first."""
+        nodes = self.graph.nodes
+        constants = sum(n.source.nbytes for n in nodes if n.kind == "constant" and 0 not in n.source.strides)
+        return Memory(
+            arena=self.arena_bytes,
+            alive=most_alive(self._buffers),
+            unshared=self._unshared,
+            inputs=sum(array.nbytes for array in self._inputs),
+            constants=constants,
+            variables=sum(variable.memory.nbytes for variable in self.graph.variables),
+            buffers=tuple(sorted(self._buffers, key=lambda buffer: -buffer.nbytes)),
+        )
 
     def __repr__(self) -> str:
         return f"<Plan: {len(self.calls)} kernel calls, {self.arena_bytes} bytes of intermediates>"
@@ -273,7 +307,7 @@ def _in_place_operands(
     return reuse
 
 
-def _allocate(layout: _Layout) -> tuple[dict[Key, np.ndarray], int]:
+def _allocate(layout: _Layout) -> tuple[dict[Key, np.ndarray], int, list[Buffer]]:
     position = {id(n): i for i, n in enumerate(layout.nodes)}
     end = len(layout.nodes)
     # Follow chains of reuse to the buffer that is really allocated, and let it live as long as the chain.
@@ -296,6 +330,11 @@ def _allocate(layout: _Layout) -> tuple[dict[Key, np.ndarray], int]:
     offsets, total = place([Lifetime(_nbytes(specs[k]), *lives[k]) for k in buffers])
     arena = aligned_empty((total,), "uint8")
     offset_of = dict(zip(buffers, offsets, strict=True))
+    report = []
+    for key in buffers:
+        node, slot = layout.nodes[position[key[0]]], key[1]
+        name = f"%{position[key[0]]}" + (f".{slot}" if len(node.specs) > 1 else "")
+        report.append(Buffer(name, node.name, specs[key], _nbytes(specs[key]), offset_of[key], *lives[key]))
 
     arrays: dict[Key, np.ndarray] = {}
     for node in layout.nodes:
@@ -322,7 +361,7 @@ def _allocate(layout: _Layout) -> tuple[dict[Key, np.ndarray], int]:
             found = node.op.view_rule(*[arrays[_key(v)] for v in node.inputs], **node.attrs)
             views = found if isinstance(found, (tuple, list)) else (found,)
             arrays.update(((id(node), i), view) for i, view in enumerate(views))
-    return arrays, total
+    return arrays, total, report
 
 
 def _outside_of_arena(layout: _Layout) -> dict[Key, np.ndarray]:

@@ -32,7 +32,7 @@ _SCORES = 1 << 15
 _LEAST = 16
 """Queries in a block, however many keys there are."""
 
-_GRAIN = 1 << 19
+_GRAIN = 1 << 18
 """Multiplications that a thread is worth waking for."""
 
 Arrays = tuple[np.ndarray, ...]

@@ -12,12 +12,16 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from disttensor import config
 from disttensor.kernels import gemm_ir, ir, machine
 from disttensor.kernels.native import NativeCall
 from disttensor.kernels.windows import offsets
 
-_GRAIN = 1 << 21
-"""Multiplications that a thread is worth waking for: some 50 µs of one core's work."""
+_GRAIN = 1 << 18
+"""Multiplications that make a part for one of several threads: some 6 µs of one core's work."""
+
+_LINES = 256
+"""Rows or columns in a part, if there are so many for each thread, as every part packs the other operand again."""
 
 
 def supports(*arrays: np.ndarray) -> bool:
@@ -68,7 +72,7 @@ def bind(out: np.ndarray, x: np.ndarray, y: np.ndarray, *, add: bool = False) ->
     words = [
         out, x, y, *places, out.strides[-2], *x.strides[-2:], *y.strides[-2:], m, n, k, add, by_columns, unit, units,
     ]  # fmt: skip
-    grain = -(-_GRAIN // max(work, 1))
+    grain = max(-(-_GRAIN // max(work, 1)), min(-(-_LINES // unit), -(-count * units // config.threads())))
     return NativeCall(library(out.dtype.char)["products"], words, count * units, grain)
 
 

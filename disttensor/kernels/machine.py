@@ -50,6 +50,11 @@ def load(text: str) -> Mapping[str, int]:
     return _machine().load(text)
 
 
+def source_of(address: int) -> str | None:
+    """The text of the module that a function was loaded from, by the address that `load` gave; None if it was not."""
+    return _machine().source_of(address)
+
+
 def has(feature: str) -> bool:
     """Whether code may use a feature of the processor, by its name in LLVM ("avx2", "fma", "avx512f", "neon")."""
     return _machine().has(feature)
@@ -106,6 +111,10 @@ class _Machine:
                 if found is None:
                     found = self._loaded[text] = self._make(text)
         return found
+
+    def source_of(self, address: int) -> str | None:
+        """See `source_of`."""
+        return next((text for text, functions in self._loaded.items() if address in functions.values()), None)
 
     def _make(self, text: str) -> dict[str, int]:
         digest = hashlib.sha256(f"{self.identity}\n{text}".encode()).hexdigest()[:32]

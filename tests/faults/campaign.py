@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 STEPS = 90
 _REQUEUE = 75  # the exit code that says: run the same command again
 LIMIT = 30.0  # seconds in which all processes must have ended after a fault
+STUCK, COMPARED = 15, 10  # seconds that a collective may last; steps after which ranks compare their weights
 SUSPENDED = 3  # seconds after which a suspended rank is noticed in this campaign
 
 
@@ -31,7 +32,7 @@ class Fault(NamedTuple):
     Attributes
     ----------
     word : str
-        What `disttensor-run` must say about the guilty rank; empty: nothing, for it is no fault.
+        What must be printed about the guilty rank, a pattern; empty: nothing, for it is no fault.
     signal : Signals or None
         What the rank is sent from outside; None: the program does it to itself.
     to_job : bool
@@ -46,19 +47,23 @@ class Fault(NamedTuple):
     goes_on: str = ""
 
 
+_KILLED, _ENDED = "rank {rank} on host .* was killed", "rank {rank} on host .* ended with exit code "
 FAULTS = {
-    "kill -9, then go on": Fault("killed", signal.SIGKILL, goes_on="by itself"),
-    "kill -9 in a save, then go on": Fault("killed", goes_on="by itself"),
-    "kill -9, then other ranks": Fault("killed", signal.SIGKILL, goes_on="on other ranks"),
+    "kill -9, then go on": Fault(_KILLED, signal.SIGKILL, goes_on="by itself"),
+    "kill -9 in a save, then go on": Fault(_KILLED, goes_on="by itself"),
+    "kill -9, then other ranks": Fault(_KILLED, signal.SIGKILL, goes_on="on other ranks"),
     "SIGUSR1 twice, then go on": Fault("is complete", signal.SIGUSR1, to_job=True, goes_on="when started again"),
     "SIGTERM twice, then go on": Fault("is complete", signal.SIGTERM, to_job=True, goes_on="when started again"),
-    "kill -9": Fault("killed", signal.SIGKILL),
-    "SIGSEGV": Fault("killed", signal.SIGSEGV),
-    "SIGSTOP": Fault("suspended", signal.SIGSTOP),
-    "exception": Fault("ended with exit code 1"),
-    "sys.exit": Fault("ended with exit code 7"),
-    "os._exit": Fault("ended with exit code 9"),
-    "nan": Fault("ended with exit code 1"),
+    "kill -9": Fault(_KILLED, signal.SIGKILL),
+    "SIGSEGV": Fault(_KILLED, signal.SIGSEGV),
+    "SIGSTOP": Fault("rank {rank} on host .* was suspended", signal.SIGSTOP),
+    "waits for ever": Fault("It waits for rank {rank}[.]"),
+    "exception": Fault(_ENDED + "1"),
+    "sys.exit": Fault(_ENDED + "7"),
+    "os._exit": Fault(_ENDED + "9"),
+    "nan": Fault("rank .* on host .* ended with exit code 1"),  # all ranks see it, and any may be the first to say so
+    "bit flip": Fault("rank {rank} .* differs from the others"),
+    "other learning rate": Fault("rank {rank} .* has 0[.]002"),
     "slow rank": Fault("", goes_on="by itself"),
     "SIGSTOP for a second": Fault("", signal.SIGSTOP, goes_on="by itself"),
 }
@@ -175,15 +180,14 @@ def _judge(fault: str, code: int, word: float | None, seconds: float, job: _Job)
         return f"exit code {code} after the restart"
     if what.goes_on != "by itself" and not code:
         return "the exit code is 0"
-    if word is None and fault != "nan":  # all ranks see NaN, and whoever says so first is as good as any other
+    if word is None:
         return "the guilty rank was not named"
     return "" if what.goes_on == "by itself" or seconds < LIMIT else f"it took {seconds:.1f} s until all had ended"
 
 
 def _word(what: Fault, rank: int, lines: Sequence[tuple[float, str]]) -> float | None:
-    """When `disttensor-run` said what it must; None if it did not."""
-    who = "" if what.to_job else rf"rank {rank} on host .* "
-    said = (t for t, line in lines if re.search(who, line) and what.word in line)
+    """When it was said what must be; None if it was not."""
+    said = (t for t, line in lines if re.search(what.word.format(rank=rank), line))
     return next(said, None) if what.word else None
 
 
@@ -192,6 +196,7 @@ class _Job:
         self._mark = f"DISTTENSOR_CAMPAIGN={uuid.uuid4().hex}"
         environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "DISTTENSOR_THREADS": "1"}
         environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "DISTTENSOR_HOST_TIMEOUT": str(SUSPENDED)}
+        environ |= {"DISTTENSOR_TIMEOUT": str(STUCK), "DISTTENSOR_CONSISTENCY_INTERVAL": str(COMPARED)}
         environ |= dict([self._mark.split("=")]) | variables
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ

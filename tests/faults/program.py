@@ -58,6 +58,10 @@ class Trace(dt.callbacks.Callback):
                 sys.exit(7)
             if KIND == "os._exit":
                 os._exit(9)
+            if KIND == "waits for ever":
+                time.sleep(1000)
+            if KIND == "bit flip":
+                self.model.trainable_variables[0].memory.view(np.uint8).reshape(-1)[0] ^= 1
             if KIND == "nan":
                 kernel = self.model.trainable_variables[0]
                 kernel.assign(np.full(kernel.shape, np.nan, "float32"))
@@ -74,7 +78,11 @@ class Trace(dt.callbacks.Callback):
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _note(self, **more: object) -> None:
-        said = {"start": START, "step": self._step(), "time": time.monotonic(), "pid": os.getpid(), **more}
+        self.note(self._step(), **more)
+
+    def note(self, step: int, **more: object) -> None:
+        """Write something down, with the time."""
+        said = {"start": START, "step": step, "time": time.monotonic(), "pid": os.getpid(), **more}
         self._file.write(json.dumps(said) + "\n")
 
 
@@ -92,8 +100,12 @@ def main() -> None:
             layers.Dense(10, activation="softmax"),
         ]
     )
-    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    is_other = KIND == "other learning rate" and distributed.rank() == RANK
+    optimizer = dt.optimizers.Adam(0.002 if is_other else 0.001)
+    model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
     trace = Trace()
+    if is_other:
+        trace.note(0, fault=KIND)
     if distributed.rank() == 0:
         with (FOLDER / "starts").open("a") as file:
             file.write(json.dumps({"start": START, "launched": LAUNCHED}) + "\n")

@@ -206,6 +206,39 @@ def test_a_lost_node(sbatch, slurm, program):
         subprocess.run(["slurmd", "-N", node, "-f", slurm["SLURM_CONF"]], env=slurm, check=True)
 
 
+ON_EACH_NODE = """
+import os, time
+import numpy as np
+from disttensor import distributed
+comm = distributed.communicator()
+again = os.environ["DISTTENSOR_RESTART_COUNT"]
+print("start", again, "rank", comm.rank, "of", comm.size, "on", os.environ["SLURMD_NODENAME"], os.getpid(), flush=True)
+while again == "0":
+    comm.all_reduce(np.ones(1))
+    time.sleep(0.05)
+"""
+
+
+def test_a_lost_node_is_left_out(sbatch, slurm, environment, tmp_path):
+    """With --no-kill Slurm leaves the job the nodes that are well, and disttensor-run goes on there."""
+    folder, program = Path(slurm["SLURM_CONF"]).parent, tmp_path / "program.py"
+    program.write_text(ON_EACH_NODE)
+    options = ("--nodes=2", "--ntasks=2", "--ntasks-per-node=1", "--no-kill")
+    job = sbatch("preemptible.sbatch", str(program), options=options)
+    job.wait_for("start 0 rank 1 of 2 on")
+    job.wait_for("start 0 rank 0 of 2 on")
+    batch = job.field("BatchHost")
+    node, rank = next(found for found in re.findall(r"on (n\d) (\d+)", job.output()) if found[0] != batch)
+    try:
+        for process in (int((folder / f"slurmd-{node}.pid").read_text()), int(rank)):
+            os.kill(process, signal.SIGKILL)
+        assert job.wait_until("COMPLETED", "FAILED", "NODE_FAIL", seconds=180) == "COMPLETED", job.output()
+        assert f"{node} does not answer; going on without" in job.output()
+        assert "start 1 rank 0 of 1 on" in job.output()
+    finally:
+        subprocess.run(["slurmd", "-N", node, "-f", slurm["SLURM_CONF"]], env=slurm, check=True)
+
+
 def test_submit(slurm, environment, tmp_path):
     program = tmp_path / "train.py"
     program.write_text(

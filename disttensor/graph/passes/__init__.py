@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 from disttensor.graph.graph import Graph
@@ -27,7 +28,14 @@ def register(graph_pass: Pass) -> Pass:
 
 
 def optimize(graph: Graph) -> Graph:
-    """Run every pass of the pipeline, and fuse."""
-    for graph_pass in PIPELINE:
+    """Run every pass of the pipeline, and fuse; the result has a `Graph.history`."""
+    history = [("traced", _operators(graph))]
+    for graph_pass in (*PIPELINE, fuse_elementwise):
         graph = graph_pass(graph)
-    return fuse_elementwise(graph)
+        history.append((graph_pass.__name__, _operators(graph)))
+    graph.history = tuple(history)
+    return graph
+
+
+def _operators(graph: Graph) -> Counter[str]:
+    return Counter(node.name for node in graph if node.kind == "operator")

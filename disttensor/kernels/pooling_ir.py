@@ -95,20 +95,11 @@ class _Pooling:
         """`g` at the largest element of its window."""
         f = self.f
 
-        def write(place: Value, inside: Value, taps: Value, count: Value) -> None:
-            def body(vector: str, offset: Value) -> None:
-                where = self._largest(vector, f.at(self.x, inside, offset), taps, count)[1].get()
-                slope = f.load(vector, f.at(self.g, place, offset), self.itemsize)
-                target = f.at(self.out, inside, offset)
-                several = self.add > 0
-                for shared, block in ((True, f.when), (False, f.unless)):
-                    with block(several), f.loop(0, count) as t:
-                        part = f.select(self._is(where, t), slope, f.constant(vector, 0))
-                        self._put(part, f.at(target, self._tap(taps, t)), shared)
+        def parts(vector: str, slope: Value, x: Value, taps: Value, count: Value) -> Callable[[Value], Value]:
+            where = self._largest(vector, x, taps, count)[1].get()
+            return lambda t: f.select(self._is(where, t), slope, f.constant(vector, 0))
 
-            self._each_channel(body)
-
-        return self._over_images(write)
+        return self._gradient(parts)
 
     def average_pool(self) -> Function:
         """The mean of each window."""
@@ -131,16 +122,25 @@ class _Pooling:
         """An equal share of `g` at each element of its window."""
         f = self.f
 
-        def write(place: Value, inside: Value, taps: Value, count: Value) -> None:
-            number = f.emit(self.kind, f"sitofp {count} to {self.kind}")
+        def parts(vector: str, slope: Value, x: Value, taps: Value, count: Value) -> Callable[[Value], Value]:
+            share = slope / f.splat(vector, f.emit(self.kind, f"sitofp {count} to {self.kind}"))
+            return lambda t: share
 
+        return self._gradient(parts)
+
+    def _gradient(self, parts: Callable[[str, Value, Value, Value, Value], Callable[[Value], Value]]) -> Function:
+        """What ``parts(vector type, slope, window of x, taps, their count)`` gives a tap, by its number."""
+        f = self.f
+
+        def write(place: Value, inside: Value, taps: Value, count: Value) -> None:
             def body(vector: str, offset: Value) -> None:
-                slope = f.load(vector, f.at(self.g, place, offset), self.itemsize) / f.splat(vector, number)
+                slope = f.load(vector, f.at(self.g, place, offset), self.itemsize)
+                part = parts(vector, slope, f.at(self.x, inside, offset), taps, count)
                 target = f.at(self.out, inside, offset)
                 several = self.add > 0
                 for shared, block in ((True, f.when), (False, f.unless)):
                     with block(several), f.loop(0, count) as t:
-                        self._put(slope, f.at(target, self._tap(taps, t)), shared)
+                        self._put(part(t), f.at(target, self._tap(taps, t)), shared)
 
             self._each_channel(body)
 

@@ -26,10 +26,12 @@ Arrays = tuple[np.ndarray, ...]
 _ROWS = 16
 """Rows that a thread is worth waking for: products of fewer are slow."""
 
-_KERNELS = (
-    recurrent_ir.rnn, recurrent_ir.rnn_gradient, recurrent_ir.lstm, recurrent_ir.lstm_gradient, gru_ir.gru,
-    gru_ir.gru_gradient, gru_ir.gru_before, gru_ir.gru_before_gradient,
-)  # fmt: skip
+_KERNELS = {
+    "rnn": (recurrent_ir.rnn, recurrent_ir.rnn_gradient),
+    "lstm": (recurrent_ir.lstm, recurrent_ir.lstm_gradient),
+    "gru": (gru_ir.gru, gru_ir.gru_gradient),
+    "gru_before": (gru_ir.gru_before, gru_ir.gru_before_gradient),
+}
 
 
 def _through_float32(function: Callable[..., None]) -> Callable[..., None]:
@@ -74,17 +76,18 @@ def _bind(name: str, arrays: dict[str, np.ndarray]) -> NativeCall:
     products = library(kind)
     words |= {"pack": products["pack"], "multiply": products["multiply_packed"]}
     words |= {"steps": steps, "units": len(arrays["u"])}
-    return NativeCall(_library(kind)[name], list(words.values()), batch, _ROWS)
+    kernels = _library(name.removesuffix("_gradient"), kind)
+    return NativeCall(kernels[name], list(words.values()), batch, _ROWS)
 
 
 @functools.cache
-def _library(kind: str) -> Mapping[str, int]:
+def _library(cell: str, kind: str) -> Mapping[str, int]:
     shape = tiles(kind)
 
     def write() -> str:
-        return ir.module([kernel(shape) for kernel in _KERNELS], recurrent_ir.HEAD)
+        return ir.module([kernel(shape) for kernel in _KERNELS[cell]], recurrent_ir.HEAD)
 
-    return machine.load(ir.written("recurrent", write, shape))
+    return machine.load(ir.written(cell, write, shape))
 
 
 @_through_float32

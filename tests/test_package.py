@@ -84,6 +84,25 @@ def test_the_program_in_the_readme_runs():
     run_python("-c", program)
 
 
+def test_a_convnet_trains_without_numba():
+    # Its import takes longer than the first step.
+    program = """
+import sys
+import disttensor as keras
+x, y = keras.ops.ones((4, 8, 8, 1)), keras.ops.zeros((4,), "int32")
+layers = keras.layers
+model = keras.Sequential([
+    layers.Conv2D(3, 3, activation="relu"), layers.BatchNormalization(), layers.MaxPooling2D(), layers.Flatten(),
+    layers.Dropout(0.5), layers.Dense(10),
+])
+loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+model.compile("adam", loss, metrics=["accuracy"])
+model.fit(x, y, verbose=0)
+print("numba" in sys.modules)
+"""
+    assert run_python("-c", program).strip() == "False"
+
+
 @pytest.mark.slow
 def test_the_wheel_is_complete(tmp_path):
     subprocess.run(

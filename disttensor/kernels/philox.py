@@ -68,8 +68,10 @@ def uniform(out: np.ndarray, state: State, offset: Offset) -> None:
     True
     """
     bits = _PRECISION.get(out.dtype.name, 0)
-    fill = _uniform64 if out.dtype == np.float64 else _uniform32
-    _fill_floats(fill, out, state, offset, np.uint64((64 if bits == 53 else 32) - bits), 2.0**-bits)
+    if out.dtype == np.float64:
+        _fill_floats(_uniform64, out, state, offset, np.uint64(64 - bits), 2.0**-bits)
+    else:
+        _fill_floats(_uniform32, out, state, offset, 32 - bits, 2.0**-bits)
 
 
 def normal(out: np.ndarray, state: State, offset: Offset) -> None:
@@ -247,14 +249,10 @@ def _word64(words: np.ndarray, i: int) -> np.uint64:
     return (np.uint64(words[i]) << _HALF) | np.uint64(words[i + 1])
 
 
-@kernel(parallel=True)
-def _uniform32(out: np.ndarray, k0: np.uint64, k1: np.uint64, offset: int, shift: np.uint64, scale: float) -> None:
-    for chunk in prange((out.shape[0] + _CHUNK - 1) // _CHUNK):
-        part = out[chunk * _CHUNK : (chunk + 1) * _CHUNK]
-        words = np.empty((part.shape[0] + 6) // 4 * 4, np.uint32)
-        skip = _words(words, k0, k1, offset + chunk * _CHUNK)
-        for i in range(part.shape[0]):
-            part[i] = np.float32(words[skip + i] >> shift) * np.float32(scale)
+def _uniform32(out: np.ndarray, k0: np.uint64, k1: np.uint64, offset: np.int64, shift: int, scale: float) -> None:
+    # Most weights begin with these: without numba, whose import takes longer than the first step of a small model.
+    state, row = np.array([k0, k1], np.uint32), np.asarray(offset)
+    NativeCall(philox_ir.functions()["uniform"], (out, state, row, 1, shift, scale), out.size, _CHUNK)()
 
 
 @kernel(parallel=True)

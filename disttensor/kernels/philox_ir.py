@@ -1,16 +1,17 @@
-"""The machine code of dropout masks: Philox4x32-10 on several blocks side by side, compared and stored in one pass."""
+"""The machine code of dropout masks and uniform numbers: Philox4x32-10 on several blocks side by side, in one pass."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from disttensor.kernels import ir, machine
 from disttensor.kernels.ir import Function, Value
 
-ARGUMENTS = ("out", "state", "row", "row_size", "bound", "value")
-"""Of `dropout`: a float32 array; two uint32; the int64 number of its first row and the elements of a row; what a word
-must be below; and the float32 that is written then, as the bits of a double."""
+ARGUMENTS = ("out", "state", "row", "row_size", "number", "value")
+"""A float32 array; two uint32; the int64 number of its first row and the elements of a row; then, of `dropout`, what a
+word must be below, and the float32 that is written then, as the bits of a double; of `uniform`, how many bits of a word
+are dropped, and what the rest is multiplied with."""
 
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 _WEYL = 0x9E3779B9, 0xBB67AE85
@@ -19,12 +20,30 @@ _LOW_WORD = 0xFFFFFFFF
 
 @functools.cache
 def functions() -> Mapping[str, int]:
-    """The address of `dropout`, which fills elements [start, stop)."""
-    return machine.load(ir.written("philox", lambda: ir.module([_dropout()]), machine.vector_bytes()))
+    """The addresses of `dropout` and `uniform`, which fill elements [start, stop)."""
+    return machine.load(ir.written("philox", _text, machine.vector_bytes()))
 
 
-def _dropout() -> Function:
-    f = Function("dropout", [("ptr", "arguments"), ("i64", "start"), ("i64", "stop")])
+def _text() -> str:
+    return ir.module([_filling("dropout", _below), _filling("uniform", _evenly)])
+
+
+def _below(f: Function, word: Value, number: Value, value: Value) -> Value:
+    """`value` where a word is below `number`, else 0."""
+    lanes = machine.vector_bytes() // 4
+    return f.select(f.emit(f"<{lanes} x i1>", f"icmp ult {word}, {number.name}"), value, 0)
+
+
+def _evenly(f: Function, word: Value, number: Value, value: Value) -> Value:
+    """`value` times a word without its last `number` bits, of which float32 holds what is left exactly."""
+    lanes = machine.vector_bytes() // 4
+    integers, floats = f"<{lanes} x i32>", f"<{lanes} x float>"
+    left = f.emit(f"<{lanes} x i64>", f"lshr {word}, {number.name}")
+    return f.emit(floats, f"sitofp {f.emit(integers, f'trunc {left} to {integers}')} to {floats}") * value
+
+
+def _filling(name: str, element: Callable[[Function, Value, Value, Value], Value]) -> Function:
+    f = Function(name, [("ptr", "arguments"), ("i64", "start"), ("i64", "stop")])
     kinds = ("ptr", "ptr", "ptr", "i64", "i64", "double")
     a = {n: f.field(f["arguments"], i, kind) for i, (n, kind) in enumerate(zip(ARGUMENTS, kinds, strict=True))}
     # Two vectors of words at a time: one alone would wait for its multiplications.
@@ -32,7 +51,7 @@ def _dropout() -> Function:
     words, floats = f"<{lanes} x i64>", f"<{lanes} x float>"
     keys = [f.emit("i64", f"zext {f.load('i32', f.at(a['state'], 4 * i), 4)} to i64") for i in range(2)]
     value = f.splat(floats, f.emit("float", f"fptrunc {a['value']} to float"))
-    bound = f.splat(words, a["bound"])
+    number = f.splat(words, a["number"])
     numbers = Value(f, words, f"<{', '.join(f'i64 {i}' for i in range(lanes))}>")
     edge = Value(f, "ptr", f.reserve("float", 4 * lanes))
     # Numbers of elements in the stream.
@@ -40,10 +59,7 @@ def _dropout() -> Function:
     first, last = offset + f["start"], offset + f["stop"]
     with f.loop(first // 4, (last + 3) // 4, lanes) as block:
         counter = f.splat(words, block) + numbers
-        kept = [
-            f.select(f.emit(f"<{lanes} x i1>", f"icmp ult {word}, {bound.name}"), value, 0)
-            for word in _philox(f, words, counter, keys)
-        ]
+        kept = [element(f, word, number, value) for word in _philox(f, words, counter, keys)]
         pairs = [i for lane in range(lanes) for i in (lane, lane + lanes)]
         left, right = f.shuffle(kept[0], kept[1], pairs), f.shuffle(kept[2], kept[3], pairs)
         fours = [
@@ -56,9 +72,9 @@ def _dropout() -> Function:
         with f.unless(inside):
             f.store(mask, edge, 64)
             end = f.minimum(begin + 4 * lanes, last)
-            with f.loop(f.select(begin < first, first, begin), end) as number:
-                single = f.load("float", f.at(edge, (number - begin) * 4), 4)
-                f.store(single, f.at(a["out"], (number - offset) * 4), 4)
+            with f.loop(f.select(begin < first, first, begin), end) as place:
+                single = f.load("float", f.at(edge, (place - begin) * 4), 4)
+                f.store(single, f.at(a["out"], (place - offset) * 4), 4)
     return f
 
 

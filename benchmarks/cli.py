@@ -20,9 +20,11 @@ _COMMANDS = {
     "checkpoint": "what saving costs a training, and its speed beside dd, safetensors and PyTorch",
     "plan": "what `disttensor plan` predicts, beside what is measured on emulated hosts",
     "gemm": "products of matrices, beside numpy's BLAS",
+    "allreduce": "sums over ranks of one host, beside the MPI libraries' and gloo's",
+    "scaling": "throughput of ranks that train together, as a share of what they do alone",
     "install": "install the peers into .venv-peers",
 }
-_ROUNDS = {"steps": 7, "start": 3, "replay": 3, "profile": 3}
+_ROUNDS = {"steps": 7, "start": 3, "replay": 3, "profile": 3, "scaling": 3}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
                 "--peer", nargs="*", choices=PEERS, default=installed,
                 help="whom to compare with, nobody if empty (default: all, if installed)",
             )  # fmt: skip
-        if name != "start":
+        if name not in ("start", "scaling"):
             command.add_argument(
                 "--threads", nargs="+", type=_positive, help="numbers of threads (default: all cores, and mostly 1)"
             )
@@ -95,6 +97,10 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--rounds", type=_positive, default=3, help="in turns, alone and together (%(default)s)")
     plan.add_argument("--overlap", type=float, default=0.0, help="as in disttensor plan (%(default)s)")
     plan.add_argument("--json", type=Path, metavar="FILE", help="also write all results here")
+    made["allreduce"].add_argument("--rounds", type=_positive, default=25, help="best of so many (%(default)s)")
+    made["allreduce"].add_argument("--json", type=Path, metavar="FILE", help="also write all results here")
+    made["allreduce"].add_argument("--ranks", nargs="+", type=_positive, default=[2, 4], help="default: 2 4")
+    made["scaling"].add_argument("--ranks", nargs=1, type=_positive, default=[2], help="how many (default: 2)")
     made["install"].add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="default: all")
     return main_parser
 

@@ -23,9 +23,11 @@ class Session:
     workload : Workload
     compiled : bool, default False
         Whether model and loss go through `torch.compile`.
+    parallel : bool, default False
+        Whether ranks train together, with `DistributedDataParallel`.
     """
 
-    def __init__(self, workload: Workload, compiled: bool = False):
+    def __init__(self, workload: Workload, compiled: bool = False, parallel: bool = False):
         torch.manual_seed(0)
         torch.set_flush_denormal(True)
         self._workload = workload
@@ -38,6 +40,8 @@ class Session:
             self._optimizer: Any = torch.optim.SGD(self._weights, 0.01, momentum=0.9, fused=True)
         else:
             self._optimizer = torch.optim.Adam(self._weights, 0.001, fused=True)
+        if parallel:
+            model = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=True)
         binary = workload.classes == 1
 
         def loss_of(x: Any, y: Any) -> Any:

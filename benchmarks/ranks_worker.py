@@ -1,0 +1,121 @@
+"""What every rank runs: ``python -m benchmarks.ranks_worker JOB``, where JOB is JSON; it prints its answer as JSON.
+
+The job's "activity" is "allreduce" (sums of arrays of "sizes" bytes) or "training" (steps of a "workload", "coupled" or
+each rank by itself).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.catalogue import WORKLOADS
+from benchmarks.ranks import GLOO
+
+_SKIPPED = 3
+"""Steps at the start of a round that do not count."""
+
+
+def allreduce(job: dict[str, Any]) -> dict[str, list[float]]:
+    """Seconds of an all-reduce in place of float32, for each size: ours and the library's in turn."""
+    found: dict[str, list[float]] = {}
+    for size in job["sizes"]:
+        for name, call in _sums(job["library"], size // 4).items():
+            found.setdefault(name, []).append(_seconds(call, max(1, min(50, (1 << 20) // size)), job["rounds"]))
+    return found
+
+
+def _sums(library: str, count: int) -> dict[str, Callable[[], Any]]:
+    if library == GLOO:
+        import torch
+        from torch import distributed
+
+        tensor = torch.zeros(count)
+        return {"library": lambda: distributed.all_reduce(tensor)}
+    from disttensor import distributed as ours
+
+    comm = ours.communicator()
+    from mpi4py import MPI  # which is loaded, and set up, by the package
+
+    shared, own = comm.shared_empty((count,), np.float32), np.zeros(count, np.float32)
+    shared.fill(0)
+    return {
+        "ours": lambda: comm.all_reduce(shared),
+        "library": lambda: comm.mpi.Allreduce(MPI.IN_PLACE, own),
+    }
+
+
+def _seconds(call: Callable[[], Any], times: int, rounds: int) -> float:
+    """The best of some rounds of so many calls one after another: the time on a machine that does nothing else."""
+    call()
+    found = []
+    for _ in range(rounds):
+        call()  # so that all begin together
+        start = time.perf_counter()
+        for _ in range(times):
+            call()
+        found.append((time.perf_counter() - start) / times)
+    return min(found)
+
+
+def training(job: dict[str, Any]) -> list[float]:
+    """Seconds of each step of a workload; together each rank gets a batch of the workload's size."""
+    workload = WORKLOADS[job["workload"]]
+    steps = job["steps"] or workload.steps
+    session: Any
+    if job["library"] == GLOO:
+        from benchmarks.workloads import torch_steps
+
+        session = torch_steps.Session(workload, parallel=job["coupled"])
+    else:
+        from benchmarks.workloads import keras_like
+
+        if job["coupled"]:
+            workload = dataclasses.replace(workload, batch=workload.batch * job["ranks"])
+        session = keras_like.Session(workload, "disttensor")
+    data = session.prepare(*workload.data(steps + _SKIPPED))
+    session.train(*session.prepare(*workload.data(2)))
+    seconds: list[float] = []
+    for number in range(job["rounds"]):
+        _meet(Path(job["folder"]), number, job["ranks"])
+        ends, _ = session.train(*data)
+        seconds += [end - start for start, end in zip(ends[_SKIPPED:], ends[_SKIPPED + 1 :], strict=False)]
+    return seconds
+
+
+def _meet(folder: Path, number: int, ranks: int) -> None:
+    """Return when all have called it, whether they are coupled or not."""
+    (folder / f"{number}-{os.getpid()}").touch()
+    while len(list(folder.glob(f"{number}-*"))) < ranks:
+        time.sleep(0.001)
+
+
+ACTIVITIES: dict[str, Callable[[dict[str, Any]], Any]] = {"allreduce": allreduce, "training": training}
+
+
+def main() -> None:
+    """Do the job, and print what came out."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    job = json.loads(sys.argv[1])
+    if job["library"] == GLOO:
+        from torch import distributed
+
+        distributed.init_process_group("gloo")
+    answer = ACTIVITIES[job["activity"]](job)
+    if job["library"] == GLOO:
+        distributed.destroy_process_group()
+    # In one piece, so that lines of ranks do not mix.
+    os.write(answers.fileno(), (json.dumps(answer) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

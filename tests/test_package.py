@@ -84,23 +84,33 @@ def test_the_program_in_the_readme_runs():
     run_python("-c", program)
 
 
-def test_a_convnet_trains_without_numba():
-    # Its import takes longer than the first step.
-    program = """
-import sys
-import disttensor as keras
-x, y = keras.ops.ones((4, 8, 8, 1)), keras.ops.zeros((4,), "int32")
-layers = keras.layers
+_CONVNET = """
+x = keras.ops.ones((4, 8, 8, 1))
 model = keras.Sequential([
     layers.Conv2D(3, 3, activation="relu"), layers.BatchNormalization(), layers.MaxPooling2D(), layers.Flatten(),
     layers.Dropout(0.5), layers.Dense(10),
 ])
+"""
+_TRANSFORMER = """
+x = keras.ops.ones((4, 8), "int32")
+tokens = keras.Input((8,), dtype="int32")
+y = layers.Embedding(20, 16)(tokens)
+y = layers.LayerNormalization()(y + layers.MultiHeadAttention(num_heads=2, key_dim=8)(y, y))
+model = keras.Model(tokens, layers.Dense(10)(layers.GlobalAveragePooling1D()(y)))
+"""
+
+
+@pytest.mark.parametrize("model", [_CONVNET, _TRANSFORMER], ids=["convnet", "transformer"])
+def test_a_model_takes_its_first_step_without_numba(model):
+    # Its import takes longer than the step.
+    before = "import sys, disttensor as keras\nfrom disttensor import layers\n"
+    after = """
 loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 model.compile("adam", loss, metrics=["accuracy"])
-model.fit(x, y, verbose=0)
+model.fit(x, keras.ops.zeros((4,), "int32"), verbose=0)
 print("numba" in sys.modules)
 """
-    assert run_python("-c", program).strip() == "False"
+    assert run_python("-c", before + model + after).strip() == "False"
 
 
 @pytest.mark.slow

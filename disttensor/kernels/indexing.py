@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 
 from disttensor.errors import ArgumentError, ShapeError
+from disttensor.kernels import ir, machine
 from disttensor.kernels._jit import kernel, operand
+from disttensor.kernels.ir import Function
 from disttensor.kernels.native import NativeCall
 
 _PARTS = 16
@@ -79,7 +82,44 @@ def bind_scatter_add(out: np.ndarray, indices: np.ndarray, updates: np.ndarray) 
     """
     rows, width = out.shape
     grain = max(-(-rows // _PARTS), _GRAIN // max(width, 1))
-    return _scatter_add.native(out, operand(indices), operand(updates), extent=rows, grain=grain if rows > grain else 0)
+    grain = grain if rows > grain else 0
+    kind = _FLOATS.get(out.dtype.name)
+    if kind is None:
+        return _scatter_add.native(out, operand(indices), operand(updates), extent=rows, grain=grain)
+    arguments = out, operand(indices), operand(updates), indices.shape[0], width, rows
+    return NativeCall(_address(kind), arguments, rows, grain)
+
+
+_FLOATS = {"float32": "float", "float64": "double"}
+
+
+@functools.cache
+def _address(kind: str) -> int:
+    parameters = kind, machine.vector_bytes()
+    text = ir.written("scatter_add", lambda: ir.module([_scatter_add_floats(*parameters)]), parameters)
+    return machine.load(text)["scatter_add"]
+
+
+def _scatter_add_floats(kind: str, vector_bytes: int) -> Function:
+    """The machine code of `_scatter_add`, without what it costs to load numba."""
+    f = Function("scatter_add", [("ptr", "arguments"), ("i64", "start"), ("i64", "stop")])
+    out, indices, updates = (f.field(f["arguments"], i, "ptr") for i in range(3))
+    count, width, rows = (f.field(f["arguments"], i) for i in range(3, 6))
+    size = 4 if kind == "float" else 8
+    lanes = vector_bytes // size
+    wide = width // lanes * lanes
+    f.zero(f.at(out, f["start"] * width * size), (f["stop"] - f["start"]) * width * size)
+    with f.loop(0, count) as number:
+        index = f.load("i64", f.at(indices, number * 8), 8)
+        row = f.select(index < 0, index + rows, index)
+        with f.when(f.emit("i1", f"and {row >= f['start']}, {(row < f['stop']).name}")):
+            total, update = f.at(out, row * width * size), f.at(updates, number * width * size)
+            for first, last, step in ((f.integer(0), wide, lanes), (wide, width, 1)):
+                numbers = kind if step == 1 else f"<{lanes} x {kind}>"
+                with f.loop(first, last, step) as column:
+                    place, added = f.at(total, column * size), f.at(update, column * size)
+                    f.store(f.load(numbers, place, size) + f.load(numbers, added, size), place, size)
+    return f
 
 
 def one_hot(out: np.ndarray, indices: np.ndarray) -> None:

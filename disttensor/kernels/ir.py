@@ -223,6 +223,11 @@ class Function:
         self._intrinsics.add("declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)")
         self.line(f"call void @llvm.memcpy.p0.p0.i64({to}, {source}, {size}, i1 false)")
 
+    def zero(self, to: Value, size: Value) -> None:
+        """Fill bytes with zeros."""
+        self._intrinsics.add("declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)")
+        self.line(f"call void @llvm.memset.p0.i64({to}, i8 0, {size}, i1 false)")
+
     # --- vectors
 
     def lanes(self, vector: str) -> int:

@@ -65,6 +65,8 @@ class _State(threading.local):
     # What an inner layer inherits from the layer that calls it, and how deep it is.
     training: bool | None = None
     depth: int = 0
+    # Whether optimizers check gradients (see `disttensor.distributed.finite`).
+    checks_gradients: bool = False
     # Values that variables have for the time being, by id; what is assigned goes here too (see `rematerialization`).
     overrides: dict[int, Tensor] | None = None
     # Losses that layers add go here instead, with their layers, if it is not None.

@@ -35,6 +35,10 @@ class DistributedError(DistTensorError, RuntimeError):
     """Ranks, the launcher and the MPI library do not fit together, or a rank failed."""
 
 
+class NonFiniteError(DistTensorError, RuntimeError):
+    """Gradients are NaN or infinite."""
+
+
 class DataError(DistTensorError, ValueError):
     """Training data is missing, damaged or inconsistent."""
 

@@ -14,7 +14,9 @@ from disttensor.callbacks.model_checkpoint import ModelCheckpoint
 from disttensor.callbacks.progress import ProgbarLogger
 from disttensor.callbacks.reduce_lr_on_plateau import ReduceLROnPlateau
 from disttensor.callbacks.step_profile import StepProfile
+from disttensor.callbacks.straggler_report import StragglerReport
 from disttensor.callbacks.terminate_on_nan import TerminateOnNaN
+from disttensor.callbacks.timeline import Timeline
 
 __all__ = [
     "BackupAndRestore",
@@ -30,5 +32,7 @@ __all__ = [
     "ProgbarLogger",
     "ReduceLROnPlateau",
     "StepProfile",
+    "StragglerReport",
     "TerminateOnNaN",
+    "Timeline",
 ]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from disttensor import distributed
 from disttensor.callbacks.callback import Callback
 from disttensor.callbacks.history import History
 from disttensor.callbacks.progress import ProgbarLogger
+from disttensor.callbacks.straggler_report import StragglerReport
 from disttensor.errors import ArgumentError
 
 
@@ -41,7 +43,7 @@ class CallbackList:
         verbose : {"auto", 0, 1, 2}
             Adds a `ProgbarLogger` unless 0.
         history : bool
-            Adds a `History`, which becomes ``model.history``.
+            Adds a `History`, which becomes ``model.history``, and with several ranks a `StragglerReport`.
         """
         if isinstance(callbacks, CallbackList):
             return callbacks
@@ -54,6 +56,8 @@ class CallbackList:
         verbose = 1 if verbose == "auto" else int(verbose)
         if verbose and not any(isinstance(c, ProgbarLogger) for c in given):
             given.append(ProgbarLogger())
+        if history and distributed.size() > 1 and not any(isinstance(c, StragglerReport) for c in given):
+            given.append(StragglerReport())
         if history:
             model.history = next((c for c in given if isinstance(c, History)), None) or History()
             if model.history not in given:

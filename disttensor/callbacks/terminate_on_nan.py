@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
+from disttensor import context
 from disttensor.callbacks.callback import Callback, Logs, print_on_main
+from disttensor.errors import NonFiniteError
 
 
 class TerminateOnNaN(Callback):
@@ -13,12 +15,18 @@ class TerminateOnNaN(Callback):
     Parameters
     ----------
     raise_error : bool, default False
-        Raise a `RuntimeError` instead, so that no other callback takes the training for finished.
+        Raise a `NonFiniteError`, a `RuntimeError`, instead, so that no other callback takes the training for finished.
+        It comes on all ranks, before a gradient that is NaN or infinite has changed any weight, and names the ranks
+        and the variables. For that each rank looks at all its gradients.
     """
 
     def __init__(self, raise_error: bool = False):
         super().__init__()
         self.raise_error = raise_error
+
+    def on_train_begin(self, logs: Logs = None) -> None:
+        """Let optimizers look at gradients."""
+        context.state.checks_gradients = context.state.checks_gradients or self.raise_error
 
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Look at the loss."""
@@ -27,6 +35,6 @@ class TerminateOnNaN(Callback):
             return
         text = f"batch {batch}: the loss is {loss}; lower the learning rate, clip gradients, or look for bad data."
         if self.raise_error:
-            raise RuntimeError(text)
+            raise NonFiniteError(text)
         print_on_main(f"Training ends at {text}")
         self.model.stop_training = True

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 OTHER, ENDED = "other", "at the end of the program"
-READING, COMPUTING, IN_CALLBACKS = "reading data", "computing", "in callbacks"
+READING, COMPUTING, IN_CALLBACKS, VALIDATING = "reading data", "computing", "in callbacks", "validating"
 
 
 class Collective(NamedTuple):
@@ -79,6 +79,21 @@ def leave_collective(nbytes: int = 0) -> None:
             _blocked_seconds[_part] += now - entered.since
         if observer is not None:
             observer("collective", entered.name, entered.since, now, nbytes)
+
+
+def communicated(name: str, start: float, nbytes: int) -> None:
+    """Note that what was started earlier, to go on in the background, is complete."""
+    if observer is not None:
+        observer("communication", name, start, time.monotonic(), nbytes)
+
+
+def waited(start: float) -> None:
+    """Note that this thread has waited since then for another one to communicate."""
+    now = time.monotonic()
+    if threading.get_ident() == _thread:
+        _blocked_seconds[_part] += now - start
+    if observer is not None:
+        observer("collective", "wait", start, now, 0)
 
 
 def waiting() -> list[Collective]:

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 
 import numpy as np
 
-from disttensor.distributed import world
+from disttensor.distributed import activity, world
 from disttensor.distributed.communicator import Communicator, Handle
 from disttensor.distributed.weights import Weights
 from disttensor.kernels import denormals
@@ -84,7 +85,9 @@ class _Task:
             self.done.set()
 
     def wait(self) -> None:
+        start = time.monotonic()
         self.done.wait()
+        activity.waited(start)
         if self._error is not None:
             raise self._error
 

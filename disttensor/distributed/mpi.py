@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import sys
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -186,11 +187,12 @@ class MPICommunicator:
         if (reducer := self._reducer(array)) is not None:
             send, receive = _flat_pair(array, target)
             operation = self._call("all_reduce", array, reducer.start, send, receive, op, weights)
-            number = self._count
+            number, start = self._count, time.monotonic()
 
             def wait() -> None:
                 self._call("all_reduce", array, reducer.finish, operation, number=number)
                 _land(receive, target)
+                activity.communicated("all_reduce", start, target.nbytes)
 
             return Handle(target, wait, lambda: reducer.test(operation))
         if weights is not None:
@@ -340,12 +342,13 @@ class MPICommunicator:
     ) -> Handle:
         """A handle that keeps the buffers alive until MPI is done with them."""
         buffers = [send, receive]
-        number = self._count
+        number, start = self._count, time.monotonic()
 
         def wait() -> None:
             self._call(name, target, request.Wait, number=number)
             if receive is not None and target is not None:
                 _land(receive, target)
+            activity.communicated(name, start, 0 if target is None else target.nbytes)
             buffers.clear()
 
         return Handle(target, wait, request.Test)

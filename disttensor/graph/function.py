@@ -57,7 +57,7 @@ class Call:
         self.parts = config.virtual_shards() if self.shards else 0
         totals = tuple(int(s.total) for s in self.shards) if self.parts else ()
         held = tuple(s.local for s in self.shards)
-        settings = config.floatx(), context.state.autocast
+        settings = config.floatx(), context.state.autocast, context.state.checks_gradients
         self.key: Hashable = (encoded, held, self.parts, totals, self.ambient, settings)
 
     def _encode(self, value: Any) -> Any:

@@ -7,15 +7,17 @@ steps, slots) lies in Variables, which a traced step reads anew each time.
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from disttensor import config, distributed, initializers, ops
 from disttensor.context import state
+from disttensor.distributed import finite
 from disttensor.distributed.collectives import part_of_mean, sync_mean, sync_sum
 from disttensor.errors import ArgumentError, ShapeError
 from disttensor.optimizers.accumulation import EveryNth
@@ -284,7 +286,12 @@ class Optimizer(Configurable):
         UserWarning
             If gradients are missing; it names the variables.
         """
-        self.apply_mean(*self.mean_gradients(grads, trainable_variables))
+        means, variables = self.mean_gradients(grads, trainable_variables)
+        guard = None
+        if state.checks_gradients:
+            own = [g for g in grads if g is not None]
+            guard = functools.partial(finite.checked, gradients=own, variables=variables)
+        self.apply_mean(means, variables, guard)
 
     def mean_gradients(
         self, grads: Sequence[Any], trainable_variables: Sequence[Variable] | None = None
@@ -308,14 +315,19 @@ class Optimizer(Configurable):
         pairs = [(mean(g), v) for g, v in zip(grads, variables, strict=True) if g is not None]
         return [g for g, _ in pairs], [v for _, v in pairs]
 
-    def apply_mean(self, gradients: list[Tensor], variables: list[Variable]) -> None:
-        """The second half of `apply`: change the variables by what `mean_gradients` returned."""
+    def apply_mean(
+        self, gradients: list[Tensor], variables: list[Variable], guard: Callable[[Any], Tensor] | None = None
+    ) -> None:
+        """The second half of `apply`: change the variables by what `mean_gradients` returned.
+
+        The learning rate, on which every update depends, passes through `guard`, which may raise.
+        """
         if self.loss_scale_factor is not None:
             gradients = [g / self.loss_scale_factor for g in gradients]
         if self.is_update_step is not None:
-            self._accumulate(gradients, variables, self.is_update_step)
+            self._accumulate(gradients, variables, self.is_update_step, guard)
         else:
-            self._update(gradients, variables)
+            self._update(gradients, variables, guard)
         if self.use_ema:
             self._update_averages()
         for variable in variables:
@@ -349,9 +361,12 @@ class Optimizer(Configurable):
                 stacklevel=4,
             )
 
-    def _update(self, gradients: list[Tensor], variables: list[Variable]) -> None:
+    def _update(
+        self, gradients: list[Tensor], variables: list[Variable], guard: Callable[[Any], Tensor] | None
+    ) -> None:
         gradients = self._clip(gradients, variables)
         rate = convert_to_tensor(self.learning_rate)
+        rate = rate if guard is None else guard(rate)
         if self.weight_decay is not None:
             for variable in variables:
                 if self._use_weight_decay(variable):
@@ -368,7 +383,13 @@ class Optimizer(Configurable):
         """Whether gradients are added up on each rank, and over ranks in the step of the update only."""
         return self.gradient_accumulation_steps is not None and not state.virtual_shards
 
-    def _accumulate(self, gradients: list[Tensor], variables: list[Variable], is_update_step: EveryNth) -> None:
+    def _accumulate(
+        self,
+        gradients: list[Tensor],
+        variables: list[Variable],
+        is_update_step: EveryNth,
+        guard: Callable[[Any], Tensor] | None,
+    ) -> None:
         """Add the gradients up; in every n-th step update by their mean."""
         sums = [self._gradient_sums[self._get_variable_index(v)] for v in variables]
         totals = [s.value + g for s, g in zip(sums, gradients, strict=True)]
@@ -378,7 +399,7 @@ class Optimizer(Configurable):
             return
         if self.accumulates_locally:
             totals = [sync_sum(t) for t in totals]
-        self._update([t / is_update_step.n for t in totals], variables)
+        self._update([t / is_update_step.n for t in totals], variables, guard)
         for gradient_sum in sums:
             gradient_sum.assign(ops.zeros(gradient_sum.shape, gradient_sum.dtype))
 

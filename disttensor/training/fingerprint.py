@@ -109,6 +109,7 @@ def _environment() -> dict[str, Any]:
         "MPI library": library.splitlines()[0].split(", package")[0].rstrip("\0").replace("\t", " "),
         "virtual shards (deterministic mode)": [config.virtual_shards(), config.virtual_shards() and _shards()],
         "DISTTENSOR_ALLREDUCE, or config.all_reduce_algorithm()": config.all_reduce_algorithm(),
+        "DISTTENSOR_BUCKET_BYTES, or config.bucket_bytes()": config.bucket_bytes(),
         "DISTTENSOR_CONSISTENCY_INTERVAL, or config.consistency_interval()": config.consistency_interval(),
         "config.floatx()": config.floatx(),
         "config.epsilon()": config.epsilon(),

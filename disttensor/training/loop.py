@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from disttensor import data, distributed, tree
+from disttensor import context, data, distributed, tree
 from disttensor.callbacks import CallbackList
 from disttensor.data import Batch, unpack_x_y_sample_weight
 from disttensor.distributed import activity
-from disttensor.errors import ArgumentError, DataError
+from disttensor.distributed.finite import with_weights
+from disttensor.errors import ArgumentError, DataError, NonFiniteError
 from disttensor.random import global_seed
 from disttensor.training import fingerprint
 from disttensor.training.gather import in_batch_order
@@ -132,8 +133,11 @@ class Loops:
 
             try:
                 logs = self._train(adapter, watchers, recovery, start, epochs, validate)
+            except NonFiniteError as error:
+                raise with_weights(error, self.trainable_variables) from None  # type: ignore[attr-defined]
             finally:
                 activity.enter(activity.OTHER)
+                context.state.checks_gradients = False  # set by callbacks
             self.optimizer.finalize_variable_values(self.trainable_variables)  # type: ignore[attr-defined]
             watchers.on_train_end(logs)
             recovery.finish()
@@ -177,7 +181,6 @@ class Loops:
             else:
                 if not logs:
                     raise DataError("the data gave no batch in this epoch; there is nothing to train on.")
-            activity.enter(activity.COMPUTING)
             logs = logs | {f"val_{name}": value for name, value in validate(epoch).items()}
             activity.enter(activity.IN_CALLBACKS)
             watchers.on_epoch_end(epoch, logs)
@@ -187,11 +190,14 @@ class Loops:
         return logs
 
     def _validate(self, validation_data: Any, watchers: CallbackList, batch_size: Any, steps: Any) -> Logs:
+        former = activity.enter(activity.VALIDATING)
         x, y, sample_weight = validation_data, None, None
         if isinstance(validation_data, (tuple, list)):
             x, y, sample_weight = unpack_x_y_sample_weight(validation_data)
         rows = batch_size if data.is_array_structure(x) else None
-        return self.evaluate(x, y, rows, 0, sample_weight, steps, callbacks=watchers, return_dict=True)
+        logs: Logs = self.evaluate(x, y, rows, 0, sample_weight, steps, callbacks=watchers, return_dict=True)
+        activity.enter(former)
+        return logs
 
     def evaluate(
         self,

@@ -1,0 +1,64 @@
+"""What every rank of `test_not_finite` runs: trainings in which something on rank 1 is not finite in the third step.
+
+Prints what all ranks were told, after making sure that no rank changed a weight in that step.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import numpy as np
+
+import disttensor as keras
+from disttensor import distributed, layers, optimizers
+from disttensor.errors import NonFiniteError
+
+comm = distributed.communicator()
+
+
+class Before(keras.callbacks.Callback):
+    """Keeps the weights that each step begins with, and spoils one of them if asked to."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self._what = what
+        self.weights: list[np.ndarray] = []
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Do so."""
+        if batch == 2 and self._what == "weight" and comm.rank == 1:
+            bias = self.model.layers[1].bias
+            bias.assign(np.full(bias.shape, np.inf, "float32"))
+        self.weights = self.model.get_weights()
+
+
+def train(what: str) -> str:
+    """Train until it fails; the message."""
+    keras.utils.set_random_seed(1)
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(48, 6)).astype("float32"), rng.integers(0, 3, 48)
+    if what == "data":
+        x[2 * 12 + 5] = np.nan  # the middle of the third batch: a row of rank 1
+    model = keras.Sequential([keras.Input((6,)), layers.Dense(5, activation="relu"), layers.Dense(3)])
+    optimizer = optimizers.Adam(gradient_accumulation_steps=3 if what == "weight" else None)
+    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=what == "eager")
+    before = Before(what)
+    if what == "eager":
+        x[2 * 12 + 5] = np.inf
+    try:
+        model.fit(
+            x, y, 12, shuffle=False, verbose=0, callbacks=[before, keras.callbacks.TerminateOnNaN(raise_error=True)]
+        )
+    except NonFiniteError as error:
+        for a, b in zip(before.weights, model.get_weights(), strict=True):
+            np.testing.assert_array_equal(a, b)
+        return str(error)
+    return ""
+
+
+found = {what: train(what) for what in sys.argv[1:]}
+assert all(other == found for other in comm.all_gather_object(found)), comm.all_gather_object(found)
+if comm.rank == 0:
+    print(json.dumps(found))

@@ -40,11 +40,12 @@ def _(*values: Spec, ranks: int) -> Spec:
 
 @operator(examples=[Example((2, 3), np.zeros(3, np.float32), names=("a", "b"))])
 def require_finite(out: np.ndarray, x: np.ndarray, counts: np.ndarray, *, names: tuple[str, ...]) -> None:
-    """x, if all counts are 0; NonFiniteError otherwise."""
+    """x, if no count is 1 or more; NonFiniteError otherwise."""
     np.copyto(out, x)
-    if counts.any():
-        guilty = [name for name, count in zip(names, counts, strict=False) if count]
-        ranks = np.flatnonzero(counts[len(names) :]).tolist()
+    found = counts > 0.5
+    if found.any():
+        guilty = [name for name, is_found in zip(names, found, strict=False) if is_found]
+        ranks = np.flatnonzero(found[len(names) :]).tolist()
         raise NonFiniteError(_message(guilty, ranks, len(names)))
 
 

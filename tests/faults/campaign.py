@@ -61,7 +61,7 @@ FAULTS = {
     "exception": Fault(_ENDED + "1"),
     "sys.exit": Fault(_ENDED + "7"),
     "os._exit": Fault(_ENDED + "9"),
-    "nan": Fault("rank .* on host .* ended with exit code 1"),  # all ranks see it, and any may be the first to say so
+    "nan": Fault("not finite on rank {rank};"),
     "bit flip": Fault("rank {rank} .* differs from the others"),
     "other learning rate": Fault("rank {rank} .* has 0[.]002"),
     "slow rank": Fault("", goes_on="by itself"),

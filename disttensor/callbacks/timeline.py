@@ -74,7 +74,8 @@ class Timeline(Callback):
 
     def on_train_begin(self, logs: Logs = None) -> None:
         """Compare clocks."""
-        self._events, self._original, self._done = [], [], 0
+        self._end_recording()  # of a training that failed
+        self._events, self._done = [], 0
         self._begin = clock.measure(distributed.communicator())
 
     def on_train_batch_begin(self, batch: int, logs: Logs = None) -> None:

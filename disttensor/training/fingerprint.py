@@ -131,8 +131,8 @@ def _description(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_description(entry) for entry in value]
     try:
-        found = serialize_keras_object(value)
-    except (SerializationError, NotImplementedError, TypeError, AttributeError):
+        found = json.loads(json.dumps(serialize_keras_object(value)))
+    except (SerializationError, NotImplementedError, TypeError, ValueError, AttributeError):
         return {"class_name": getattr(value, "__qualname__", type(value).__qualname__)}
     return _without_names(found)
 

@@ -91,3 +91,22 @@ def test_bad_arguments(tmp_path, arguments):
 def test_missing_folder(tmp_path):
     with pytest.raises(ArgumentError, match="does not exist"):
         keras.callbacks.Timeline(tmp_path / "no" / "trace.json")
+
+
+def test_a_training_that_fails_leaves_nothing_on(tmp_path):
+    class Fails(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            if batch == 2:
+                raise ValueError("by intent")
+
+    model = linear()
+    model.compile("sgd", "mse")
+    timeline = keras.callbacks.Timeline(tmp_path / "trace.json", steps=1)
+    with pytest.raises(ValueError, match="by intent"):
+        model.fit(X, Y, 5, verbose=0, callbacks=[timeline, Fails()])
+    assert activity.observer is None
+    model.fit(X, Y, 5, verbose=0, callbacks=[timeline])
+    events, _ = spans(tmp_path / "trace.json")
+    (plan,) = model.train_function.plans
+    assert sum(e["cat"] == "operator" for e in events) == len(plan.calls)
+    assert not any("_timed" in repr(call) for _, call in plan.calls)

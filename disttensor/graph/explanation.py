@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from disttensor.graph.graph import Graph, Node
-from disttensor.graph.passes.fusion import MAX_STEPS, fused, steps_of
+from disttensor.graph.passes.fusion import MAX_STEPS, fused
+from disttensor.graph.passes.recipes import steps_of
 from disttensor.kernels import machine
 from disttensor.kernels.native import Bound, NativeCall, NativeSequence
 from disttensor.ops.core import convert
@@ -67,6 +68,8 @@ def _remarks(node: Node, names: dict[int, str]) -> Iterator[str]:
 def why_not_fused(node: Node) -> str:
     """Why an operator is in no loop."""
     assert node.op is not None
+    if node.op.loop_rule is not None:
+        return "alone: a loop of its own, or rows too short to be worth one"
     if node.op.program is None and node.op is not convert:
         return "a view of its operand" if node.op.view_rule is not None else "not elementwise: a kernel of its own"
     if steps_of(node) is not None:
@@ -77,6 +80,9 @@ def why_not_fused(node: Node) -> str:
 
 def why_apart(producer: Node, user: Node) -> str:
     """Why two loops, of which the second reads the first, are not one."""
+    loop = producer.attrs["loop"]
+    if any(v.node is producer and loop.levels[loop.outputs[v.slot]] == "row" for v in user.inputs):
+        return "sums of columns are known when the loop has ended"
     shapes = [list(node.attrs["shape"]) for node in (producer, user)]
     if shapes[0] != shapes[1]:
         return f"other shape, {shapes[0]} and {shapes[1]}"

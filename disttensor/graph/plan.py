@@ -211,7 +211,18 @@ def _find_views(nodes: list[Node]) -> tuple[dict[Key, Key], dict[Key, np.ndarray
 
 def _is_elementwise(node: Node) -> bool:
     """Whether each element of an operand is read before the same element of a result is written, and not later."""
-    return node.op is not None and (node.op.program is not None or node.op is fused)
+    if node.op is fused:
+        return bool(node.attrs["loop"].in_place)
+    return node.op is not None and node.op.program is not None
+
+
+def _is_element(node: Node, operand: int | None = None, result: int | None = None) -> bool:
+    """Whether an operand, or a result, of an elementwise node has a number for each element of its loop."""
+    if node.op is not fused:
+        return True
+    loop = node.attrs["loop"]
+    level = loop.inputs[operand][1] if operand is not None else loop.levels[loop.outputs[result]]
+    return bool(level == "full")
 
 
 def _in_place_updates(graph: Graph, root: dict[Key, Key], position: dict[int, int]) -> dict[Key, Variable]:
@@ -233,7 +244,7 @@ def _in_place_updates(graph: Graph, root: dict[Key, Key], position: dict[int, in
         counts[_key(value)] = counts.get(_key(value), 0) + 1
     found: dict[Key, Variable] = {}
     for variable, value in graph.updates.items():
-        if not _is_elementwise(value.node) or counts[_key(value)] > 1:
+        if not _is_elementwise(value.node) or not _is_element(value.node, result=value.slot) or counts[_key(value)] > 1:
             continue
         leaf = leaves.get(id(variable))
         writer = position[id(value.node)]
@@ -298,9 +309,13 @@ def _in_place_operands(
         return alone and last_use[owner] == position[id(node)]
 
     for node in nodes:
-        free = [v for v in node.inputs if _is_elementwise(node) and overwritable(v, node)]
+        free = [
+            v
+            for i, v in enumerate(node.inputs)
+            if _is_elementwise(node) and _is_element(node, operand=i) and overwritable(v, node)
+        ]
         for value in node.outputs:
-            match = next((v for v in free if v.spec == value.spec), None)
+            match = next((v for v in free if v.spec == value.spec and _is_element(node, result=value.slot)), None)
             if match is not None and _key(value) not in placed:
                 reuse[_key(value)] = _key(match)
                 free = [v for v in free if v != match]

@@ -134,7 +134,7 @@ class Loop:
     def in_place(self) -> bool:
         """Whether a result may take the place of an operand: no element is read after its result is written."""
         last = max(self.passes, default=0)
-        return not self.sums_columns and all(self.passes[o] == last for o in self.outputs if self.levels[o] == "full")
+        return all(self.passes[o] == last for o in self.outputs if self.levels[o] == "full")
 
     @functools.cached_property
     def cost(self) -> int:

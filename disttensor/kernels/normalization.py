@@ -18,9 +18,9 @@ def bind(out: np.ndarray, x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, *,
 
     Parameters
     ----------
-    out : array, shape (rows, features)
+    out : array, shape (..., features)
         Where the result goes.
-    x : array, shape (rows, features)
+    x : array, shape (..., features)
         Of the dtype of `out`, float32 or float64, as all are.
     gamma, beta : array, shape (features,)
     epsilon : float
@@ -32,7 +32,7 @@ def bind(out: np.ndarray, x: np.ndarray, gamma: np.ndarray, beta: np.ndarray, *,
     >>> y
     array([[-1.,  2.]])
     """
-    return generated.bind(forward(x.dtype.name, x.shape[1], epsilon), [x, gamma, beta], [out], x.shape[1])
+    return generated.bind(forward(x.dtype.name, x.shape[-1], epsilon), [x, gamma, beta], [out], x.shape[-1])
 
 
 def bind_gradient(
@@ -48,12 +48,12 @@ def bind_gradient(
     ----------
     outs : three arrays
         Where the gradients go.
-    x : array, shape (rows, features)
+    x : array, shape (..., features)
     gamma : array, shape (features,)
-    g : array, shape (rows, features)
+    g : array, shape (..., features)
     epsilon : float
     """
-    return generated.bind(backward(x.dtype.name, x.shape[1], epsilon), [x, gamma, g], outs, x.shape[1])
+    return generated.bind(backward(x.dtype.name, x.shape[-1], epsilon), [x, gamma, g], outs, x.shape[-1])
 
 
 @functools.cache

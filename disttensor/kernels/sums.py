@@ -74,6 +74,19 @@ def bind(out: np.ndarray, x: np.ndarray, axes: tuple[int, ...]) -> Bound:
     return sequence(before)
 
 
+def loop(shape: tuple[int, ...], axes: tuple[int, ...], dtype: str) -> tuple[Loop, tuple[int, ...], int] | None:
+    """The loop that adds up in one go, the shape of its input and the length of its rows; None if it takes several."""
+    if dtype not in DTYPES or math.prod(shape) == 0 or not axes:
+        return None
+    count = math.prod(shape[a] for a in axes)
+    rest = math.prod(shape) // count
+    if axes == tuple(range(len(axes))) and count > 1 and rest > 1:
+        return Loop(((dtype, "full"),), (Step("sum_rows", (0,), dtype),), (1,)), shape, rest
+    if axes == tuple(range(len(shape) - len(axes), len(shape))) and count > 1 and (rest > 1 or count <= PIECE):
+        return Loop(((dtype, "full"),), (Step("sum", (0,), dtype),), (1,)), shape, count
+    return None
+
+
 def _along_one(out: np.ndarray, x: np.ndarray, outer: int, count: int, inner: int) -> list[Bound]:
     """The sum over the middle one of three axes."""
     dtype = x.dtype.name

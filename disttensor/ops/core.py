@@ -204,6 +204,11 @@ def _(out: np.ndarray, x: np.ndarray, *, shape: tuple[int, ...]) -> Callable[[],
     return functools.partial(sum_over_broadcast.kernel, out, x, shape=shape)
 
 
+@sum_over_broadcast.loop
+def _(x: Spec, *, shape: tuple[int, ...]) -> Any:
+    return sums.loop(x.shape, _repeated_axes(x.shape, shape), x.dtype)
+
+
 @sum_over_broadcast.infer
 def _(x: Spec, *, shape: tuple[int, ...]) -> Spec:
     return Spec(shape, x.dtype)

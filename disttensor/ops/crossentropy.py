@@ -12,6 +12,7 @@ from disttensor import config, dtypes
 from disttensor.context import Spec
 from disttensor.errors import DTypeError, ShapeError
 from disttensor.kernels import crossentropy
+from disttensor.kernels.loop import DTYPES, Loop
 from disttensor.kernels.native import Bound
 from disttensor.ops.activations import sigmoid
 from disttensor.ops.arithmetic import log
@@ -161,6 +162,16 @@ def _(out: np.ndarray, labels: np.ndarray, logits: np.ndarray, *, axis: int) -> 
         classes = logits.shape[axis]
         return crossentropy.bind_slopes(out.reshape(-1, classes), labels.reshape(-1), logits.reshape(-1, classes))
     return functools.partial(_by_rows, crossentropy.bind_slopes, out, labels, logits, axis)
+
+
+def _loop(of: Callable[[str, str], Loop], labels: Spec, logits: Spec, *, axis: int) -> Any:
+    if axis != len(logits.shape) - 1 or logits.dtype not in DTYPES or 0 in logits.shape:
+        return None
+    return of(labels.dtype, logits.dtype), logits.shape, logits.shape[-1]
+
+
+softmax_crossentropy.loop(functools.partial(_loop, crossentropy.losses))
+softmax_minus_one_hot.loop(functools.partial(_loop, crossentropy.slopes))
 
 
 def _are_rows(logits: np.ndarray, axis: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.errors import ArgumentError, DTypeError, ShapeError
 from disttensor.kernels import softmax as kernels
+from disttensor.kernels.loop import DTYPES
 from disttensor.kernels.native import Bound
 from disttensor.ops.core import cast
 from disttensor.ops.exponential import exp
@@ -67,7 +69,16 @@ def log_softmax_along(out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...]) 
     _bind("log_softmax", out, x, axes=axes)()
 
 
+def _loop(name: kernels.Name, x: Spec, *, axes: tuple[int, ...]) -> Any:
+    last = axes == tuple(range(len(x.shape) - len(axes), len(x.shape)))
+    if x.dtype not in DTYPES or not last or 0 in x.shape:
+        return None
+    return kernels.loop(name, x.dtype), x.shape, math.prod(x.shape[a] for a in axes)
+
+
 softmax_along.bind(functools.partial(_bind, "softmax"))
+softmax_along.loop(functools.partial(_loop, "softmax"))
+log_softmax_along.loop(functools.partial(_loop, "log_softmax"))
 log_softmax_along.bind(functools.partial(_bind, "log_softmax"))
 
 

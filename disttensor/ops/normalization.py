@@ -14,6 +14,7 @@ from disttensor.context import Spec
 from disttensor.errors import ArgumentError, DTypeError, ShapeError
 from disttensor.kernels import moments as moments_kernels
 from disttensor.kernels import normalization as kernels
+from disttensor.kernels.loop import DTYPES, Loop
 from disttensor.kernels.native import Bound
 from disttensor.ops.arithmetic import maximum, power, where
 from disttensor.ops.core import cast
@@ -228,6 +229,17 @@ def _in_float32(bind: Callable[..., Bound], outs: tuple[np.ndarray, ...], *array
             np.copyto(out, result, casting="unsafe")
 
 
+@normalize_rows.loop
+def _(x: Spec, gamma: Spec, beta: Spec, *, epsilon: float) -> Any:
+    return _loop(kernels.forward, x, gamma, beta, epsilon=epsilon)
+
+
+def _loop(of: Callable[..., Loop], x: Spec, *others: Spec, epsilon: float) -> Any:
+    if x.dtype not in DTYPES or any(other.dtype != x.dtype for other in others) or 0 in x.shape:
+        return None
+    return of(x.dtype, x.shape[-1], epsilon), x.shape, x.shape[-1]
+
+
 @normalize_rows.infer
 def _(x: Spec, gamma: Spec, beta: Spec, *, epsilon: float) -> Spec:
     if not all(dtypes.is_floating(s.dtype) for s in (x, gamma, beta)):
@@ -261,6 +273,11 @@ def _(
     return kernels.bind_gradient(out, x, gamma, g, epsilon=epsilon)
 
 
+@normalize_rows_gradient.loop
+def _(x: Spec, gamma: Spec, g: Spec, *, epsilon: float) -> Any:
+    return _loop(kernels.backward, x, gamma, g, epsilon=epsilon)
+
+
 @normalize_rows_gradient.infer
 def _(x: Spec, gamma: Spec, g: Spec, *, epsilon: float) -> tuple[Spec, Spec, Spec]:
     return x, gamma, gamma
@@ -273,7 +290,7 @@ def _(ctx: Any, h_x: Tensor, h_gamma: Tensor, h_beta: Tensor) -> tuple[Tensor, .
     x, gamma, g, h_x, h_gamma, h_beta = (cast(t, dtype) for t in (*ctx.inputs, h_x, h_gamma, h_beta))
 
     def mean(t: Tensor) -> Tensor:
-        return mean_along(t, (1,), keepdims=True)
+        return mean_along(t, -1, keepdims=True)
 
     def through_rows(t: Tensor) -> Tensor:
         """The gradient with respect to x for one with respect to y; also its own adjoint."""
@@ -288,7 +305,7 @@ def _(ctx: Any, h_x: Tensor, h_gamma: Tensor, h_beta: Tensor) -> tuple[Tensor, .
     weights = through_rows(h_x)
     return (
         through_rows(of_y) - square(rate) * y * of_rate,
-        sum_along(g * weights, 0),
+        sum_along(g * weights, tuple(range(len(x.shape) - 1))),
         gamma * weights + h_gamma * y + h_beta,
     )
 
@@ -343,7 +360,7 @@ def layer_normalization(
     last = tuple(range(len(x.shape) - len(axes), len(x.shape)))
     moved = moveaxis(x, axes, last)
     features = math.prod(shape)
-    rows = reshape(moved, (math.prod(moved.shape[: last[0]]) if last else 1, features))
+    rows = moved if len(axes) == 1 else reshape(moved, (*(moved.shape[: last[0]] if last else ()), features))
     y = apply(
         normalize_rows,
         [rows, reshape(gamma, (features,)), reshape(beta, (features,))],

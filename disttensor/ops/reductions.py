@@ -137,6 +137,11 @@ def _(out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...], keepdims: bool) 
     return functools.partial(accumulate, np.add, out, x, axes, keepdims)
 
 
+@reduce_sum.loop
+def _(x: Spec, *, axes: tuple[int, ...], keepdims: bool) -> Any:
+    return sums.loop(x.shape, axes, x.dtype) if sum_dtype(x.dtype) == x.dtype else None
+
+
 @reduce_sum.infer
 def _(x: Spec, *, axes: tuple[int, ...], keepdims: bool) -> Spec:
     return Spec(reduced_shape(x.shape, axes, keepdims), sum_dtype(x.dtype))

@@ -40,6 +40,7 @@ from disttensor import dtypes, tensor
 from disttensor.context import Spec, state
 from disttensor.errors import DTypeError, ShapeError, TracingError
 from disttensor.kernels import denormals
+from disttensor.kernels.loop import Loop
 from disttensor.kernels.native import Bound
 from disttensor.ops import formula as formulas
 from disttensor.tensor import KerasTensor, Tensor, Variable, convert_to_tensor
@@ -104,6 +105,10 @@ class Operator:
     bind_rule : callable or None
         ``bind_rule(out, *arrays, **attrs)`` prepares a call of the kernel on fixed arrays: a native one if there is
         (see `disttensor.kernels.native`), else any callable without arguments. Default: a partial call.
+    loop_rule : callable or None
+        Of an operator that is not elementwise: ``loop_rule(*specs, **attrs)`` gives the generated loop that computes
+        it with the same bits (a `kernels.loop.Loop`), the shape of the tensor over whose elements it runs, and the
+        length of a row; None where there is no such loop. Fusion joins it with its neighbours.
     program : callable or None
         Of an elementwise operator: ``program(items of attrs)`` gives its formula as a `formula.Program`.
     rule : str or None
@@ -131,6 +136,7 @@ class Operator:
     gradient_rule: Callable[..., Any] | None = None
     view_rule: Callable[..., Any] | None = None
     bind_rule: Callable[..., Bound] | None = None
+    loop_rule: Callable[..., tuple[Loop, tuple[int, ...], int] | None] | None = None
     program: Callable[..., formulas.Program] | None = None
     rule: str | None = None
     signature: inspect.Signature = field(default_factory=inspect.Signature)
@@ -178,6 +184,11 @@ class Operator:
     def destinations(self, rule: Callable[..., Any]) -> Callable[..., Any]:
         """Decorator: which parts of the result are the inputs, unchanged."""
         self.destinations_rule = rule
+        return rule
+
+    def loop(self, rule: Callable[..., tuple[Loop, tuple[int, ...], int] | None]) -> Callable[..., Any]:
+        """Decorator: the generated loop that computes it."""
+        self.loop_rule = rule
         return rule
 
     @property

@@ -44,6 +44,7 @@ def test_a_graph_that_went_through_no_pass_says_what_was_traced():
     ("program", "operator", "remark"),
     [
         (lambda x: ops.maximum(x + 1, 0) * 2, "fused", "one loop: add, maximum, multiply"),
+        (lambda x: ops.softmax(x + 1), "softmax_along", "alone: a loop of its own, or rows too short to be worth one"),
         (lambda x: ops.sin(x), "sin", "not fused: loops have no sin of float32 with numpy's bits"),
         (lambda x: ops.matmul(x, ops.transpose(x)), "matrix_product", "not elementwise: a kernel of its own"),
         (lambda x: ops.matmul(x, ops.transpose(x)), "permute", "a view of its operand"),
@@ -57,6 +58,7 @@ def test_what_became_of_an_operator(program, operator, remark):
     ("program", "reason"),
     [
         (lambda x, y: (x[:1] + 1) * y, "other shape, [1, 5] and [4, 5]"),
+        (lambda x, y: ops.sum(ops.tile(x, (1, 2)) * 2, 0) + 1, "sums of columns are known when the loop has ended"),
         (lambda x, y: (ops.sin(x + 1) + (x + 1)) * 2, "another operator needs the one and is needed by the other"),
     ],
 )

@@ -1,12 +1,16 @@
-"""Fusion: neighbouring elementwise operators become one loop over their elements.
+"""Fusion: neighbouring operators become one loop over the elements of a tensor.
 
-Each operator's formula (see `disttensor.ops.formula`) is a list of primitives; the lists of a group are put together
-into one `disttensor.kernels.loop.Loop`. A value that only the group uses never reaches memory. Only what loops compute
-with the bits of the operator alone is fused: primitives that are exact in IEEE 754, and the functions whose definition
-is in `disttensor.kernels.elementary`. So the results do not change.
+An elementwise operator has a formula (see `disttensor.ops.formula`), which is a list of primitives; others declare a
+loop of their own: sums of rows or columns, the softmax, layer normalization, cross-entropy. The lists of a group are
+put together into one `disttensor.kernels.loop.Loop`. A value that only the group uses never reaches memory. Only what
+loops compute with the bits of the operator alone is fused: primitives that are exact in IEEE 754, the functions whose
+definition is in `disttensor.kernels.elementary`, and sums, whose order is that of `disttensor.kernels.sums`. So the
+results do not change.
 
-Operators join a group greedily, in program order, when they have its shape and section, and no path leads from the
-group through another operator back into it (the graph must stay acyclic).
+Operators join a group greedily, in program order, when they run over its shape, are of its section, and no path leads
+from the group through another operator back into it (the graph must stay acyclic). What is computed of a number for
+each row of the group, and is repeated along the rows again, belongs to it, too. Sums of columns are known in the end
+only.
 """
 
 from __future__ import annotations
@@ -21,12 +25,11 @@ import numpy as np
 from disttensor.context import Shape, Spec
 from disttensor.errors import DTypeError
 from disttensor.graph.graph import Graph, Node, Value
+from disttensor.graph.passes.recipes import Recipe, access_of, is_broadcast, recipe_of, through_broadcast
 from disttensor.kernels import generated
 from disttensor.kernels import loop as loops
 from disttensor.kernels.loop import Literal, Loop, Step
 from disttensor.kernels.native import Bound
-from disttensor.ops.core import broadcast, convert
-from disttensor.ops.reductions import reduced_shape, spread
 from disttensor.ops.registry import Example, operator
 
 MAX_STEPS = 96
@@ -44,21 +47,41 @@ _EXAMPLE = Loop(
     examples=[Example(np.arange(6).reshape(2, 3), np.arange(3), loop=_EXAMPLE, shape=(2, 3), columns=3)],
     kinds=("int",),
 )
-def fused(out: tuple[np.ndarray, ...], *inputs: np.ndarray, loop: Loop, shape: Shape, columns: int) -> None:
-    """Several elementwise operators in one loop."""
-    _bind(out, *inputs, loop=loop, shape=shape, columns=columns)()
+def fused(
+    out: tuple[np.ndarray, ...],
+    *inputs: np.ndarray,
+    loop: Loop,
+    shape: Shape,
+    columns: int,
+    results: tuple[Shape, ...] | None = None,
+) -> None:
+    """Several operators in one loop over the elements of a tensor of this shape, in rows of so many columns.
+
+    The results have the same shape, unless it is said.
+    """
+    _bind(out, *inputs, loop=loop, shape=shape, columns=columns, results=results)()
 
 
 @fused.infer
-def _(*inputs: Spec, loop: Loop, shape: Shape, columns: int) -> tuple[Spec, ...]:
+def _(
+    *inputs: Spec, loop: Loop, shape: Shape, columns: int, results: tuple[Shape, ...] | None = None
+) -> tuple[Spec, ...]:
     given, wanted = [spec.dtype for spec in inputs], [dtype for dtype, _ in loop.inputs]
     if given != wanted:
         raise DTypeError(f"fused: the loop reads {wanted}, got {given}.")
-    return tuple(Spec(shape, loop.dtypes[register]) for register in loop.outputs)
+    shapes = results or [shape] * len(loop.outputs)
+    return tuple(Spec(s, loop.dtypes[register]) for s, register in zip(shapes, loop.outputs, strict=True))
 
 
 @fused.bind
-def _bind(out: tuple[np.ndarray, ...], *inputs: np.ndarray, loop: Loop, shape: Shape, columns: int) -> Bound:
+def _bind(
+    out: tuple[np.ndarray, ...],
+    *inputs: np.ndarray,
+    loop: Loop,
+    shape: Shape,
+    columns: int,
+    results: tuple[Shape, ...] | None = None,
+) -> Bound:
     # What the loop cannot repeat by row or column is repeated in memory.
     arrays = [
         np.broadcast_to(x, shape) if access == "full" else x for x, (_, access) in zip(inputs, loop.inputs, strict=True)
@@ -67,57 +90,15 @@ def _bind(out: tuple[np.ndarray, ...], *inputs: np.ndarray, loop: Loop, shape: S
 
 
 def fuse_elementwise(graph: Graph) -> Graph:
-    """Replace groups of elementwise operators by `fused` ones, also groups of one: loops run without Python."""
-    groups = _Grouping(graph).groups()
+    """Replace groups of operators by `fused` ones, also an elementwise operator alone: loops run without Python."""
+    grouping = _Grouping(graph)
+    groups = grouping.groups()
     users = graph.users()
 
     def build(members: Sequence[Node], inputs: Sequence[Sequence[Value]]) -> dict[int, Sequence[Value]]:
-        return _Builder(members, inputs, users).build()
+        return _Builder(grouping, members, inputs, users).build()
 
     return graph.contract(groups, build)
-
-
-def steps_of(node: Node) -> list[Step] | None:
-    """The primitives of an operator node, its inputs being registers 0, 1, …; None if they cannot be generated."""
-    if node.op is convert:
-        source, target = node.inputs[0].spec.dtype, node.specs[0].dtype
-        return [Step("convert", (0,), target)] if loops.converts(source, target) else None
-    if node.op is None or node.op.program is None:
-        return None
-    program = node.op.program(tuple(node.attrs.items()))
-    return program.steps([v.spec.dtype for v in node.inputs], node.specs[0].dtype)
-
-
-def access_of(shape: Shape, whole: Shape) -> tuple[str, int | None] | None:
-    """How a loop over `whole` reads an array of this shape, and the length of a row that this needs; None if it cannot.
-
-    Examples
-    --------
-    >>> access_of((2, 3), (2, 3)), access_of((3,), (2, 3)), access_of((2, 1), (2, 3)), access_of((), (2, 3))
-    (('full', None), ('row', 3), ('column', 3), ('scalar', None))
-    """
-    padded = (1,) * (len(whole) - len(shape)) + shape
-    if padded == whole:
-        return "full", None
-    if math.prod(padded) == 1:
-        return "scalar", None
-    for cut in range(len(whole) + 1):
-        head, tail = padded[:cut], padded[cut:]
-        if math.prod(head) == 1 and tail == whole[cut:]:
-            return "row", math.prod(tail)
-        if head == whole[:cut] and math.prod(tail) == 1:
-            return "column", math.prod(whole[cut:])
-    return None
-
-
-def _through_broadcast(value: Value) -> tuple[Value, Shape]:
-    """What is repeated, if the value is a broadcast (the loop repeats it, too), and its shape with axes of size 1."""
-    node = value.node
-    if node.op is broadcast:
-        return node.inputs[0], node.inputs[0].spec.shape
-    if node.op is spread:
-        return node.inputs[0], reduced_shape(value.spec.shape, node.attrs["axes"], keepdims=True)
-    return value, value.spec.shape
 
 
 @dataclass
@@ -134,23 +115,38 @@ class _Group:
 
 @dataclass
 class _Grouping:
-    """Finds the groups of a graph."""
+    """Finds the groups of a graph.
+
+    Attributes
+    ----------
+    recipes : dict
+        How the members of groups are computed, by id.
+    levels : dict
+        Of the values of members, by the node's id and the slot: what numbers they are in their group.
+    """
 
     graph: Graph
     all: list[_Group] = field(default_factory=list)
     number: dict[int, int] = field(default_factory=dict)
+    recipes: dict[int, Recipe] = field(default_factory=dict)
+    levels: dict[tuple[int, int], str] = field(default_factory=dict)
 
     def groups(self) -> list[list[Node]]:
-        """The groups that can be fused, also those of one node."""
+        """The groups to fuse; an operator that is a kernel of its own stays alone."""
         for node in self.graph.nodes:
             mine = self._alone(node)
-            if self.all[mine].shape is None:
-                continue
             for value in node.inputs:
                 other = self.number[id(value.node)]
                 if other != mine and self._fit(self.all[other], self.all[mine]):
                     mine = self._merge(other, mine)
-        return [group.members for group in self.all if group.shape is not None and group.members]
+            if self.recipes.get(id(node)) is not None and self.all[mine].members == [node]:
+                self._describe(node, recipe_of(node))
+        found = [group.members for group in self.all if group.shape is not None]
+        return [members for members in found if self._is_worth_it([m for m in members if not is_broadcast(m)])]
+
+    @staticmethod
+    def _is_worth_it(members: list[Node]) -> bool:
+        return len(members) > 1 or (len(members) == 1 and members[0].op is not None and not members[0].op.loop_rule)
 
     def _alone(self, node: Node) -> int:
         number = len(self.all)
@@ -161,20 +157,64 @@ class _Grouping:
         self.number[id(node)] = number
         for above in _bits(group.above):
             self.all[above].below |= 1 << number
-        steps = steps_of(node)
-        if steps is not None:
-            group.shape, group.columns, group.steps = node.specs[0].shape, _row_length(node), len(steps)
+        self._describe(node, self._in_rows(node) or recipe_of(node))
         return number
 
+    def _describe(self, node: Node, recipe: Recipe | None) -> None:
+        """Say how a node is computed that is a group of its own."""
+        group = self.all[self.number[id(node)]]
+        if recipe is None:
+            group.shape, group.columns = None, None
+            return
+        self.recipes[id(node)] = recipe
+        group.shape, group.columns, group.steps = recipe.shape, recipe.columns, len(recipe.loop.steps)
+        for slot, level in enumerate(recipe.levels):
+            self.levels[id(node), slot] = level
+
+    def _in_rows(self, node: Node) -> Recipe | None:
+        """The recipe of a node that works on, or repeats along the rows, what the group before it has for each row."""
+        for value in node.inputs:
+            group = self.all[self.number[id(value.node)]]
+            if self.levels.get((id(value.node), value.slot)) != "column" or group.shape is None or not group.columns:
+                continue
+            if is_broadcast(node):
+                access = access_of(through_broadcast(node.outputs[0])[1], node.specs[0].shape)
+                if node.specs[0].shape == group.shape and access == ("column", group.columns):
+                    loop = Loop(((value.spec.dtype, "column"),), (), (0,))
+                    return Recipe(loop, group.shape, group.columns, ("column",))
+                return None
+            recipe = recipe_of(node)
+            if recipe is None or node.op.loop_rule is not None:  # type: ignore[union-attr]
+                return None
+            accesses = {access for _, access in recipe.loop.inputs}
+            if any(is_broadcast(v.node) and v.spec.shape != () for v in node.inputs):
+                return None
+            if accesses <= {"full", "scalar"} and math.prod(recipe.shape) * group.columns == math.prod(group.shape):
+                inputs = [(dtype, "column" if access == "full" else access) for dtype, access in recipe.loop.inputs]
+                loop = Loop(tuple(inputs), recipe.loop.steps, recipe.loop.outputs)
+                return Recipe(loop, group.shape, group.columns, ("column",))
+        return None
+
     def _fit(self, a: _Group, b: _Group) -> bool:
-        if a.shape != b.shape or a.steps + b.steps > MAX_STEPS:
-            return False
-        if a.members[0].section != b.members[0].section:
+        if a.shape is None or a.shape != b.shape or a.steps + b.steps > MAX_STEPS:
             return False
         if a.columns is not None and b.columns is not None and a.columns != b.columns:
             return False
+        if a.members[0].section != b.members[0].section:
+            return False
         # A third group between the two would have to run both after and before the merged one.
-        return not (a.below & b.above) and not (b.below & a.above)
+        return not (a.below & b.above) and not (b.below & a.above) and self._can_read(a, b)
+
+    def _can_read(self, a: _Group, b: _Group) -> bool:
+        """Whether the members of b read what those of a compute as the numbers that they are."""
+        inside = {id(node) for node in a.members}
+        for node in b.members:
+            for value, (_, access) in zip(node.inputs, self.recipes[id(node)].loop.inputs, strict=True):
+                for source in (value, through_broadcast(value)[0]):
+                    level = self.levels.get((id(source.node), source.slot))
+                    if id(source.node) in inside and (level == "row" or level != access):
+                        return False
+        return True
 
     def _merge(self, a: int, b: int) -> int:
         """Put group b into a."""
@@ -204,12 +244,6 @@ def _bits(mask: int) -> list[int]:
     return found
 
 
-def _row_length(node: Node) -> int | None:
-    """The length of a row that a node's inputs ask for, the first if they disagree; None if none does."""
-    found = (access_of(_through_broadcast(v)[1], node.specs[0].shape) for v in node.inputs)
-    return next((access[1] for access in found if access is not None and access[1] is not None), None)
-
-
 def _is_uniform(array: np.ndarray) -> bool:
     """Whether all elements are one number in memory, such as a scalar that was broadcast."""
     return array.size > 0 and all(n == 1 or stride == 0 for n, stride in zip(array.shape, array.strides, strict=True))
@@ -218,71 +252,99 @@ def _is_uniform(array: np.ndarray) -> bool:
 class _Builder:
     """Makes the fused node of one group."""
 
-    def __init__(self, members: Sequence[Node], inputs: Sequence[Sequence[Value]], users: dict[int, list[Node | None]]):
+    def __init__(
+        self,
+        grouping: _Grouping,
+        members: Sequence[Node],
+        inputs: Sequence[Sequence[Value]],
+        users: dict[int, list[Node | None]],
+    ):
         # Program order is an order in which the members can run.
         order = sorted(range(len(members)), key=lambda i: members[i].order)
         self.members = [members[i] for i in order]
         self.inputs = [inputs[i] for i in order]
         self.users = users
-        self.shape = members[0].specs[0].shape
-        lengths = (_row_length(member) for member in self.members)
-        self.columns = next((length for length in lengths if length is not None), 1)
-        self.external: dict[tuple[int, int], int] = {}
+        self.inside = {id(m) for m in members}
+        self.recipes = [grouping.recipes[id(m)] for m in self.members]
+        self.shape = self.recipes[0].shape
+        self.columns = next((r.columns for r in self.recipes if r.columns is not None), 1)
+        self.external: dict[tuple[int, int, str], int] = {}
         self.values: list[Value] = []
         self.accesses: list[tuple[str, str]] = []
 
     def build(self) -> dict[int, Sequence[Value]]:
-        inside = {id(m) for m in self.members}
-        sources = [[self._source(v, new, inside) for v, new in zip(m.inputs, i, strict=True)] for m, i in self._pairs()]
+        operands = [
+            [self._source(*source) for source in zip(m.inputs, new, r.loop.inputs, strict=True)]
+            for m, new, r in zip(self.members, self.inputs, self.recipes, strict=True)
+        ]
         steps: list[Step] = []
-        register: dict[int, int] = {}
-        for member, operands in zip(self.members, sources, strict=True):
-            numbers = [register[s.number] if isinstance(s, _Member) else s for s in operands]
+        register: dict[tuple[int, int], Any] = {}
+        for member, sources, recipe in zip(self.members, operands, self.recipes, strict=True):
+            numbers = [register[s.key] if isinstance(s, _Member) else s for s in sources]
             base = len(self.values) + len(steps)
-            for step in steps_of(member) or ():
+            for step in recipe.loop.steps:
                 steps.append(Step(step.function, tuple(_place(o, numbers, base) for o in step.operands), step.dtype))
-            register[id(member)] = len(self.values) + len(steps) - 1
-        outputs = [m for m in self.members if any(u is None or id(u) not in inside for u in self.users[id(m)])]
+            for slot, output in enumerate(recipe.loop.outputs):
+                register[id(member), slot] = _place(output, numbers, base)
+        outputs = [
+            (member, slot)
+            for member in self.members
+            if not is_broadcast(member) and self._is_used_outside(member)
+            for slot in range(len(member.specs))
+        ]
         levels = Loop(tuple(self.accesses), tuple(steps), ()).levels
-        for member in outputs:
+        for (member, slot), level in zip(outputs, self._levels(outputs), strict=True):
             # What is one number for a row, or for all, is stored for each element.
-            if levels[register[id(member)]] != "full":
-                steps.append(Step("spread", (register[id(member)],), member.specs[0].dtype))
-                register[id(member)] = len(self.values) + len(steps) - 1
-        loop = Loop(tuple(self.accesses), tuple(steps), tuple(register[id(m)] for m in outputs))
-        attrs = {"loop": loop, "shape": self.shape, "columns": self.columns}
-        specs = [m.specs[0] for m in outputs]
+            if level == "full" and levels[register[id(member), slot]] != "full":
+                steps.append(Step("spread", (register[id(member), slot],), member.specs[slot].dtype))
+                register[id(member), slot] = len(self.values) + len(steps) - 1
+        loop = Loop(tuple(self.accesses), tuple(steps), tuple(register[id(m), slot] for m, slot in outputs))
+        specs = [m.specs[slot] for m, slot in outputs]
+        attrs: dict[str, Any] = {"loop": loop, "shape": self.shape, "columns": self.columns}
+        if any(spec.shape != self.shape for spec in specs):
+            attrs["results"] = tuple(spec.shape for spec in specs)
         node = Node("operator", specs, fused, self.values, attrs, order=max(m.order for m in self.members))
-        places = {id(m): [value] for m, value in zip(outputs, node.outputs, strict=True)}
-        # What only the group used has no value any more.
-        return {id(m): places.get(id(m), []) for m in self.members}
+        places: dict[int, list[Value]] = {id(m): [] for m in self.members}  # what only the group used has no value
+        for (member, _), value in zip(outputs, node.outputs, strict=True):
+            places[id(member)].append(value)
+        for member in self.members:
+            if is_broadcast(member) and self._is_used_outside(member):
+                source = member.inputs[0]
+                places[id(member)] = list(member.with_inputs([places[id(source.node)][source.slot]]).outputs)
+        return dict(places)
 
-    def _pairs(self) -> list[tuple[Node, Sequence[Value]]]:
-        return list(zip(self.members, self.inputs, strict=True))
+    def _is_used_outside(self, member: Node) -> bool:
+        """Whether a value of a member, or a repetition of it, is needed by what does not belong to the group."""
+        users = self.users[id(member)]
+        return any(
+            u is None or id(u) not in self.inside or (is_broadcast(u) and self._is_used_outside(u)) for u in users
+        )
 
-    def _source(self, old: Value, new: Value | None, inside: set[int]) -> Any:
+    def _levels(self, outputs: Sequence[tuple[Node, int]]) -> list[str]:
+        recipe = dict(zip(map(id, self.members), self.recipes, strict=True))
+        return [recipe[id(member)].levels[slot] for member, slot in outputs]
+
+    def _source(self, old: Value, new: Value, read: tuple[str, str]) -> Any:
         """Where an operand comes from: a member, a literal, or the number of an input of the loop."""
-        if id(old.node) in inside:
-            return _Member(id(old.node))
-        assert new is not None
-        access = access_of(_through_broadcast(old)[1], self.shape)
-        if access is None or access[1] not in (None, self.columns):
-            access = "full", None
-        else:
-            new = _through_broadcast(new)[0]
+        access = read[1]
+        if access != "full":
+            new = through_broadcast(new)[0] if id(old.node) not in self.inside else new
+            old = through_broadcast(old)[0]
+        if id(old.node) in self.inside:
+            return _Member((id(old.node), old.slot))
         if new.node.kind == "constant" and _is_uniform(new.node.source) and new.spec.dtype in loops.DTYPES:
             return Literal(new.node.source.flat[0].item())
-        key = (id(new.node), new.slot)
+        key = (id(new.node), new.slot, access)
         if key not in self.external:
             self.external[key] = len(self.values)
             self.values.append(new)
-            self.accesses.append((new.spec.dtype, access[0]))
+            self.accesses.append((new.spec.dtype, access))
         return self.external[key]
 
 
 @dataclass(frozen=True)
 class _Member:
-    number: int
+    key: tuple[int, int]
 
 
 def _place(operand: Any, inputs: list[Any], base: int) -> Any:

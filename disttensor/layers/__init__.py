@@ -9,7 +9,7 @@ from disttensor.layers.activation_layers import ELU, LeakyReLU, PReLU, ReLU, Sof
 from disttensor.layers.attention import AdditiveAttention, Attention, MultiHeadAttention
 from disttensor.layers.borders import Cropping1D, Cropping2D, Cropping3D, ZeroPadding1D, ZeroPadding2D, ZeroPadding3D
 from disttensor.layers.convolution import Conv1D, Conv2D, Conv3D
-from disttensor.layers.core import Activation, Dense, Embedding, Lambda
+from disttensor.layers.core import Activation, Dense, Embedding, Identity, Lambda
 from disttensor.layers.depthwise_convolution import DepthwiseConv1D, DepthwiseConv2D, SeparableConv1D, SeparableConv2D
 from disttensor.layers.dropout_variants import (
     AlphaDropout,
@@ -111,7 +111,7 @@ __all__ = [
     "EinsumDense", "Embedding", "Flatten", "GRUCell", "GaussianDropout", "GaussianNoise", "GlobalAveragePooling1D",
     "GlobalAveragePooling2D", "GlobalAveragePooling3D", "GlobalAvgPool1D", "GlobalAvgPool2D", "GlobalAvgPool3D",
     "GlobalMaxPool1D", "GlobalMaxPool2D", "GlobalMaxPool3D", "GlobalMaxPooling1D", "GlobalMaxPooling2D",
-    "GlobalMaxPooling3D", "GroupNormalization", "Input", "InputLayer", "LSTMCell", "Lambda", "Layer",
+    "GlobalMaxPooling3D", "GroupNormalization", "Identity", "Input", "InputLayer", "LSTMCell", "Lambda", "Layer",
     "LayerNormalization", "LeakyReLU", "Masking", "MaxPool1D", "MaxPool2D", "MaxPool3D", "MaxPooling1D", "MaxPooling2D",
     "MaxPooling3D", "Maximum", "Minimum", "MultiHeadAttention", "Multiply", "OperatorLayer", "PReLU", "Permute",
     "RMSNormalization", "ReLU", "RepeatVector", "Rescaling", "Reshape", "RowParallelDense", "SeparableConv1D",

@@ -1,4 +1,4 @@
-"""Layers that every model has: Dense, Embedding, Activation, Lambda."""
+"""Layers that every model has: Dense, Embedding, Activation, Identity, Lambda."""
 
 from __future__ import annotations
 
@@ -180,6 +180,25 @@ class Activation(Layer):
 
     def call(self, inputs: Tensor) -> Tensor:
         return self.activation(inputs)
+
+
+class Identity(Layer):
+    """The inputs as they are, masks included; a place to hang something on, or the other way of a choice.
+
+    Examples
+    --------
+    >>> import disttensor as keras
+    >>> keras.layers.Identity()(keras.ops.convert_to_tensor([1.0, 2.0])).tolist()
+    [1.0, 2.0]
+    """
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def call(self, inputs: Any) -> Any:
+        """The inputs."""
+        return inputs
 
 
 class Lambda(Layer):

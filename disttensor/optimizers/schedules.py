@@ -279,6 +279,61 @@ class CosineDecay(LearningRateSchedule):
         return rate * ((1 - self.alpha) * 0.5 * (1.0 + ops.cos(math.pi * share)) + self.alpha)
 
 
+class CosineDecayRestarts(LearningRateSchedule):
+    """`CosineDecay` again and again: rate · ((1 − α)·m_mulⁿ·(1 + cos(π·t))/2 + α), t how much of period n is over.
+
+    Parameters
+    ----------
+    initial_learning_rate : float
+    first_decay_steps : int
+        Positive; the length of period 0.
+    t_mul : float, default 2.0
+        At least 1; each period is so many times as long as the one before.
+    m_mul : float, default 1.0
+        Each period begins with so many times the rate of the one before.
+    alpha : float, default 0.0
+        What is left at the end of a period, as a share of the initial rate.
+    name : str, default "SGDRDecay"
+
+    References
+    ----------
+    Loshchilov and Hutter, "SGDR: Stochastic Gradient Descent with Warm Restarts", ICLR 2017.
+    """
+
+    def __init__(
+        self,
+        initial_learning_rate: float,
+        first_decay_steps: int,
+        t_mul: float = 2.0,
+        m_mul: float = 1.0,
+        alpha: float = 0.0,
+        name: str = "SGDRDecay",
+    ):
+        if t_mul < 1:
+            raise ArgumentError(f"CosineDecayRestarts: t_mul must be at least 1, got {t_mul!r}.")
+        self.initial_learning_rate = initial_learning_rate
+        self.first_decay_steps = _positive(self, "first_decay_steps", first_decay_steps)
+        self.t_mul = t_mul
+        self.m_mul = m_mul
+        self.alpha = alpha
+        self.name = name
+
+    def __call__(self, step: Any) -> Tensor:
+        """The formula of the class."""
+        periods = _float(step) / self.first_decay_steps
+        if self.t_mul == 1:
+            number = ops.floor(periods)
+            share = periods - number
+        else:
+            # n periods last (1 − t_mulⁿ) / (1 − t_mul) times the first.
+            number = ops.floor(ops.log(1 - periods * (1 - self.t_mul)) / math.log(self.t_mul))
+            length = ops.power(_float(self.t_mul), number)
+            share = (periods - (1 - length) / (1 - self.t_mul)) / length
+        height = ops.power(_float(self.m_mul), number)
+        cosine = (1 - self.alpha) * 0.5 * height * (1.0 + ops.cos(math.pi * share))
+        return self.initial_learning_rate * (cosine + self.alpha)
+
+
 def serialize(learning_rate_schedule: LearningRateSchedule) -> Any:
     """The configuration of a schedule, from which `deserialize` makes an equal one."""
     return serialize_keras_object(learning_rate_schedule)

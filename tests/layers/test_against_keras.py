@@ -47,6 +47,7 @@ CASES: dict[str, tuple[Callable[[Any], Any], Any]] = {
     "GlobalAveragePooling2D": (lambda m: m.GlobalAveragePooling2D(keepdims=True), IMAGES),
     "GlobalAveragePooling1D": (lambda m: m.GlobalAveragePooling1D(), STEPS),
     "Flatten": (lambda m: m.Flatten(), IMAGES),
+    "Identity": (lambda m: m.Identity(), STEPS),
     "Reshape": (lambda m: m.Reshape((-1, 3)), STEPS),
     "Permute": (lambda m: m.Permute((2, 3, 1)), IMAGES),
     "RepeatVector": (lambda m: m.RepeatVector(3), ROWS),

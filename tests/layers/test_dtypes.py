@@ -57,6 +57,7 @@ CASES: dict[str, tuple[Callable[..., Any], Any]] = {
     "GlobalMaxPooling2D": (lambda m, **k: m.GlobalMaxPooling2D(**k), IMAGES),
     "GlobalMaxPooling3D": (lambda m, **k: m.GlobalMaxPooling3D(**k), VOLUMES),
     "GroupNormalization": (lambda m, **k: m.GroupNormalization(2, **k), IMAGES),
+    "Identity": (lambda m, **k: m.Identity(**k), STEPS),
     "LSTM": (lambda m, **k: m.LSTM(3, **k), STEPS),
     "Lambda": (lambda m, **k: m.Lambda(lambda x: x * 2.0, **k), ROWS),
     "LayerNormalization": (lambda m, **k: m.LayerNormalization(**k), STEPS),

@@ -59,6 +59,7 @@ CASES: dict[str, Case] = {
     "GlobalAveragePooling2D": Case(lambda **k: layers.GlobalAveragePooling2D(**k), IMAGES),
     "GlobalAveragePooling1D": Case(lambda **k: layers.GlobalAveragePooling1D(keepdims=True, **k), STEPS),
     "Flatten": Case(lambda **k: layers.Flatten(**k), IMAGES),
+    "Identity": Case(lambda **k: layers.Identity(**k), STEPS),
     "Flatten, vector": Case(lambda **k: layers.Flatten(**k), (3,)),
     "Reshape": Case(lambda **k: layers.Reshape((6, -1, 2), **k), IMAGES),
     "Permute": Case(lambda **k: layers.Permute((3, 1, 2), **k), IMAGES),

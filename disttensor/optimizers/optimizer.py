@@ -98,6 +98,8 @@ class Optimizer(Configurable):
         self._gradient_sums: list[Variable] = []
         self._excluded: set[int] = set()
         self._excluded_names: str | None = None
+        # What the learning rate, on which every update depends, passes through; it may raise.
+        self._guard: Callable[[Any], Tensor] | None = None
         self._iterations = self._counter(0, "int64", "iteration")
         n = gradient_accumulation_steps
         self.is_update_step = EveryNth(n, self._iterations, self.name) if n else None
@@ -287,11 +289,14 @@ class Optimizer(Configurable):
             If gradients are missing; it names the variables.
         """
         means, variables = self.mean_gradients(grads, trainable_variables)
-        guard = None
+        updater = getattr(self, "inner_optimizer", self)
         if state.checks_gradients:
             own = [g for g in grads if g is not None]
-            guard = functools.partial(finite.checked, gradients=own, variables=variables)
-        self.apply_mean(means, variables, guard)
+            updater._guard = functools.partial(finite.checked, gradients=own, variables=variables)
+        try:
+            self.apply_mean(means, variables)
+        finally:
+            updater._guard = None
 
     def mean_gradients(
         self, grads: Sequence[Any], trainable_variables: Sequence[Variable] | None = None
@@ -315,19 +320,14 @@ class Optimizer(Configurable):
         pairs = [(mean(g), v) for g, v in zip(grads, variables, strict=True) if g is not None]
         return [g for g, _ in pairs], [v for _, v in pairs]
 
-    def apply_mean(
-        self, gradients: list[Tensor], variables: list[Variable], guard: Callable[[Any], Tensor] | None = None
-    ) -> None:
-        """The second half of `apply`: change the variables by what `mean_gradients` returned.
-
-        The learning rate, on which every update depends, passes through `guard`, which may raise.
-        """
+    def apply_mean(self, gradients: list[Tensor], variables: list[Variable]) -> None:
+        """The second half of `apply`: change the variables by what `mean_gradients` returned."""
         if self.loss_scale_factor is not None:
             gradients = [g / self.loss_scale_factor for g in gradients]
         if self.is_update_step is not None:
-            self._accumulate(gradients, variables, self.is_update_step, guard)
+            self._accumulate(gradients, variables, self.is_update_step)
         else:
-            self._update(gradients, variables, guard)
+            self._update(gradients, variables)
         if self.use_ema:
             self._update_averages()
         for variable in variables:
@@ -361,12 +361,10 @@ class Optimizer(Configurable):
                 stacklevel=4,
             )
 
-    def _update(
-        self, gradients: list[Tensor], variables: list[Variable], guard: Callable[[Any], Tensor] | None
-    ) -> None:
+    def _update(self, gradients: list[Tensor], variables: list[Variable]) -> None:
         gradients = self._clip(gradients, variables)
         rate = convert_to_tensor(self.learning_rate)
-        rate = rate if guard is None else guard(rate)
+        rate = rate if self._guard is None else self._guard(rate)
         if self.weight_decay is not None:
             for variable in variables:
                 if self._use_weight_decay(variable):
@@ -383,13 +381,7 @@ class Optimizer(Configurable):
         """Whether gradients are added up on each rank, and over ranks in the step of the update only."""
         return self.gradient_accumulation_steps is not None and not state.virtual_shards
 
-    def _accumulate(
-        self,
-        gradients: list[Tensor],
-        variables: list[Variable],
-        is_update_step: EveryNth,
-        guard: Callable[[Any], Tensor] | None,
-    ) -> None:
+    def _accumulate(self, gradients: list[Tensor], variables: list[Variable], is_update_step: EveryNth) -> None:
         """Add the gradients up; in every n-th step update by their mean."""
         sums = [self._gradient_sums[self._get_variable_index(v)] for v in variables]
         totals = [s.value + g for s, g in zip(sums, gradients, strict=True)]
@@ -399,7 +391,7 @@ class Optimizer(Configurable):
             return
         if self.accumulates_locally:
             totals = [sync_sum(t) for t in totals]
-        self._update([t / is_update_step.n for t in totals], variables, guard)
+        self._update([t / is_update_step.n for t in totals], variables)
         for gradient_sum in sums:
             gradient_sum.assign(ops.zeros(gradient_sum.shape, gradient_sum.dtype))
 

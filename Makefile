@@ -41,8 +41,9 @@ test-mpi: setup
 test-slow: setup
 	$(PYTEST) -m slow
 
+# These wait more than they compute, so two files run beside each other, each with daemons of its own.
 test-cluster: setup
-	$(PYTEST) -m "(slurm or hosts) and not slow"
+	$(PYTEST) -n 2 --dist loadfile -m "(slurm or hosts) and not slow"
 
 test-faults: setup
 	$(PYTEST) -m faults

@@ -269,6 +269,8 @@ class Attempt:
         self._console.begin(rank, peer.host, self._number)
         if self._killed_at is not None:
             peer.tell(KILL)
+        for number in sorted(self._asked):  # what came before this rank was there
+            peer.tell(SIGNAL, json.dumps(number).encode())
         return True
 
     def _hang_up(self, peer: _Peer) -> None:

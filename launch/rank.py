@@ -39,6 +39,7 @@ REPORT_FD = "DISTTENSOR_REPORT_FD"
 _HEADER = struct.Struct("!BI")
 _LARGEST = 1 << 20  # no message is longer
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 _LEFTOVERS = 1.0  # seconds that processes which the program left behind may go on printing
 
 
@@ -171,7 +172,7 @@ class _Program:
         for end in (wake, waker):
             os.set_blocking(end, False)
         # Signals for the whole group reach the program directly; this process outlives them to report the end.
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP, signal.SIGCHLD):
+        for number in (*_PASSED_ON, signal.SIGCHLD):
             signal.signal(number, lambda number, frame: None)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         self._status: int | None = None
@@ -186,6 +187,8 @@ class _Program:
         kinds = {REPORT: -1} | ({OUT: 1, ERR: 2} if captured else {})
         pipes = {kind: os.pipe() for kind in kinds}
         parent = os.getpid()
+        # One that comes before the child has its own handlers must wait for these, or nobody would notice it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _PASSED_ON)
         child = os.fork()
         if child == 0:
             try:
@@ -194,6 +197,7 @@ class _Program:
                 for number in range(1, signal.NSIG):
                     with contextlib.suppress(OSError, ValueError):
                         signal.signal(number, signal.SIG_DFL)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
                 for kind, target in kinds.items():
                     if target >= 0:
                         os.dup2(pipes[kind][1], target)
@@ -204,6 +208,7 @@ class _Program:
                 os.write(2, f"cannot start {command[0]}: {error.strerror}\n".encode())
             finally:
                 os._exit(127)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _PASSED_ON)
         for kind, (read, write) in pipes.items():
             os.close(write)
             self._pipes[read] = kind

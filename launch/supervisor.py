@@ -63,20 +63,30 @@ def supervise(request: Request, policy: Policy, environ: Mapping[str, str], core
     ):
         if value < least:
             raise LaunchError(f"{option} {value} must be at least {least}.")
+    signals: list[int] = []
+    for number in _PASSED_ON:  # from now on, for making the plan can take seconds
+        signal.signal(number, lambda number, frame: signals.append(number))
     plan = make_plan(request, environ, cores, is_root)
     if policy.min_ranks > plan.n:
         raise LaunchError(f"--min-ranks {policy.min_ranks} is more than the {plan.n} ranks to start.")
-    return _Supervisor(request, policy, environ, cores, is_root, plan).run()
+    return _Supervisor(request, policy, environ, cores, is_root, plan, signals).run()
 
 
 class _Supervisor:
     def __init__(
-        self, request: Request, policy: Policy, environ: Mapping[str, str], cores: int, is_root: bool, plan: Plan
+        self,
+        request: Request,
+        policy: Policy,
+        environ: Mapping[str, str],
+        cores: int,
+        is_root: bool,
+        plan: Plan,
+        signals: list[int],
     ) -> None:
         self._request, self._policy, self._environ = request, policy, environ
         self._cores, self._is_root = cores, is_root
         self._plan = plan
-        self._signals: list[int] = []
+        self._signals = signals
         self._asked: set[int] = set()
         self._patience = _patience(environ)
 
@@ -86,8 +96,6 @@ class _Supervisor:
         wake, waker = os.pipe()
         for end in (wake, waker):
             os.set_blocking(end, False)
-        for number in _PASSED_ON:
-            signal.signal(number, lambda number, frame: self._signals.append(number))
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         self._wake = wake
         try:
@@ -128,7 +136,8 @@ class _Supervisor:
         raise AssertionError
 
     def _pending(self) -> list[int]:
-        signals, self._signals = self._signals, []
+        signals = list(self._signals)
+        del self._signals[: len(signals)]
         return signals
 
     def _end(self, outcome: Outcome, console: Console) -> int | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
 import sys
 import time
 
@@ -25,14 +27,16 @@ def main() -> int:
     campaigns = [Campaign(python, options.ranks) for python in found]
     end = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
     faults, runs = options.fault or list(FAULTS), []
-    for i in range(options.runs):
-        for fault in faults:
-            if time.monotonic() > end:
-                break
-            runs.append(campaigns[i % len(campaigns)].run(fault, options.seed + i))
-            if runs[-1].problem:
-                print(f"{fault}, seed {options.seed + i}: {runs[-1].problem}", file=sys.stderr, flush=True)
-        print(f"{len(runs)} of {options.runs * len(faults)} runs", file=sys.stderr, flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with contextlib.suppress(KeyboardInterrupt):  # what has been run until then is shown
+        for i in range(options.runs):
+            for fault in faults:
+                if time.monotonic() > end:
+                    break
+                runs.append(campaigns[i % len(campaigns)].run(fault, options.seed + i))
+                if runs[-1].problem:
+                    print(f"{fault}, seed {options.seed + i}: {runs[-1].problem}", file=sys.stderr, flush=True)
+            print(f"{len(runs)} of {options.runs * len(faults)} runs", file=sys.stderr, flush=True)
     print(table(runs))
     return int(any(run.problem for run in runs))
 

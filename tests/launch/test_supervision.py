@@ -220,6 +220,7 @@ time.sleep(60)
     assert "restart" not in output
 
 
+@pytest.mark.parametrize("start", ["alone"], indirect=True)  # the job is made up; tests/slurm has real ones
 @pytest.mark.parametrize(("name", "queued"), [("SIGUSR1", True), ("SIGTERM", False)])
 def test_a_program_that_was_still_starting_is_queued_again(start, tmp_path, name, queued):
     """It has a checkpoint of an earlier piece, or nothing to lose; only the signal before a time limit queues it."""
@@ -234,6 +235,21 @@ def test_a_program_that_was_still_starting_is_queued_again(start, tmp_path, name
     assert (code == REQUEUE) == queued, output
     assert output.count("job 7 goes back into the queue") == queued
     assert "restart" not in output
+
+
+def test_a_signal_that_comes_before_the_ranks_is_not_lost(start):
+    """As soon as disttensor-run listens, when at best some ranks have been started."""
+    run = start("print('ready', flush=True)\ntime.sleep(60)")
+    listens = 1 << (signal.SIGUSR1 - 1)
+    status, limit = Path(f"/proc/{run.process.pid}/status"), time.monotonic() + 60
+    while not int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) & listens:
+        assert time.monotonic() < limit
+        time.sleep(0.001)
+    run.process.send_signal(signal.SIGUSR1)
+    began = time.monotonic()
+    code, output = run.end()
+    assert code == 128 + signal.SIGUSR1, output
+    assert time.monotonic() - began < 50
 
 
 def test_timeout(start):

@@ -123,7 +123,8 @@ class NodeMemory:
 
 def _affordable(ranks: int) -> int:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    size = min(memory // 2, _free_bytes() - _MARGIN) // ranks // _SMALLEST * _SMALLEST
+    # Where little more is free than a window takes, Open MPI refuses it on one rank, and the others wait for ever.
+    size = min(memory // 2, _free_bytes() // 2 - _MARGIN) // ranks // _SMALLEST * _SMALLEST
     return max(size, 0)
 
 

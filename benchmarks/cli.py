@@ -21,6 +21,7 @@ _COMMANDS = {
     "plan": "what `disttensor plan` predicts, beside what is measured on emulated hosts",
     "gemm": "products of matrices, beside numpy's BLAS",
     "allreduce": "sums over ranks of one host, beside the MPI libraries' and gloo's",
+    "overlap": "how much of the communication between two emulated hosts hides behind computing",
     "scaling": "throughput of ranks that train together, as a share of what they do alone",
     "install": "install the peers into .venv-peers",
 }
@@ -100,6 +101,16 @@ def parser() -> argparse.ArgumentParser:
     made["allreduce"].add_argument("--rounds", type=_positive, default=25, help="best of so many (%(default)s)")
     made["allreduce"].add_argument("--json", type=Path, metavar="FILE", help="also write all results here")
     made["allreduce"].add_argument("--ranks", nargs="+", type=_positive, default=[2, 4], help="default: 2 4")
+    overlap = made["overlap"]
+    overlap.add_argument("--rate", default="1gbit", help="of the cable (%(default)s)")
+    overlap.add_argument("--rows", type=_positive, default=512, help="for each rank (%(default)s)")
+    overlap.add_argument("--width", type=_positive, default=1024, help="of three layers (%(default)s)")
+    overlap.add_argument("--steps", type=_positive, default=8, help="in a round (%(default)s)")
+    overlap.add_argument("--rounds", type=_positive, default=5, help="in turns (%(default)s)")
+    overlap.add_argument(
+        "--bucket-bytes", type=_positive, default=2 << 20, help="where there are several (%(default)s)"
+    )
+    overlap.add_argument("--json", type=Path, metavar="FILE", help="also write all results here")
     made["scaling"].add_argument("--ranks", nargs=1, type=_positive, default=[2], help="how many (default: 2)")
     made["install"].add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="default: all")
     return main_parser

@@ -6,6 +6,7 @@ of ranks. Whoever divides a variable sets its `partition`; slots of optimizers i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,41 @@ class Partition:
         index[self.axis] = slice(self.group.rank * length, (self.group.rank + 1) * length)
         return whole[tuple(index)]
 
+    def whole_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the whole tensor, of which parts have this shape."""
+        return (*shape[: self.axis], shape[self.axis] * self.group.size, *shape[self.axis + 1 :])
+
+    def join(self, part: np.ndarray) -> np.ndarray:
+        """The whole, on every rank; collective."""
+        return np.concatenate(list(self.group.all_gather(part)), self.axis)
+
+
+@dataclass(frozen=True)
+class FlatPartition:
+    """Elements ⌊rn/P⌋ to ⌊(r+1)n/P⌋ of the n elements of a tensor, in a row, for rank r of P."""
+
+    shape: tuple[int, ...]
+    group: Communicator
+
+    @property
+    def bounds(self) -> list[int]:
+        """Where the parts of all ranks begin, and where the last one ends."""
+        size = math.prod(self.shape)
+        return [rank * size // self.group.size for rank in range(self.group.size + 1)]
+
+    def part_of(self, whole: Any) -> Any:
+        """This rank's elements of an array, or of a tensor with one axis."""
+        first, last = self.bounds[self.group.rank : self.group.rank + 2]
+        return (whole if len(whole.shape) == 1 else whole.reshape(-1))[first:last]
+
+    def whole_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the whole tensor."""
+        return self.shape
+
+    def join(self, part: np.ndarray) -> np.ndarray:
+        """The whole, on every rank; collective."""
+        return self.group.all_gatherv(part).reshape(self.shape)
+
 
 def divided_size(what: str, size: int, group: Communicator) -> int:
     """How long a part is of an axis that the group's ranks divide among themselves.
@@ -52,17 +88,17 @@ def whole_shape(variable: Variable) -> tuple[int, ...]:
     """The shape of the tensor that a variable is, or is a part of."""
     if variable.partition is None:
         return variable.shape
-    shape = list(variable.shape)
-    shape[variable.partition.axis] *= variable.partition.group.size
-    return tuple(shape)
+    shape: tuple[int, ...] = variable.partition.whole_shape(variable.shape)
+    return shape
 
 
 def whole_array(variable: Variable) -> np.ndarray:
     """The whole tensor, on every rank; collective for a variable that is divided. Not to be written to."""
     partition = variable.partition
-    if partition is None or partition.group.size == 1:
+    if partition is None:
         return variable.memory
-    return np.concatenate(list(partition.group.all_gather(variable.memory)), partition.axis)
+    whole: np.ndarray = partition.join(variable.memory)
+    return whole
 
 
 def assign_whole(variable: Variable, whole: np.ndarray) -> None:

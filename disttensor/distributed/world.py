@@ -262,7 +262,8 @@ def _not_while_tracing(name: str) -> None:
 def broadcast_variables(variables: Iterable[Variable]) -> None:
     """Give every rank the values that rank 0 has, in the variables' memory; with one process nothing happens.
 
-    Of a variable that is divided among ranks (`Variable.partition`), ranks with the same part get the same values.
+    Of a variable that is divided among ranks (`Variable.partition`), ranks with the same part get the same values; one
+    that is divided among those that share the data is left alone.
     Also while a function is traced it happens now, and once.
     """
     group = communicator()
@@ -272,5 +273,7 @@ def broadcast_variables(variables: Iterable[Variable]) -> None:
 
     background.open_channel(data_group())  # here, since all ranks are
     for variable in variables:
+        if variable.partition is not None and variable.partition.group is data_group():
+            continue
         (group if variable.partition is None else data_group()).broadcast(variable.memory)
         variable.touch()

@@ -12,6 +12,7 @@ from disttensor import distributed
 from disttensor.distributed.partition import whole_shape
 from disttensor.errors import ArgumentError
 from disttensor.layers import Layer
+from disttensor.optimizers import ShardedOptimizer
 
 if TYPE_CHECKING:
     from disttensor.models.model import Model
@@ -95,6 +96,11 @@ def _totals(model: Model) -> list[str]:
         count = sum(math.prod(whole_shape(v)) for v in variables)
         size = sum(v.memory.nbytes for v in variables)
         lines.append(f" {title} params: {count:,} ({_bytes(size)})")
+    optimizer = getattr(model, "optimizer", None)
+    if isinstance(optimizer, ShardedOptimizer) and optimizer.built:
+        memory = optimizer.memory()
+        here = _bytes(memory["here"])
+        lines.append(f" Optimizer state: {_bytes(memory['whole'])}, of which {here} are on this process")
     return lines
 
 

@@ -14,6 +14,7 @@ from disttensor.optimizers.adaptive import Adadelta, Adagrad, RMSprop
 from disttensor.optimizers.loss_scale_optimizer import LossScaleOptimizer
 from disttensor.optimizers.optimizer import Optimizer
 from disttensor.optimizers.sgd import SGD
+from disttensor.optimizers.sharded_optimizer import ShardedOptimizer
 from disttensor.saving.registration import (
     custom_object_scope,
     deserialize_keras_object,
@@ -32,6 +33,7 @@ __all__ = [
     "Nadam",
     "Optimizer",
     "RMSprop",
+    "ShardedOptimizer",
     "deserialize",
     "get",
     "schedules",

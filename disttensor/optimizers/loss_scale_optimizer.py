@@ -115,8 +115,9 @@ class LossScaleOptimizer(Optimizer):
         finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in gradients]))
         if inner.accumulates_locally:
             finite = ops.equal(sync_sum(ops.where(finite, 0.0, 1.0)), 0.0)
-        if any(v.partition is not None for v in variables):
-            finite = ops.equal(reduce_from_group(ops.where(finite, 0.0, 1.0)), 0.0)
+        for group in {id(v.partition): v.partition.group for v in variables if v.partition is not None}.values():
+            finite = ops.equal(reduce_from_group(ops.where(finite, 0.0, 1.0), group), 0.0)
+            break
         before = [(v, v.value) for v in (*inner.variables, *inner.trainable_variables)]
         inner.apply_mean([g / ops.cast(scale, g.dtype) for g in gradients], variables)
         for variable, value in before:

@@ -103,6 +103,7 @@ class Optimizer(Configurable):
         self._iterations = self._counter(0, "int64", "iteration")
         n = gradient_accumulation_steps
         self.is_update_step = EveryNth(n, self._iterations, self.name) if n else None
+        self.sums_over_ranks_first = False
         self._learning_rate: Variable | LearningRateSchedule
         if isinstance(learning_rate, LearningRateSchedule):
             self._learning_rate = learning_rate
@@ -379,7 +380,8 @@ class Optimizer(Configurable):
     @property
     def accumulates_locally(self) -> bool:
         """Whether gradients are added up on each rank, and over ranks in the step of the update only."""
-        return self.gradient_accumulation_steps is not None and not state.virtual_shards
+        together = state.virtual_shards or self.sums_over_ranks_first
+        return self.gradient_accumulation_steps is not None and not together
 
     def _accumulate(self, gradients: list[Tensor], variables: list[Variable], is_update_step: EveryNth) -> None:
         """Add the gradients up; in every n-th step update by their mean."""

@@ -68,6 +68,25 @@ class FlatPartition:
         return self.group.all_gatherv(part).reshape(self.shape)
 
 
+@dataclass(frozen=True)
+class Term:
+    """A term of a sum over the ranks of a group; the whole is the sum, of which each rank takes an equal share."""
+
+    group: Communicator
+
+    def part_of(self, whole: Any) -> Any:
+        """This rank's share of an array."""
+        return whole / self.group.size
+
+    def whole_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of the sum."""
+        return shape
+
+    def join(self, part: np.ndarray) -> np.ndarray:
+        """The sum, on every rank; collective."""
+        return self.group.all_reduce(part.copy())
+
+
 def divided_size(what: str, size: int, group: Communicator) -> int:
     """How long a part is of an axis that the group's ranks divide among themselves.
 

@@ -11,6 +11,7 @@ from disttensor.errors import ArgumentError
 from disttensor.optimizers import schedules
 from disttensor.optimizers.adam import Adam, Adamax, AdamW, Nadam
 from disttensor.optimizers.adaptive import Adadelta, Adagrad, RMSprop
+from disttensor.optimizers.compressed_optimizer import CompressedOptimizer, PowerSGD
 from disttensor.optimizers.loss_scale_optimizer import LossScaleOptimizer
 from disttensor.optimizers.optimizer import Optimizer
 from disttensor.optimizers.sgd import SGD
@@ -29,9 +30,11 @@ __all__ = [
     "Adam",
     "AdamW",
     "Adamax",
+    "CompressedOptimizer",
     "LossScaleOptimizer",
     "Nadam",
     "Optimizer",
+    "PowerSGD",
     "RMSprop",
     "ShardedOptimizer",
     "deserialize",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -187,11 +187,9 @@ class CompressedOptimizer(Optimizer):
         owed.assign(ops.cast(ops.where(ops.isfinite(left_out), left_out, 0.0), owed.dtype))
         return total
 
-    def apply_mean(
-        self, gradients: list[Tensor], variables: list[Variable], guard: Callable[[Any], Tensor] | None = None
-    ) -> None:
+    def apply_mean(self, gradients: list[Tensor], variables: list[Variable], *options: Any, **named: Any) -> None:
         """One step of the inner optimizer."""
-        self.inner_optimizer.apply_mean(gradients, variables, guard)
+        self.inner_optimizer.apply_mean(gradients, variables, *options, **named)
 
     def exclude_from_weight_decay(
         self, var_list: Sequence[Variable] | None = None, var_names: Sequence[str] | None = None

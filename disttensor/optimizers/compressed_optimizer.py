@@ -187,9 +187,9 @@ class CompressedOptimizer(Optimizer):
         owed.assign(ops.cast(ops.where(ops.isfinite(left_out), left_out, 0.0), owed.dtype))
         return total
 
-    def apply_mean(self, gradients: list[Tensor], variables: list[Variable], *options: Any, **named: Any) -> None:
+    def apply_mean(self, gradients: list[Tensor], variables: list[Variable]) -> None:
         """One step of the inner optimizer."""
-        self.inner_optimizer.apply_mean(gradients, variables, *options, **named)
+        self.inner_optimizer.apply_mean(gradients, variables)
 
     def exclude_from_weight_decay(
         self, var_list: Sequence[Variable] | None = None, var_names: Sequence[str] | None = None

@@ -290,10 +290,15 @@ class Optimizer(Configurable):
             If gradients are missing; it names the variables.
         """
         means, variables = self.mean_gradients(grads, trainable_variables)
-        updater = getattr(self, "inner_optimizer", self)
+        updater = self
+        while (inner := getattr(updater, "inner_optimizer", None)) is not None:
+            updater = inner
         if state.checks_gradients:
-            own = [g for g in grads if g is not None]
-            updater._guard = functools.partial(finite.checked, gradients=own, variables=variables)
+            whole = self._trainable_variables if trainable_variables is None else trainable_variables
+            known = [(g, v) for g, v in zip(grads, whole, strict=True) if g is not None]
+            updater._guard = functools.partial(
+                finite.checked, gradients=[g for g, _ in known], variables=[v for _, v in known]
+            )
         try:
             self.apply_mean(means, variables)
         finally:

@@ -181,11 +181,11 @@ class ShardedOptimizer(Optimizer):
             found.update((id(part), mean) for (_, part), mean in zip(bucket, means, strict=True))
         return [found[id(part)] for _, part in pairs], [part for _, part in pairs]
 
-    def apply_mean(self, gradients: list[Tensor], variables: list[Any], *options: Any, **named: Any) -> None:
+    def apply_mean(self, gradients: list[Tensor], variables: list[Any]) -> None:
         """Update this rank's parts, and exchange what has changed."""
         for part in self._parts:
             part.begin()
-        self.inner_optimizer.apply_mean(gradients, variables, *options, **named)
+        self.inner_optimizer.apply_mean(gradients, variables)
         for bucket in _buckets([(part.value, part) for part in self._parts if part.is_changed]):
             shapes = [part.variable.shape for _, part in bucket]
             for whole, (_, part) in zip(gather_parts([v for v, _ in bucket], shapes), bucket, strict=True):

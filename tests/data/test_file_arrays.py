@@ -88,8 +88,8 @@ def test_pages_that_were_read_are_given_back(tmp_path, monkeypatch, shuffle):
     array = mapped(tmp_path / "x.npy", np.zeros((20000, 2000), np.uint8))
     batches = make_adapter(array, batch_size=50, shuffle=shuffle).epoch(0)
     most = max(resident_bytes(tmp_path / "x.npy") for number, _ in enumerate(batches) if number % 20 == 0)
-    # A batch touches up to 3.2 MB with what the system maps beside its rows; if its cache keeps the file in large pieces, more.
-    # Without giving back it would be all.
+    # A batch touches up to 3.2 MB with what the system maps beside its rows, or more if its cache keeps the file in
+    # large pieces. Without giving back it would be all.
     assert most < array.nbytes / 2
 
 

@@ -39,10 +39,14 @@ def train(what: str) -> str:
     keras.utils.set_random_seed(1)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(48, 6)).astype("float32"), rng.integers(0, 3, 48)
-    if what == "data":
+    if what in ("data", "sharded", "compressed"):
         x[2 * 12 + 5] = np.nan  # the middle of the third batch: a row of rank 1
     model = keras.Sequential([keras.Input((6,)), layers.Dense(5, activation="relu"), layers.Dense(3)])
-    optimizer = optimizers.Adam(gradient_accumulation_steps=3 if what == "weight" else None)
+    optimizer: Any = optimizers.Adam(gradient_accumulation_steps=3 if what == "weight" else None)
+    if what == "sharded":
+        optimizer = optimizers.ShardedOptimizer(optimizer, stage=2)
+    elif what == "compressed":
+        optimizer = optimizers.CompressedOptimizer(optimizer, "bfloat16")
     model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=what == "eager")
     before = Before(what)
     if what == "eager":

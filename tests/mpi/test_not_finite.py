@@ -14,7 +14,7 @@ PROGRAM = Path(__file__).with_name("not_finite_program.py")
 @pytest.mark.parametrize("shards", ["", "6"], ids=["plain", "deterministic"])
 def test_ranks_and_variables_are_named_and_no_weight_is_changed(mpirun: Any, shards: str) -> None:
     mode = {"DISTTENSOR_DETERMINISTIC": shards} if shards else {}
-    kinds = ["nothing", "data", "weight", *([] if shards else ["eager"])]
+    kinds = ["nothing", "data", "weight", "sharded", *([] if shards else ["compressed", "eager"])]
     code, output = mpirun(3, PROGRAM, *kinds, env=mode)
     assert code == 0, output
     found = json.loads(output.splitlines()[-1])

@@ -61,7 +61,8 @@ FAULTS = {
     "exception": Fault(_ENDED + "1"),
     "sys.exit": Fault(_ENDED + "7"),
     "os._exit": Fault(_ENDED + "9"),
-    "nan": Fault("not finite on rank {rank};"),
+    # batch statistics spread it to all gradients before those are looked at
+    "nan": Fault("[Nn]ot finite on rank {rank}(;| was already)"),
     "bit flip": Fault("rank {rank} .* differs from the others"),
     "other learning rate": Fault("rank {rank} .* has 0[.]002"),
     "slow rank": Fault("", goes_on="by itself"),

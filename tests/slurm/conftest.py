@@ -19,10 +19,13 @@ PACKAGES = " ".join((ROOT / "tests" / "cluster-packages.txt").read_text().split(
 DAEMONS = ("munged", "slurmctld", "slurmd")
 NODES, CPUS = 2, 2
 
+# Numbers of jobs are those of no Slurm beside it or before it: by them MPICH names the memory that ranks share, which
+# ranks that were killed leave behind.
 CONFIGURATION = """\
 ClusterName=disttensor
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
+FirstJobId={port}00
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from disttensor.distributed.collectives import part_of_mean, parts, sync_sum
 from disttensor.distributed.partition import Term
 from disttensor.errors import ArgumentError
 from disttensor.optimizers.optimizer import Optimizer
+from disttensor.optimizers.wrapping_optimizer import WrappingOptimizer
 from disttensor.saving.registration import Configurable, serialize_keras_object
 from disttensor.tensor import Tensor, Variable
 
@@ -46,7 +47,7 @@ class PowerSGD(Configurable):
         return {"rank": self.rank}
 
 
-class CompressedOptimizer(Optimizer):
+class CompressedOptimizer(WrappingOptimizer):
     """Lets ranks send compressed gradients to one another, for links that are slow.
 
     What a rank's message leaves out of its gradient is added to the gradient of the next step (error feedback), so that
@@ -85,8 +86,7 @@ class CompressedOptimizer(Optimizer):
             raise ArgumentError(f"CompressedOptimizer needs a plain optimizer to wrap, got {inner_optimizer!r}.")
         if compression not in _HALF and not isinstance(compression, PowerSGD):
             raise ArgumentError(f"compression must be 'bfloat16', 'float16' or a PowerSGD, got {compression!r}.")
-        super().__init__(learning_rate=0.0, name=name)
-        self.inner_optimizer = inner_optimizer
+        super().__init__(inner_optimizer, name)
         self.compression = compression
         self.loss_scale_factor = inner_optimizer.loss_scale_factor
         self.is_update_step = inner_optimizer.is_update_step
@@ -136,20 +136,6 @@ class CompressedOptimizer(Optimizer):
         """See `Optimizer.replicated_variables`."""
         return [*self.inner_optimizer.replicated_variables, *(v for v in self._factors if v is not None)]
 
-    @property
-    def iterations(self) -> Any:
-        """How often the weights were updated."""
-        return self.inner_optimizer.iterations
-
-    @property
-    def learning_rate(self) -> Any:
-        """The learning rate of the inner optimizer; may be set."""
-        return self.inner_optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, value: Any) -> None:
-        self.inner_optimizer.learning_rate = value
-
     def mean_gradients(
         self, grads: Sequence[Any], trainable_variables: Sequence[Variable] | None = None
     ) -> tuple[list[Tensor], list[Variable]]:
@@ -190,16 +176,6 @@ class CompressedOptimizer(Optimizer):
     def apply_mean(self, gradients: list[Tensor], variables: list[Variable]) -> None:
         """One step of the inner optimizer."""
         self.inner_optimizer.apply_mean(gradients, variables)
-
-    def exclude_from_weight_decay(
-        self, var_list: Sequence[Variable] | None = None, var_names: Sequence[str] | None = None
-    ) -> None:
-        """See `Optimizer.exclude_from_weight_decay`."""
-        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
-
-    def finalize_variable_values(self, var_list: Iterable[Variable]) -> None:
-        """See `Optimizer.finalize_variable_values`."""
-        self.inner_optimizer.finalize_variable_values(var_list)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

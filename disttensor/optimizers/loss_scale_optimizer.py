@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from disttensor import ops
@@ -10,11 +10,12 @@ from disttensor.distributed.collectives import sync_sum
 from disttensor.distributed.replicated import reduce_from_group
 from disttensor.errors import ArgumentError
 from disttensor.optimizers.optimizer import Optimizer
+from disttensor.optimizers.wrapping_optimizer import WrappingOptimizer
 from disttensor.saving.registration import serialize_keras_object
 from disttensor.tensor import Tensor, Variable, convert_to_tensor
 
 
-class LossScaleOptimizer(Optimizer):
+class LossScaleOptimizer(WrappingOptimizer):
     """Multiplies the loss by a scale, and another optimizer's gradients by its inverse.
 
     Gradients that are too small for float16 become zero on their way back; those of a scaled loss do not. The scale is
@@ -61,8 +62,7 @@ class LossScaleOptimizer(Optimizer):
             raise ArgumentError(
                 f"LossScaleOptimizer: {inner_optimizer.name} scales the loss already; leave loss_scale_factor out."
             )
-        super().__init__(learning_rate=0.0, name=name)
-        self.inner_optimizer = inner_optimizer
+        super().__init__(inner_optimizer, name)
         if inner_optimizer.is_update_step is not None:
             inner_optimizer.is_update_step.may_skip = True
         self.initial_scale = float(initial_scale)
@@ -85,20 +85,6 @@ class LossScaleOptimizer(Optimizer):
         """See `Optimizer.replicated_variables`."""
         return [self.step_counter, self.dynamic_scale, *self.inner_optimizer.replicated_variables]
 
-    @property
-    def iterations(self) -> Any:
-        """How often the weights were updated."""
-        return self.inner_optimizer.iterations
-
-    @property
-    def learning_rate(self) -> Any:
-        """The learning rate of the inner optimizer; may be set."""
-        return self.inner_optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, value: Any) -> None:
-        self.inner_optimizer.learning_rate = value
-
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Variable] | None = None) -> None:
         """One step of the inner optimizer, if all gradients are finite; see `Optimizer.apply`.
 
@@ -115,9 +101,9 @@ class LossScaleOptimizer(Optimizer):
         finite = ops.all(ops.stack([ops.all(ops.isfinite(g)) for g in gradients]))
         if inner.accumulates_locally:
             finite = ops.equal(sync_sum(ops.where(finite, 0.0, 1.0)), 0.0)
-        for group in {id(v.partition): v.partition.group for v in variables if v.partition is not None}.values():
+        group = next((v.partition.group for v in variables if v.partition is not None), None)
+        if group is not None:
             finite = ops.equal(reduce_from_group(ops.where(finite, 0.0, 1.0), group), 0.0)
-            break
         before = [(v, v.value) for v in (*inner.variables, *inner.trainable_variables)]
         inner.apply_mean([g / ops.cast(scale, g.dtype) for g in gradients], variables)
         for variable, value in before:
@@ -135,10 +121,6 @@ class LossScaleOptimizer(Optimizer):
     def scale_loss(self, loss: Any) -> Any:
         """The loss to differentiate: multiplied by the present scale."""
         return loss * self.dynamic_scale.value
-
-    def finalize_variable_values(self, var_list: Iterable[Variable]) -> None:
-        """See `Optimizer.finalize_variable_values`."""
-        self.inner_optimizer.finalize_variable_values(var_list)
 
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""

@@ -221,6 +221,11 @@ class Optimizer(Configurable):
         return [v for v in self.variables if id(v) not in own]
 
     @property
+    def innermost(self) -> Optimizer:
+        """The optimizer that updates the weights: this one, if it wraps no other."""
+        return self
+
+    @property
     def iterations(self) -> Any:
         """How often the weights were updated, an int64 Variable (a tensor if gradients are accumulated)."""
         if self.gradient_accumulation_steps:
@@ -290,9 +295,7 @@ class Optimizer(Configurable):
             If gradients are missing; it names the variables.
         """
         means, variables = self.mean_gradients(grads, trainable_variables)
-        updater = self
-        while (inner := getattr(updater, "inner_optimizer", None)) is not None:
-            updater = inner
+        updater = self.innermost
         if state.checks_gradients:
             whole = self._trainable_variables if trainable_variables is None else trainable_variables
             known = [(g, v) for g, v in zip(grads, whole, strict=True) if g is not None]
@@ -315,13 +318,7 @@ class Optimizer(Configurable):
             The mean gradients, and the variables that they belong to, without those that have no gradient. If
             `accumulates_locally`, what this rank adds to the means.
         """
-        grads = list(grads)
-        if trainable_variables is None and not self.built:
-            raise ArgumentError(f"{self.name}: call build(variables) first, or pass trainable_variables to apply().")
-        variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)
-        if not self.built:
-            self.build(variables)
-        self._check(grads, variables)
+        grads, variables = self._checked(grads, trainable_variables)
         mean = part_of_mean if self.accumulates_locally else sync_mean
         pairs = [(mean(g), v) for g, v in zip(grads, variables, strict=True) if g is not None]
         return [g for g, _ in pairs], [v for _, v in pairs]
@@ -340,6 +337,19 @@ class Optimizer(Configurable):
             if variable.constraint is not None:
                 variable.assign(variable.constraint(variable.value))
         self._iterations.assign_add(1)
+
+    def _checked(
+        self, grads: Sequence[Any], trainable_variables: Sequence[Variable] | None
+    ) -> tuple[list[Any], list[Variable]]:
+        """Gradients and variables as lists, after building if need be."""
+        grads = list(grads)
+        if trainable_variables is None and not self.built:
+            raise ArgumentError(f"{self.name}: call build(variables) first, or pass trainable_variables to apply().")
+        variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)
+        if not self.built:
+            self.build(variables)
+        self._check(grads, variables)
+        return grads, variables
 
     def _check(self, gradients: list[Any], variables: list[Variable]) -> None:
         if len(gradients) != len(variables):

@@ -13,6 +13,7 @@ from disttensor.distributed.partition import FlatPartition, whole_array
 from disttensor.distributed.sharding import gather_parts, scatter_mean
 from disttensor.errors import ArgumentError
 from disttensor.optimizers.optimizer import Optimizer
+from disttensor.optimizers.wrapping_optimizer import WrappingOptimizer
 from disttensor.saving.registration import serialize_keras_object
 from disttensor.tensor import Tensor, Variable, convert_to_tensor
 
@@ -63,7 +64,7 @@ class _Part:
         self.assign(self.value - value)
 
 
-class ShardedOptimizer(Optimizer):
+class ShardedOptimizer(WrappingOptimizer):
     """Divides the state of another optimizer among the ranks, each of which updates its part of the weights.
 
     Rank r of P keeps the slots (momentums, averages, sums of gradients) of elements ⌊rn/P⌋ to ⌊(r+1)n/P⌋ of each
@@ -106,8 +107,7 @@ class ShardedOptimizer(Optimizer):
             raise ArgumentError(f"ShardedOptimizer needs a plain optimizer to wrap, got {inner_optimizer!r}.")
         if stage not in (1, 2):
             raise ArgumentError(f"ShardedOptimizer: stage must be 1 or 2, got {stage!r}.")
-        super().__init__(learning_rate=0.0, name=name)
-        self.inner_optimizer = inner_optimizer
+        super().__init__(inner_optimizer, name)
         self.stage = stage
         self.loss_scale_factor = inner_optimizer.loss_scale_factor
         self.gradient_accumulation_steps = inner_optimizer.gradient_accumulation_steps
@@ -140,20 +140,6 @@ class ShardedOptimizer(Optimizer):
         """See `Optimizer.replicated_variables`."""
         return [v for v in self.inner_optimizer.replicated_variables if v.partition is None]
 
-    @property
-    def iterations(self) -> Any:
-        """How often the weights were updated."""
-        return self.inner_optimizer.iterations
-
-    @property
-    def learning_rate(self) -> Any:
-        """The learning rate of the inner optimizer; may be set."""
-        return self.inner_optimizer.learning_rate
-
-    @learning_rate.setter
-    def learning_rate(self, value: Any) -> None:
-        self.inner_optimizer.learning_rate = value
-
     def memory(self) -> dict[str, int]:
         """Bytes of the state: of the whole, and of what this rank holds (learning rate and counters left out)."""
         slots = [v for v in self.variables if v.partition is not None]
@@ -164,13 +150,7 @@ class ShardedOptimizer(Optimizer):
         self, grads: Sequence[Any], trainable_variables: Sequence[Variable] | None = None
     ) -> tuple[list[Tensor], list[Any]]:
         """This rank's parts of the mean gradients, and of the variables they belong to; see `Optimizer`."""
-        grads = list(grads)
-        if trainable_variables is None and not self.built:
-            raise ArgumentError(f"{self.name}: call build(variables) first, or pass trainable_variables to apply().")
-        variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)
-        if not self.built:
-            self.build(variables)
-        self._check(grads, variables)
+        grads, variables = self._checked(grads, trainable_variables)
         pairs = [(g, self._parts[self._index[id(v)]]) for g, v in zip(grads, variables, strict=True) if g is not None]
         found: dict[int, Tensor] = {}
         for bucket in _buckets(pairs):
@@ -192,12 +172,6 @@ class ShardedOptimizer(Optimizer):
                 part.variable.assign(whole)
                 if part.variable.constraint is not None:
                     part.variable.assign(part.variable.constraint(part.variable.value))
-
-    def exclude_from_weight_decay(
-        self, var_list: Sequence[Variable] | None = None, var_names: Sequence[str] | None = None
-    ) -> None:
-        """See `Optimizer.exclude_from_weight_decay`."""
-        self.inner_optimizer.exclude_from_weight_decay(var_list, var_names)
 
     def finalize_variable_values(self, var_list: Iterable[Variable]) -> None:
         """See `Optimizer.finalize_variable_values`; collective."""

@@ -245,8 +245,7 @@ class Recovery:
 
     def steps_done(self) -> int:
         """How many steps the optimizer has taken."""
-        optimizer = self._model.optimizer
-        return int(getattr(optimizer, "inner_optimizer", optimizer)._iterations.memory)
+        return int(self._model.optimizer.innermost._iterations.memory)
 
     def _is_due(self, epoch_ended: bool) -> bool:
         if self._backup is None:

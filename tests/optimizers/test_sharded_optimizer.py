@@ -9,6 +9,7 @@ from disttensor.distributed.communicator import SerialCommunicator
 from disttensor.distributed.partition import FlatPartition
 from disttensor.errors import ArgumentError
 from disttensor.optimizers import ShardedOptimizer
+from disttensor.training.recovery import Recovery
 
 NAMES = ["SGD", "Adam", "AdamW", "Adamax", "Nadam", "RMSprop", "Adagrad", "Adadelta"]
 
@@ -73,3 +74,12 @@ def test_the_summary_tells_what_is_here(capsys):
 def test_what_does_not_fit_is_refused(make, message):
     with pytest.raises(ArgumentError, match=message):
         make()
+
+
+def test_optimizers_around_others_count_the_steps_of_the_innermost(rng):
+    inner = optimizers.SGD(0.1)
+    model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
+    model.compile(optimizers.LossScaleOptimizer(ShardedOptimizer(inner)), "mse")
+    model.fit(rng.normal(size=(8, 3)), rng.normal(size=(8, 1)), batch_size=2, verbose=0)
+    assert model.optimizer.innermost is inner
+    assert Recovery(model, [], None).steps_done() == int(inner.iterations.numpy()) == 4

@@ -9,17 +9,10 @@ is the shorter of C and B; what does hide is by how much a step is faster than w
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
-from typing import Any
 
-from benchmarks import machine, ranks, report
-from benchmarks.contestants import ROOT
-from benchmarks.processes import WorkerError
+from benchmarks import emulated, machine, ranks, report
 
 _LIMIT_S = 230
 
@@ -42,30 +35,6 @@ def run(options: argparse.Namespace) -> None:
 
 def measure(name: str, options: argparse.Namespace) -> dict[str, float]:
     """Seconds of a step in each way of training, and B."""
-    from tests.hosts.emulated import emulated_hosts
-
-    with tempfile.TemporaryDirectory() as folder, emulated_hosts(Path(folder), 2) as hosts:
-        for host in hosts:
-            host.limit(options.rate, "256kb")
-        environ = {n: v for n, v in os.environ.items() if not n.startswith(("OMPI_", "PRTE_", "PMI"))}
-        environ |= {"PYTHONPATH": str(ROOT), "UCX_TLS": "tcp,self", "PRTE_MCA_prte_tmpdir_base": "/dev/shm"}
-        environ |= {"DISTTENSOR_THREADS": "1", "OMPI_MCA_mpi_yield_when_idle": "1"}
-        python = (
-            Path(sys.executable) if name == ranks.OURS else Path(sys.prefix).with_name(".venv-mpich") / "bin/python"
-        )
-        numbers = (options.rows, options.width, options.steps, options.rounds, options.bucket_bytes)
-        process = hosts[0].run(
-            str(python), "-m", "launch.cli", "--hosts", ",".join(f"{host.name}:1" for host in hosts),
-            "--module", "benchmarks.activities.overlapped", *map(str, numbers),
-            env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        try:
-            output, _ = process.communicate(timeout=_LIMIT_S)
-        finally:
-            process.kill()
-            process.wait()
-    line = next((line for line in output.splitlines() if '"several"' in line), None)
-    if process.returncode or line is None:
-        raise WorkerError(f"{name} at {options.rate} failed:\n{output[-3000:]}")
-    found: dict[str, Any] = json.loads(line[line.index("{") :])
-    return found
+    python = Path(sys.executable) if name == ranks.OURS else Path(sys.prefix).with_name(".venv-mpich") / "bin/python"
+    numbers = (options.rows, options.width, options.steps, options.rounds, options.bucket_bytes)
+    return emulated.run(python, 2, options.rate, "overlapped", numbers, "several", _LIMIT_S)

@@ -7,17 +7,11 @@ the step that a prediction starts from is measured on all ranks at once, each tr
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine, report
-from benchmarks.contestants import ROOT
-from benchmarks.processes import WorkerError
+from benchmarks import emulated, machine, report
 from disttensor.distributed.scaling import Link, Step, predict
 
 _LIMIT_S = 200
@@ -40,29 +34,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _measure(rate: str, ranks: int, options: argparse.Namespace) -> dict[str, Any]:
-    from tests.hosts.emulated import emulated_hosts
-
-    with tempfile.TemporaryDirectory() as folder, emulated_hosts(Path(folder), ranks) as hosts:
-        for host in hosts:
-            host.limit(rate, "256kb")
-        environ = {n: v for n, v in os.environ.items() if not n.startswith(("OMPI_", "PRTE_", "PMI"))}
-        environ |= {"PYTHONPATH": str(ROOT), "UCX_TLS": "tcp,self", "PRTE_MCA_prte_tmpdir_base": "/dev/shm"}
-        environ |= {"DISTTENSOR_THREADS": "1", "OMPI_MCA_mpi_yield_when_idle": "1"}
-        names = ",".join(f"{host.name}:1" for host in hosts)
-        command = [sys.executable, "-m", "launch.cli", "--hosts", names, "--module", "benchmarks.activities.coupled"]
-        process = hosts[0].run(
-            *command, str(options.rows), str(options.width), str(options.steps), str(options.rounds),
-            env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-        try:
-            output, _ = process.communicate(timeout=_LIMIT_S)
-        finally:
-            process.kill()
-            process.wait()
-    line = next((line for line in output.splitlines() if '"coupled"' in line), None)
-    if process.returncode or line is None:
-        raise WorkerError(f"{ranks} ranks at {rate} failed:\n{output[-3000:]}")
-    found: dict[str, Any] = json.loads(line[line.index("{") :])
+    numbers = (options.rows, options.width, options.steps, options.rounds)
+    found = emulated.run(Path(sys.executable), ranks, rate, "coupled", numbers, "coupled", _LIMIT_S)
     step = Step(found["alone"], options.rows, tuple(found["gradients"]))
     link = Link(*found["link"]) if found["link"] else _NO_MEMORY
     predicted = predict(step, ranks, 1, link, _NO_MEMORY, overlap=options.overlap, bucket_bytes=found["bucket_bytes"])

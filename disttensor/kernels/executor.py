@@ -97,7 +97,9 @@ if hasattr(os, "register_at_fork"):
 def _source() -> str:
     known = _PROCESSORS.get(platform.machine(), _ANY_PROCESSOR)
     text = _EXECUTOR + (_THREADS if _SYSTEM_CALL_FUTEX is not None else _NO_THREADS)
-    return (known + text).replace("FUTEX", str(_SYSTEM_CALL_FUTEX))
+    for name, lines in (("LOAD_CALL", _LOAD_CALL), ("LOAD_SPLIT", _LOAD_SPLIT), ("FUTEX", str(_SYSTEM_CALL_FUTEX))):
+        text = text.replace(name, lines)
+    return known + text
 
 
 # How processors switch denormals off, and say that a loop only waits. `flush` gives what `restore` takes.
@@ -161,6 +163,15 @@ define internal void @pause() {
 }
 """
 
+# The fields of the instruction %at.
+_LOAD_CALL = """%kernel = load ptr, ptr %at
+  %arguments.at = getelementptr %instruction, ptr %at, i64 0, i32 1
+  %arguments = load ptr, ptr %arguments.at"""
+_LOAD_SPLIT = """%extent.at = getelementptr %instruction, ptr %at, i64 0, i32 2
+  %grain.at = getelementptr %instruction, ptr %at, i64 0, i32 3
+  %extent = load i64, ptr %extent.at
+  %grain = load i64, ptr %grain.at"""
+
 _EXECUTOR = """
 %instruction = type { ptr, ptr, i64, i64 } ; kernel, arguments, extent, grain
 
@@ -173,10 +184,7 @@ entry:
 each:
   %i = phi i64 [0, %entry], [%next, %done]
   %at = getelementptr %instruction, ptr %program, i64 %i
-  %extent.at = getelementptr %instruction, ptr %at, i64 0, i32 2
-  %grain.at = getelementptr %instruction, ptr %at, i64 0, i32 3
-  %extent = load i64, ptr %extent.at
-  %grain = load i64, ptr %grain.at
+  LOAD_SPLIT
   %twice = mul i64 %grain, 2
   %splits = icmp sgt i64 %grain, 0
   %long = icmp sge i64 %extent, %twice
@@ -190,9 +198,7 @@ alone:
   %work = icmp sgt i64 %extent, 0
   br i1 %work, label %call, label %done
 call:
-  %kernel = load ptr, ptr %at
-  %arguments.at = getelementptr %instruction, ptr %at, i64 0, i32 1
-  %arguments = load ptr, ptr %arguments.at
+  LOAD_CALL
   call void %kernel(ptr %arguments, i64 0, i64 %extent)
   br label %done
 done:
@@ -249,10 +255,7 @@ leave:
   ret i1 false
 
 publish:
-  %extent.at = getelementptr %instruction, ptr %at, i64 0, i32 2
-  %grain.at = getelementptr %instruction, ptr %at, i64 0, i32 3
-  %extent = load i64, ptr %extent.at
-  %grain = load i64, ptr %grain.at
+  LOAD_SPLIT
   %up = add i64 %extent, %grain
   %up1 = sub i64 %up, 1
   %units = sdiv i64 %up1, %grain
@@ -346,13 +349,8 @@ entry:
   %at = load ptr, ptr %job.at
   %units = load i64, ptr %units.at
   %share = load i64, ptr %share.at
-  %kernel = load ptr, ptr %at
-  %arguments.at = getelementptr %instruction, ptr %at, i64 0, i32 1
-  %extent.at = getelementptr %instruction, ptr %at, i64 0, i32 2
-  %grain.at = getelementptr %instruction, ptr %at, i64 0, i32 3
-  %arguments = load ptr, ptr %arguments.at
-  %extent = load i64, ptr %extent.at
-  %grain = load i64, ptr %grain.at
+  LOAD_CALL
+  LOAD_SPLIT
   br label %take
 take:
   %first = load atomic i64, ptr %next.at monotonic, align 8

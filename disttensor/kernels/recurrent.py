@@ -67,8 +67,9 @@ def can_bind(arrays: Sequence[np.ndarray], gradients: Sequence[np.ndarray] = ())
     return are_close and supports(*numbers, *gradients) and all(g.flags.c_contiguous or _is_lone(g) for g in gradients)
 
 
-def _bind(name: str, arrays: dict[str, np.ndarray]) -> NativeCall:
-    """A call of a kernel, by its name and the names in `recurrent_ir.FIELDS`."""
+def _bind(name: str, results: Sequence[str], outs: Arrays, **arrays: np.ndarray) -> NativeCall:
+    """A call of a kernel, by its name and the names in `recurrent_ir.FIELDS` of results and operands."""
+    arrays |= dict(zip(results, outs, strict=True))
     (batch, steps), kind = arrays["mask"].shape, arrays["u"].dtype.char
     words: dict[str, np.ndarray | int] = {**dict.fromkeys(recurrent_ir.FIELDS, 0), **arrays}
     words |= {f"{n}_lone": _is_lone(arrays[n]) for n in ("gh", "gc", "gg") if n in arrays}
@@ -120,7 +121,7 @@ def rnn(outs: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, mask: np.nda
 
 def bind_rnn(outs: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, mask: np.ndarray) -> NativeCall:
     """`rnn` on fixed arrays."""
-    return _bind("rnn", {"h": outs[0], "z": z, "u": u, "h0": h0, "mask": mask})
+    return _bind("rnn", ("h",), outs, z=z, u=u, h0=h0, mask=mask)
 
 
 @_through_float32
@@ -142,7 +143,7 @@ def rnn_gradient(outs: Arrays, u: np.ndarray, mask: np.ndarray, h: np.ndarray, g
 
 def bind_rnn_gradient(outs: Arrays, u: np.ndarray, mask: np.ndarray, h: np.ndarray, gh: np.ndarray) -> NativeCall:
     """`rnn_gradient` on fixed arrays."""
-    return _bind("rnn_gradient", {"u": u, "mask": mask, "h": h, "gh": gh, **dict(zip(("dz", "dh"), outs, strict=True))})
+    return _bind("rnn_gradient", ("dz", "dh"), outs, u=u, mask=mask, h=h, gh=gh)
 
 
 @_through_float32
@@ -171,9 +172,7 @@ def bind_lstm(
     outs: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, c0: np.ndarray, mask: np.ndarray,
 ) -> NativeCall:  # fmt: skip
     """`lstm` on fixed arrays."""
-    return _bind(
-        "lstm", {"z": z, "u": u, "h0": h0, "c0": c0, "mask": mask, **dict(zip(("h", "c", "gates"), outs, strict=True))}
-    )
+    return _bind("lstm", ("h", "c", "gates"), outs, z=z, u=u, h0=h0, c0=c0, mask=mask)
 
 
 @_through_float32
@@ -202,18 +201,7 @@ def bind_lstm_gradient(
 ) -> NativeCall:  # fmt: skip
     """`lstm_gradient` on fixed arrays."""
     return _bind(
-        "lstm_gradient",
-        {
-            "u": u,
-            "c0": c0,
-            "mask": mask,
-            "c": c,
-            "gates": gates,
-            "gh": gh,
-            "gc": gc,
-            "gg": gg,
-            **dict(zip(("dz", "dh", "dc"), outs, strict=True)),
-        },
+        "lstm_gradient", ("dz", "dh", "dc"), outs, u=u, c0=c0, mask=mask, c=c, gates=gates, gh=gh, gc=gc, gg=gg
     )
 
 
@@ -246,9 +234,7 @@ def bind_gru(
     outs: Arrays, z: np.ndarray, u: np.ndarray, bias: np.ndarray, h0: np.ndarray, mask: np.ndarray,
 ) -> NativeCall:  # fmt: skip
     """`gru` on fixed arrays."""
-    return _bind(
-        "gru", {"z": z, "u": u, "bias": bias, "h0": h0, "mask": mask, **dict(zip(("h", "gates"), outs, strict=True))}
-    )
+    return _bind("gru", ("h", "gates"), outs, z=z, u=u, bias=bias, h0=h0, mask=mask)
 
 
 @_through_float32
@@ -276,19 +262,7 @@ def bind_gru_gradient(
     gg: np.ndarray,
 ) -> NativeCall:  # fmt: skip
     """`gru_gradient` on fixed arrays."""
-    return _bind(
-        "gru_gradient",
-        {
-            "u": u,
-            "h0": h0,
-            "mask": mask,
-            "h": h,
-            "gates": gates,
-            "gh": gh,
-            "gg": gg,
-            **dict(zip(("dz", "da", "dh"), outs, strict=True)),
-        },
-    )
+    return _bind("gru_gradient", ("dz", "da", "dh"), outs, u=u, h0=h0, mask=mask, h=h, gates=gates, gh=gh, gg=gg)
 
 
 @_through_float32
@@ -312,7 +286,7 @@ def gru_before(outs: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, mask:
 
 def bind_gru_before(outs: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, mask: np.ndarray) -> NativeCall:
     """`gru_before` on fixed arrays."""
-    return _bind("gru_before", {"z": z, "u": u, "h0": h0, "mask": mask, **dict(zip(("h", "gates"), outs, strict=True))})
+    return _bind("gru_before", ("h", "gates"), outs, z=z, u=u, h0=h0, mask=mask)
 
 
 @_through_float32
@@ -340,16 +314,4 @@ def bind_gru_before_gradient(
     gg: np.ndarray,
 ) -> NativeCall:  # fmt: skip
     """`gru_before_gradient` on fixed arrays."""
-    return _bind(
-        "gru_before_gradient",
-        {
-            "u": u,
-            "h0": h0,
-            "mask": mask,
-            "h": h,
-            "gates": gates,
-            "gh": gh,
-            "gg": gg,
-            **dict(zip(("dz", "dh"), outs, strict=True)),
-        },
-    )
+    return _bind("gru_before_gradient", ("dz", "dh"), outs, u=u, h0=h0, mask=mask, h=h, gates=gates, gh=gh, gg=gg)

@@ -69,6 +69,7 @@ FAULTS = {
     "SIGSTOP for a second": Fault("", signal.SIGSTOP, goes_on="by itself"),
 }
 """Those that are said to go on must end with the weights, optimizer state and history of an undisturbed training."""
+MAINLY = ("kill -9, then go on", "kill -9 in a save, then go on")  # what most runs of the long form are of
 _OPERATIONS = 40  # on the disk, among which one is chosen before which a rank is killed in a save; a save has about 20
 
 

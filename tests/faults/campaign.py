@@ -70,7 +70,7 @@ FAULTS = {
 }
 """Those that are said to go on must end with the weights, optimizer state and history of an undisturbed training."""
 MAINLY = ("kill -9, then go on", "kill -9 in a save, then go on")  # what most runs of the long form are of
-_OPERATIONS = 40  # on the disk, among which one is chosen before which a rank is killed in a save; a save has about 20
+_OPERATIONS = (24, 6)  # on the disk, in two saves, of rank 0 and of each other: one before which a rank is killed
 
 
 @dataclasses.dataclass
@@ -114,7 +114,9 @@ class Campaign:
             folder = Path(name)
             expected = self._expected(deterministic)
             restarts = ["--max-restarts", "1"] if what.goes_on == "by itself" and what.word else []
-            by_itself = [] if what.signal else [fault, str(rank), str(step), str(chance.randrange(1, _OPERATIONS + 1))]
+            by_itself = (
+                [] if what.signal else [fault, str(rank), str(step), str(chance.randint(1, _OPERATIONS[rank > 0]))]
+            )
             job = self._start(folder, self._ranks, restarts, by_itself, deterministic)
             at = None
             if what.signal:

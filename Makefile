@@ -8,6 +8,9 @@ EPOCHS     ?= 30
 WORKERS    ?= $(shell nproc 2>/dev/null || echo 2)
 PYTEST     := $(BIN)/python -m pytest -q
 
+# The tests start hundreds of processes, each of which would compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The first interpreter that is new enough.
 PYTHON ?= $(firstword $(foreach p,python3 python3.14 python3.13 python3.12 python3.11,\
             $(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
@@ -34,9 +37,9 @@ test: test-unit test-mpi
 test-unit: setup
 	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not (slow or mpi or slurm or hosts or faults)"
 
-# These start 2 to 8 processes each, so they run one after the other.
+# These start 2 to 10 processes each, which often wait for one another or for a limit, so two run beside each other.
 test-mpi: setup
-	$(PYTEST) -m "mpi and not (slow or slurm or hosts or faults)"
+	$(PYTEST) -n 2 --dist worksteal -m "mpi and not (slow or slurm or hosts or faults)"
 
 test-slow: setup
 	$(PYTEST) -m slow
@@ -46,7 +49,7 @@ test-cluster: setup
 	$(PYTEST) -n 2 --dist loadfile -m "(slurm or hosts) and not slow"
 
 test-faults: setup
-	$(PYTEST) -m faults
+	$(PYTEST) -n 2 -m faults
 
 lint: $(VENV)/.done-dev
 	$(BIN)/ruff check .

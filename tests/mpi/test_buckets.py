@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.mpi.libraries import on_ranks
+
 HERE = Path(__file__).parent
 
 
 @pytest.mark.parametrize("algorithm", ["mpi", "shared"])
-@pytest.mark.parametrize("n", [2, 3, 4])
+@on_ranks(2, 3, 4, mpich=[3])
 def test_buckets(mpirun, n, algorithm):
     code, output = mpirun(
         n, HERE / "bucket_program.py", algorithm, timeout=250, env={"DISTTENSOR_ALLREDUCE": algorithm}

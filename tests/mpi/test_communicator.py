@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
+from tests.mpi.libraries import on_ranks
 
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("n", [2, 3, 4])
+@on_ranks(2, 3, 4, mpich=[2, 3])
 def test_collectives(mpirun, n):
     code, output = mpirun(n, HERE / "communicator_program.py", str(n))
     assert code == 0, output

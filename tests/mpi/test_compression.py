@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
+from tests.mpi.libraries import on_ranks
+
 PROGRAM = Path(__file__).with_name("compression_program.py")
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("n", [2, 4])
+@on_ranks(2, 4, mpich=[2])
 def test_compressed_gradients_train_on_digits(mpirun: Any, n: int) -> None:
-    if mpirun.mpi == "mpich" and n != 2:
-        pytest.skip("one number of ranks is enough for the second MPI library")
     code, output = mpirun(n, PROGRAM, timeout=250)
     assert code == 0, output
     found = re.findall(r"^(\S+): accuracy (\S+), (\d+) bytes a step", output, re.MULTILINE)

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tests.mpi.libraries import open_mpi_alone
+
 PROGRAM = Path(__file__).with_name("consistency_program.py")
 
 # What differs on rank 1 of 3, and what the error must say.
@@ -37,6 +39,7 @@ DIFFERENCES = {
 HARMLESS = ["nothing", "another model before"]
 
 
+@open_mpi_alone
 def test_differences_between_ranks_are_named(mpirun: Any) -> None:
     code, output = mpirun(3, PROGRAM, *DIFFERENCES, *HARMLESS)
     assert code == 0, output

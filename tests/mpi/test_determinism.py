@@ -27,12 +27,16 @@ def digest(output: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("n", "per_rank", "batch"),
-    [*((n, "null", 16) for n in (2, 3, 4, 8, 10)), (3, "[5,0,3]", 16), (3, "null", 5)],
+    ("mpirun", "n", "per_rank", "batch"),
+    [
+        *(("openmpi", n, "null", 16) for n in (2, 3, 4, 8, 10)),
+        ("openmpi", 3, "[5,0,3]", 16),
+        ("openmpi", 3, "null", 5),
+        *(("mpich", n, "null", 16) for n in (2, 3)),
+    ],
+    indirect=["mpirun"],
 )
 def test_ranks_change_no_bit(mpirun: Any, n: int, per_rank: str, batch: int) -> None:
-    if mpirun.mpi == "mpich" and (n, per_rank) not in ((2, "null"), (3, "null")):
-        pytest.skip("some numbers of ranks are enough for the second MPI library")
     code, output = mpirun(n, PROGRAM, per_rank, str(batch))
     assert code == 0, output
     assert digest(output) == digest_of_one_process(batch)

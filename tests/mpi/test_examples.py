@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.mpi.libraries import open_mpi_alone
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -18,6 +20,7 @@ def run(mpirun: Any, n: int, *command: str) -> str:
     return output
 
 
+@open_mpi_alone
 @pytest.mark.parametrize(
     ("example", "prints"), [("basics.py", 7), ("five_steps.py", 6), ("custom_loop.py", 9), ("sharded_data.py", 4)]
 )
@@ -25,6 +28,7 @@ def test_examples_run_on_four_processes_and_print_once(mpirun: Any, example: str
     assert len(run(mpirun, 4, example).splitlines()) == prints
 
 
+@open_mpi_alone
 def test_the_loss_curve_does_not_depend_on_the_number_of_processes(mpirun: Any, tmp_path: Path) -> None:
     curves, accuracies = [], []
     for n in (1, 2, 3, 4):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tests.mpi.libraries import on_ranks
 
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("n", [2, 3, 4])
+@on_ranks(2, 3, 4, mpich=[3])
 def test_values_gradients_and_errors(mpirun: Any, n: int) -> None:
     code, output = mpirun(n, HERE / "functional_program.py", str(n))
     assert code == 0, output

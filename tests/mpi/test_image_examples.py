@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from tests.examples.test_examples import last_value, run
+from tests.mpi.libraries import open_mpi_alone
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
+@open_mpi_alone
 @pytest.mark.parametrize(
     ("command", "name", "tolerance"),
     [

@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from tests.mpi.libraries import open_mpi_alone
+
 PROGRAM = Path(__file__).with_name("not_finite_program.py")
 
 
+@open_mpi_alone
 @pytest.mark.parametrize("shards", ["", "6"], ids=["plain", "deterministic"])
 def test_ranks_and_variables_are_named_and_no_weight_is_changed(mpirun: Any, shards: str) -> None:
     mode = {"DISTTENSOR_DETERMINISTIC": shards} if shards else {}

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
+from tests.mpi.libraries import on_ranks
 
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("ranks", [1, 2, 3])
-def test_steps_on_several_ranks(mpirun: Any, ranks: int) -> None:
-    code, output = mpirun(ranks, HERE / "optimizer_program.py", timeout=110)
+@on_ranks(1, 2, 3, mpich=[3])
+def test_steps_on_several_ranks(mpirun: Any, n: int) -> None:
+    code, output = mpirun(n, HERE / "optimizer_program.py", timeout=110)
     assert code == 0, output
     assert output.count("every check passed") == 1, output

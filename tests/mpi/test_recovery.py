@@ -10,6 +10,7 @@ import pytest
 
 from disttensor.checkpoint import Checkpoint, find_checkpoints
 from launch.exit_codes import REQUEUE
+from tests.mpi.libraries import on_ranks, open_mpi_alone
 
 PROGRAM = Path(__file__).parents[1] / "training" / "resume_program.py"
 
@@ -18,7 +19,7 @@ def weights(path: Path) -> dict[str, np.ndarray]:
     return dict(np.load(f"{path}.npz"))
 
 
-@pytest.mark.parametrize("n", [2, 4])
+@on_ranks(2, 4, mpich=[2])
 def test_killed_ranks_end_with_the_same_bits(mpirun: Any, tmp_path: Path, n: int) -> None:
     code, output = mpirun(n, PROGRAM, str(tmp_path / "whole"), str(tmp_path / "expected"))
     assert code == 0, output
@@ -38,6 +39,7 @@ def test_killed_ranks_end_with_the_same_bits(mpirun: Any, tmp_path: Path, n: int
     assert all(found[name].tobytes() == expected[name].tobytes() for name in expected)
 
 
+@open_mpi_alone
 @pytest.mark.parametrize("shards", ["", "8"], ids=["plain", "deterministic"])
 def test_another_number_of_ranks_goes_on(mpirun: Any, tmp_path: Path, shards: str) -> None:
     """Up to rounding; in deterministic mode to the bit."""

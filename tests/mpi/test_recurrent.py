@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.mpi.libraries import open_mpi_alone
+
 EXAMPLE = Path(__file__).parents[2] / "examples" / "lstm_digits.py"
 
 PROGRAM = """
@@ -35,6 +37,7 @@ if distributed.is_main():
 """
 
 
+@open_mpi_alone
 def test_training_does_not_depend_on_the_number_of_processes(mpirun: Any) -> None:
     found = []
     for n in (1, 3):
@@ -45,6 +48,7 @@ def test_training_does_not_depend_on_the_number_of_processes(mpirun: Any) -> Non
     assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
+@open_mpi_alone
 def test_example_runs_on_four_processes_and_prints_once(mpirun: Any) -> None:
     code, output = mpirun(4, EXAMPLE, "--epochs", "3", "--verbose", "0")
     assert code == 0, output

@@ -14,6 +14,7 @@ import pytest
 
 from launch.exit_codes import REQUEUE
 from tests.mpi import sharded_data_program
+from tests.mpi.libraries import open_mpi_alone
 
 PROGRAM = Path(sharded_data_program.__file__)
 KINDS = ["npy", "hdf5", "csv", "images"]
@@ -49,12 +50,20 @@ def result(target: Path, kind: str) -> tuple[list[np.ndarray], dict[str, Any]]:
 
 
 @pytest.mark.timeout(500)
-@pytest.mark.parametrize(("n", "mode"), [(2, {}), (4, {}), (2, DETERMINISTIC), (3, DETERMINISTIC), (4, DETERMINISTIC)])
+@pytest.mark.parametrize(
+    ("mpirun", "n", "mode"),
+    [
+        ("openmpi", 4, {}),
+        ("openmpi", 2, DETERMINISTIC),
+        ("openmpi", 4, DETERMINISTIC),
+        ("mpich", 2, {}),
+        ("mpich", 3, DETERMINISTIC),
+    ],
+    indirect=["mpirun"],
+)
 def test_ranks_train_as_one_process(
     mpirun: Any, tmp_path: Path, files: Path, alone: Any, n: int, mode: dict[str, str]
 ) -> None:
-    if mpirun.mpi == "mpich" and n != 3:
-        pytest.skip("one number of ranks is enough for the second MPI library")
     code, output = mpirun(n, PROGRAM, str(files), str(tmp_path / "found"), *KINDS, env=mode, timeout=250)
     assert code == 0, output
     for kind in KINDS:
@@ -73,10 +82,9 @@ def test_ranks_train_as_one_process(
             assert max(map(len, found["read"])) < 1.2 * rows / n
 
 
+@open_mpi_alone
 @pytest.mark.timeout(500)
 def test_an_epoch_goes_on_in_its_middle_on_other_ranks(mpirun: Any, tmp_path: Path, files: Path, alone: Any) -> None:
-    if mpirun.mpi == "mpich":
-        pytest.skip("one MPI library is enough")
     arguments = (str(files), str(tmp_path / "found"), "images")
     code, output = mpirun(3, PROGRAM, *arguments, env={**DETERMINISTIC, "DIE_AT": "14"})
     assert code == REQUEUE, output
@@ -89,6 +97,7 @@ def test_an_epoch_goes_on_in_its_middle_on_other_ranks(mpirun: Any, tmp_path: Pa
     assert len(sum(found["read"], [])) == 300 - 4 * 32 + 300
 
 
+@open_mpi_alone
 def test_what_rank_0_cannot_list_is_an_error_on_all_ranks(mpirun: Any, tmp_path: Path) -> None:
     program = """
 import sys

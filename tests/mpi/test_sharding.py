@@ -10,34 +10,31 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.mpi.libraries import on_ranks, open_mpi_alone
+
 PROGRAM = Path(__file__).with_name("sharding_program.py")
 
 
 @pytest.mark.timeout(500)
-@pytest.mark.parametrize("n", [2, 3, 4])
+@on_ranks(2, 3, 4, mpich=[3])
 def test_sharded_state_trains_as_whole_state(mpirun: Any, tmp_path: Path, n: int) -> None:
-    if mpirun.mpi == "mpich" and n != 3:
-        pytest.skip("one number of ranks is enough for the second MPI library")
     code, output = mpirun(n, PROGRAM, str(tmp_path), "compare", timeout=400)
     assert code == 0, output
     assert output.count("every check passed") == 1, output
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("n", [2, 3])
+@on_ranks(2, 3, mpich=[2])
 def test_deterministic_training_has_the_same_bits(mpirun: Any, tmp_path: Path, n: int) -> None:
-    if mpirun.mpi == "mpich" and n != 2:
-        pytest.skip("one number of ranks is enough for the second MPI library")
     code, output = mpirun(n, PROGRAM, str(tmp_path), "deterministic", timeout=200)
     assert code == 0, output
     assert output.count("every check passed") == 1, output
 
 
 @pytest.mark.timeout(500)
+@open_mpi_alone
 @pytest.mark.parametrize("chain", [[(3, "sharded-2"), (2, "sharded-4")], [(2, "plain-2"), (4, "sharded-4")]])
 def test_checkpoints_fit_any_division(mpirun: Any, tmp_path: Path, chain: list[tuple[int, str]]) -> None:
-    if mpirun.mpi == "mpich":
-        pytest.skip("one MPI library is enough")
     for folder in ("alone", "ranks"):
         (tmp_path / folder).mkdir()
     subprocess.run([sys.executable, str(PROGRAM), str(tmp_path / "alone"), "plain-4"], check=True, timeout=200)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
+from tests.mpi.libraries import on_ranks
 
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("n", [2, 3, 4, 8])
+@on_ranks(2, 3, 4, 8, mpich=[3])
 def test_shared(mpirun, n):
     code, output = mpirun(n, HERE / "shared_program.py", str(n), env={"DISTTENSOR_ALLREDUCE": "shared"})
     assert code == 0, output

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from tests.callbacks.test_timeline import nests
+from tests.mpi.libraries import open_mpi_alone
 
 PROGRAM = Path(__file__).with_name("timeline_program.py")
 
 
+@open_mpi_alone
 def test_all_ranks_are_in_the_trace_and_the_slow_one_is_named(mpirun: Any, tmp_path: Path) -> None:
     code, output = mpirun(3, PROGRAM, str(tmp_path / "trace.json"))
     assert code == 0, output

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.mpi.libraries import open_mpi_alone
+
 PROGRAM = Path(__file__).with_name("hang_program.py")
 
 # What rank 1 does, and what must be said of it.
@@ -28,11 +30,17 @@ DEEDS = {
 }
 
 
-@pytest.mark.parametrize("n", [2, 4])
-@pytest.mark.parametrize("deed", DEEDS)
+@pytest.mark.parametrize(
+    ("mpirun", "deed", "n"),
+    [
+        *(("openmpi", deed, 2) for deed in DEEDS),
+        ("openmpi", "suspended", 4),
+        ("mpich", "loader", 4),
+        ("mpich", "suspended", 2),
+    ],
+    indirect=["mpirun"],
+)
 def test_a_rank_that_hangs_is_named_with_its_stack(mpirun: Any, deed: str, n: int) -> None:
-    if n == 4 and deed not in ("loader", "suspended"):
-        pytest.skip("one number of ranks is enough")
     start = time.monotonic()
     code, output = mpirun(n, PROGRAM, deed, timeout=90)
     assert code != 0
@@ -55,16 +63,19 @@ def test_slow_ranks_are_no_alarm(mpirun: Any) -> None:
     assert (code, output) == (0, "trained, limit 2\n")
 
 
+@open_mpi_alone
 def test_time_in_which_a_rank_was_suspended_does_not_count(mpirun: Any) -> None:
     code, output = mpirun(2, PROGRAM, "suspended for a while")
     assert (code, output) == (0, "trained, limit 2\n")
 
 
+@open_mpi_alone
 def test_no_limit(mpirun: Any) -> None:
     code, output = mpirun(2, PROGRAM, "nothing", env={"DISTTENSOR_TIMEOUT": "0"})
     assert (code, output) == (0, "trained, limit 0\n")
 
 
+@open_mpi_alone
 def test_bad_limit(mpirun: Any) -> None:
     code, output = mpirun(2, PROGRAM, "nothing", env={"DISTTENSOR_TIMEOUT": "soon"})
     assert code != 0

@@ -158,7 +158,7 @@ class Attempt:
         self._server = self._listen()
         self._selector.register(self._server, selectors.EVENT_READ, self._accept)
         self._selector.register(self._wakeup, selectors.EVENT_READ, self._drain_wakeup)
-        self._began = time.monotonic()
+        self._began, self._began_at = time.monotonic(), time.time()
         self._process = self._start()
         if self._process.stdout is not None:
             os.set_blocking(self._process.stdout.fileno(), False)
@@ -384,6 +384,8 @@ class Attempt:
         while protocol.descendants(os.getpid()) and time.monotonic() < limit:  # they see that the connection closed
             time.sleep(0.01)
         protocol.kill_descendants(os.getpid())
+        if self._failure is not None or self._killed_at is not None:
+            protocol.remove_dead_segments(self._began_at, time.time() - _TICK)
         self._console.flush(0)
 
     def _code(self) -> int:

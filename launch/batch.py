@@ -80,7 +80,10 @@ def script(job: Job, environment: Path) -> str:
     command += ["--requeue"] if job.requeue is not None else []
     command += ["--max-restarts", str(job.max_restarts)] if job.max_restarts else []
     command += [*(["-m"] if job.module else []), job.program, *job.arguments]
-    return "\n".join([*lines, "", f"exec {shlex.join(command)}", ""])
+    lines += [""]
+    if job.requeue is not None:
+        lines += ["trap '' USR1  # one that comes before disttensor-run listens must not end the job"]
+    return "\n".join([*lines, f"exec {shlex.join(command)}", ""])
 
 
 def file_name(job: Job) -> str:

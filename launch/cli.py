@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--requeue",
         action="store_true",
-        help="in a Slurm job that got SIGUSR1 and saved a checkpoint: put it back into the queue",
+        help="a Slurm job that saved a checkpoint before its time limit goes back into the queue",
     )
     parser.add_argument("--dry-run", action="store_true", help="print the command as a line for the shell, and end")
     parser.add_argument("program", help=argparse.SUPPRESS)

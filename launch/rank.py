@@ -40,6 +40,7 @@ _HEADER = struct.Struct("!BI")
 _LARGEST = 1 << 20  # no message is longer
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
+_SETTLED = 60.0  # seconds after which a job has started, and all its processes have its shared memory
 _LEFTOVERS = 1.0  # seconds that processes which the program left behind may go on printing
 
 
@@ -127,6 +128,27 @@ def kill_descendants(ancestor: int) -> None:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(process, signal.SIGKILL)
         time.sleep(0.01)
+
+
+def remove_dead_segments(since: float, until: float) -> None:
+    """Remove what killed MPI processes left in /dev/shm: it fills up, and MPICH takes the names of a Slurm step again.
+
+    Of those that this user's processes made between two times (`time.time`), those go which no process has in its
+    memory. Who makes one has it in memory from that moment on, so that of a job which is only starting stays.
+    """
+    found = set()
+    with contextlib.suppress(OSError):
+        for entry in os.scandir("/dev/shm"):
+            if entry.name.startswith(("mpich_shm_", "sm_segment.")):
+                about = entry.stat(follow_symlinks=False)
+                if about.st_uid == os.geteuid() and since <= about.st_mtime <= until:
+                    found.add(entry.path)
+    for name in os.listdir("/proc") if found else ():
+        with contextlib.suppress(OSError), open(f"/proc/{name}/maps") as file:  # OSError: no process, or not ours
+            found -= {line[line.find("/") :].rstrip() for line in file if "/dev/shm/" in line}
+    for path in found:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
 
 
 def place(environ: Mapping[str, str]) -> tuple[int, int, int]:
@@ -323,6 +345,7 @@ def main(arguments: list[str]) -> int:
     fcntl.fcntl(link, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     if int(bound):
         os.sched_setaffinity(0, own_cores(local_rank, int(bound)))
+    remove_dead_segments(0, time.time() - _SETTLED)
     code = _Program(link, command, captured=output == "captured").run()
     if code >= 0:
         return code

@@ -7,7 +7,7 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +38,7 @@ class Policy(NamedTuple):
         Seconds for everything, restarts included.
     log_dir : Path or None
     requeue : bool
-        Whether a Slurm job whose training ended early after SIGUSR1 is put back into the queue.
+        Whether a Slurm job whose training ended before its time, and was not cancelled, is put back into the queue.
     """
 
     max_restarts: int = 0
@@ -144,7 +144,7 @@ class _Supervisor:
         """The exit code, if this was the last attempt whatever the policy."""
         if outcome.timed_out:
             return _TIMED_OUT
-        if self._policy.requeue and signal.SIGUSR1 in self._asked and _can_go_on(outcome):
+        if self._policy.requeue and _can_go_on(outcome, self._asked):
             _requeue(self._environ, console)
             return REQUEUE
         if outcome.code in (0, REQUEUE, INTERRUPTED, _USAGE):
@@ -203,10 +203,15 @@ class _Supervisor:
         return bool(self._signals)
 
 
-def _can_go_on(outcome: Outcome) -> bool:
-    """Whether the ranks saved a checkpoint, or were still starting, and so knew nothing of SIGUSR1 but to end by it."""
-    started = outcome.failure is None or outcome.failure.signal != signal.SIGUSR1
-    return outcome.code == REQUEUE or not started
+def _can_go_on(outcome: Outcome, asked: Collection[int]) -> bool:
+    """Whether the training ended before its time and shall go on: not if only SIGTERM, as from scancel, asked for it.
+
+    The ranks saved a checkpoint, because of SIGUSR1 or of the time limit that `fit` itself saw coming; or they were
+    still starting, and so knew nothing of SIGUSR1 but to end by it.
+    """
+    if signal.SIGUSR1 in asked and outcome.failure is not None and outcome.failure.signal == signal.SIGUSR1:
+        return True
+    return outcome.code == REQUEUE and (signal.SIGUSR1 in asked or signal.SIGTERM not in asked)
 
 
 def _as_text(hosts: list[Host]) -> str:

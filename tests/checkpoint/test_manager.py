@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 import disttensor as dt
 from disttensor import dtypes
 from disttensor.checkpoint import Checkpoint, CheckpointManager, disk, find_checkpoints
-from disttensor.checkpoint.interval import best_interval
 from disttensor.checkpoint.manifest import Manifest
 from disttensor.checkpoint.shards import share
 from disttensor.errors import CheckpointError, SerializationError
@@ -172,6 +171,24 @@ def test_any_flipped_bit_or_truncation_is_noticed(small: Path, tmp_path: Path, d
     path.write_bytes(content)
     with pytest.raises(SerializationError, match=path.name):
         Checkpoint(copy).verify()
+
+
+def test_a_cut_at_every_block_is_noticed_and_the_checkpoint_before_is_used(tmp_path: Path) -> None:
+    for step in (1, 2):
+        with CheckpointManager(tmp_path) as manager:
+            manager.save(step, {f"w{i}": np.full(300, step + i, np.float64) for i in range(100)})
+    newest = Path(find_checkpoints(tmp_path)[-1])
+    assert all(path.stat().st_size > 8192 for path in newest.iterdir())
+    for path in newest.iterdir():
+        content = path.read_bytes()
+        for size in range(0, len(content), 4096):
+            os.truncate(path, size)
+            with CheckpointManager(tmp_path) as manager, pytest.warns(UserWarning, match=f"left out.*{path.name}"):
+                found = manager.latest()
+            assert found is not None
+            assert found.step == 1
+            path.write_bytes(content)
+    Checkpoint(newest).verify()
 
 
 def forged(small: Path, folder: Path, **changes: object) -> Path:
@@ -397,9 +414,3 @@ def test_a_failed_writer_surfaces_at_the_next_poll(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="gone.*No such file.*000001-step-1"):
         manager.wait()
     manager.close()
-
-
-def test_young_and_daly() -> None:
-    # Daly 2006, equation 37, by hand for C = 2, M = 100: ratio 0.01.
-    assert best_interval(2, 100) == pytest.approx(20 * (1 + 0.1 / 3 + 0.01 / 9) - 2)
-    assert best_interval(300, 100) == 100

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from pathlib import Path
 
@@ -70,6 +71,24 @@ def test_a_job_with_everything():
         "--constraint=avx512",
     ]
     assert "exec /env/bin/disttensor-run --requeue --max-restarts 3 -m package.train\n" in text
+
+
+@pytest.mark.parametrize("requeue", [None, 60, "preemptible.sbatch"])
+def test_a_signal_before_disttensor_run_listens_ends_no_job(folder, requeue):
+    """A script that gets SIGUSR1 starts it with this signal ignored."""
+    program = folder / "bin" / "disttensor-run"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\ngrep SigIgn /proc/$$/status\n")
+    program.chmod(0o755)
+    path = Path(__file__).parents[2] / "slurm" / str(requeue)
+    if not path.exists():
+        path = folder / "job"
+        path.write_text(script(Job("train.py", ntasks=1, requeue=requeue), program.parent))
+    command = ["/bin/bash", str(path), "train.py"]
+    environ = {"DISTTENSOR_VENV": str(folder), "PATH": "/usr/bin:/bin"}
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env=environ).stdout
+    ignored = int(said.split()[1], 16) >> (signal.SIGUSR1 - 1) & 1
+    assert ignored == (requeue is not None)
 
 
 def test_the_shell_understands_it(folder):

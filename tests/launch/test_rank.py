@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
+import secrets
 import socket
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from launch import rank
-from launch.rank import EXIT, HELLO, KILL, NONCE, OUT, Frames, own_cores, place, proof, send
+from launch.rank import EXIT, HELLO, KILL, NONCE, OUT, Frames, own_cores, place, proof, remove_dead_segments, send
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,6 +64,27 @@ def test_cores_are_shared_out():
     assert sorted(own_cores(0, len(cores))) == cores
     assert {own_cores(i, 1)[0] for i in range(len(cores))} == set(cores)
     assert own_cores(len(cores), 1) == own_cores(0, 1)  # more ranks than cores take turns
+
+
+def test_only_dead_shared_memory_is_removed():
+    """What a process has in its memory stays, and so do what is older or newer and what is none of MPI's."""
+    mark, now = secrets.token_hex(4), time.time()
+    names = ["mpich_shm_{}_0", "sm_segment.vm.{}", "mpich_shm_{}_1", "mpich_shm_{}_2", "other_{}"]
+    paths = [Path("/dev/shm", name.format(mark)) for name in names]
+    *_, alive, new, _ = paths
+    try:
+        for path in paths:
+            path.write_bytes(bytes(4096))
+            os.utime(path, (now - 100, now - 100))
+        os.utime(new)
+        with alive.open("r+b") as file, mmap.mmap(file.fileno(), 0):
+            remove_dead_segments(now - 60, now - 40)
+            assert all(path.exists() for path in paths)
+            remove_dead_segments(now - 150, now - 50)
+            assert [path.exists() for path in paths] == [False, False, True, True, True]
+    finally:
+        for path in paths:
+            path.unlink(missing_ok=True)
 
 
 def test_strangers_are_ignored(tmp_path):

@@ -220,21 +220,34 @@ time.sleep(60)
     assert "restart" not in output
 
 
-@pytest.mark.parametrize("start", ["alone"], indirect=True)  # the job is made up; tests/slurm has real ones
-@pytest.mark.parametrize(("name", "queued"), [("SIGUSR1", True), ("SIGTERM", False)])
-def test_a_program_that_was_still_starting_is_queued_again(start, tmp_path, name, queued):
-    """It has a checkpoint of an earlier piece, or nothing to lose; only the signal before a time limit queues it."""
+@pytest.fixture
+def job(tmp_path):
+    """The environment of a Slurm job that is made up; tests/slurm has real ones."""
     scontrol = tmp_path / "scontrol"
     scontrol.write_text('#!/bin/sh\necho "scontrol $@"\n')
     scontrol.chmod(0o755)
-    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
-    run = start("time.sleep(60)", "--requeue", "--max-restarts", 5, env=env)
+    return {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
+
+
+@pytest.mark.parametrize("start", ["alone"], indirect=True)
+@pytest.mark.parametrize(("name", "queued"), [("SIGUSR1", True), ("SIGTERM", False)])
+def test_a_program_that_was_still_starting_is_queued_again(start, job, name, queued):
+    """It has a checkpoint of an earlier piece, or nothing to lose; only the signal before a time limit queues it."""
+    run = start("time.sleep(60)", "--requeue", "--max-restarts", 5, env=job)
     run.wait_for("is here", start.ranks)
     run.process.send_signal(signal.Signals[name])
     code, output = run.end()
     assert (code == REQUEUE) == queued, output
     assert output.count("job 7 goes back into the queue") == queued
     assert "restart" not in output
+
+
+@pytest.mark.parametrize("start", ["alone"], indirect=True)
+def test_a_program_that_saw_the_time_limit_coming_is_queued_again(start, job):
+    """As `fit` does where Slurm says when the job ends, even if the signal before it was lost."""
+    code, output = start(f"sys.exit({REQUEUE})", "--requeue", env=job).end()
+    assert code == REQUEUE
+    assert output.count("job 7 goes back into the queue") == 1
 
 
 def test_a_signal_that_comes_before_the_ranks_is_not_lost(start):
@@ -273,6 +286,26 @@ def test_nothing_survives_a_killed_supervisor(start, stubborn):
 def test_what_a_rank_leaves_behind_is_ended(start):
     code, output = start("subprocess.Popen(['sleep', '60'], start_new_session=True)").end()
     assert code == 0, output
+
+
+def test_shared_memory_of_killed_ranks_is_removed(start):
+    if start.ranks == 1:
+        pytest.skip("one process shares nothing")
+    source = """
+from mpi4py import MPI
+MPI.COMM_WORLD.Barrier()
+for line in {line for line in open("/proc/self/maps") if "/dev/shm/" in line}:
+    print("maps", line[line.index("/"):], end="", flush=True)
+MPI.COMM_WORLD.Barrier()
+time.sleep(0.5)
+if last: os.kill(os.getpid(), signal.SIGKILL)
+time.sleep(60)
+"""
+    code, output = start(source).end()
+    assert code == 128 + signal.SIGKILL, output
+    segments = {line.split()[1] for line in output.splitlines() if line.startswith("maps /dev/shm/")}
+    assert segments
+    assert not [path for path in segments if Path(path).exists()]
 
 
 def test_logs(start, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,8 +13,8 @@ import numpy as np
 import pytest
 
 import disttensor as dt
-from disttensor.checkpoint import find_checkpoints
-from disttensor.errors import ArgumentError
+from disttensor.checkpoint import disk, find_checkpoints
+from disttensor.errors import ArgumentError, CheckpointError
 from launch.exit_codes import INTERRUPTED, REQUEUE
 
 PROGRAM = Path(__file__).with_name("resume_program.py")
@@ -88,6 +89,29 @@ def test_the_end_of_training_removes_what_it_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
     fit(tmp_path / "b", backup={"delete_checkpoint": False, "double_checkpoint": True, "save_freq": 1})
     assert len(find_checkpoints(tmp_path / "b")) == 2
+
+
+def test_a_writer_that_fails_ends_training_at_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(operation: str, path: str) -> None:
+        if operation == "fsync" and "safetensors" in path and len(find_checkpoints(tmp_path)) == 1:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+
+    class Steps(dt.callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: object = None) -> None:
+            saving = backup.manager._save
+            if saving is not None and saving.shards is not None:  # until the thread has written or failed
+                saving.shards.exception()
+            steps.append((batch, len(find_checkpoints(tmp_path))))
+
+    steps: list[tuple[int, int]] = []
+    monkeypatch.setattr(disk, "observer", fail)
+    model = dt.Sequential([dt.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    backup = dt.callbacks.BackupAndRestore(tmp_path, save_freq=4)
+    with pytest.raises(CheckpointError, match="safetensors: Input/output error.*as they were: 000001-step-4"):
+        model.fit(np.ones((20, 2)), np.ones((20, 1)), batch_size=1, verbose=0, callbacks=[backup, Steps()])
+    # The second save begins after batch 7; the writer's error ends training after the very next one.
+    assert steps[-1] == (8, 1)
 
 
 def test_resume_wants_a_place(tmp_path: Path) -> None:

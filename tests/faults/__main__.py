@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
+import concurrent.futures
 import signal
 import sys
 import time
 
-from tests.faults.campaign import FAULTS, MAINLY, Campaign, pythons, table
+from tests.faults.campaign import FAULTS, MAINLY, Campaign, Run, pythons, table
 
 
 def main() -> int:
@@ -25,6 +25,7 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=3, metavar="N")
     parser.add_argument("--seed", type=int, default=0, metavar="S", help="of the first run; the next has S + 1")
     parser.add_argument("--fault", action="append", choices=FAULTS, help="only this one (repeat it)")
+    parser.add_argument("--jobs", type=int, default=1, metavar="N", help="trainings beside each other (1)")
     parser.add_argument("--minutes", type=float, metavar="M", help="begin no run after this time")
     options = parser.parse_args()
     found = pythons()
@@ -33,18 +34,25 @@ def main() -> int:
         return 2
     campaigns = [Campaign(python, options.ranks) for python in found]
     end = time.monotonic() + 60 * options.minutes if options.minutes else float("inf")
-    schedule, runs = _schedule(options.runs, options.fault), []
+    schedule, runs = _schedule(options.runs, options.fault), list[Run]()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    with contextlib.suppress(KeyboardInterrupt):  # what has been run until then is shown
-        for i, fault in schedule:
-            if time.monotonic() > end:
-                break
-            runs.append(campaigns[i % len(campaigns)].run(fault, options.seed + i))
-            if runs[-1].problem:
-                print(f"{fault}, seed {options.seed + i}: {runs[-1].problem}", file=sys.stderr, flush=True)
-            if len(runs) % 10 == 0:
-                print(f"{len(runs)} of {len(schedule)} runs", file=sys.stderr, flush=True)
-    print(table(runs))
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+
+        def attempt(turn: int, fault: str) -> Run | None:
+            return campaigns[turn % len(campaigns)].run(fault, options.seed + turn) if time.monotonic() < end else None
+
+        futures = [pool.submit(attempt, turn, fault) for turn, fault in schedule]
+        try:
+            for run in filter(None, (future.result() for future in concurrent.futures.as_completed(futures))):
+                runs.append(run)
+                if run.problem:
+                    print(f"{run.fault}, seed {run.seed}: {run.problem}", file=sys.stderr, flush=True)
+                if len(runs) % 10 == 0:
+                    print(f"{len(runs)} of {len(schedule)} runs", file=sys.stderr, flush=True)
+        except KeyboardInterrupt:  # what has been run until then is shown
+            for future in futures:
+                future.cancel()
+    print(table(sorted(runs, key=lambda run: list(FAULTS).index(run.fault))))
     return int(any(run.problem for run in runs))
 
 

@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -104,6 +105,7 @@ class Campaign:
     def __init__(self, python: Path, ranks: int) -> None:
         self._python, self._ranks = python, ranks
         self._results: dict[bool, object] = {}
+        self._lock = threading.Lock()
 
     def run(self, fault: str, seed: int) -> Run:
         """Do it once; the seed chooses rank and moment."""
@@ -147,13 +149,14 @@ class Campaign:
 
     def _expected(self, deterministic: bool) -> object:
         """The result of an undisturbed training."""
-        if deterministic not in self._results:
-            with tempfile.TemporaryDirectory() as folder:
-                code, lines = self._start(Path(folder), self._ranks, [], [], deterministic).watch()
-                if code:
-                    raise RuntimeError("the undisturbed training failed:\n" + "".join(line for _, line in lines))
-                self._results[deterministic] = json.loads((Path(folder) / "result.json").read_text())
-        return self._results[deterministic]
+        with self._lock:
+            if deterministic not in self._results:
+                with tempfile.TemporaryDirectory() as folder:
+                    code, lines = self._start(Path(folder), self._ranks, [], [], deterministic).watch()
+                    if code:
+                        raise RuntimeError("the undisturbed training failed:\n" + "".join(line for _, line in lines))
+                    self._results[deterministic] = json.loads((Path(folder) / "result.json").read_text())
+            return self._results[deterministic]
 
     def _measure(self, run: Run, folder: Path, rank: int, word: float, ended: float | None) -> None:
         """Find out what going on took; `ended` is when the first `disttensor-run` had ended, if it was not the same."""

@@ -84,7 +84,7 @@ class Timeline(Callback):
         wanted = self.first_step <= self._done < self.first_step + self.steps
         if wanted:
             self._time_plans()
-            activity.observer = self._note
+            activity.observe(self._note)
         elif activity.observer == self._note:
             self._end_recording()
 
@@ -124,7 +124,7 @@ class Timeline(Callback):
 
     def _end_recording(self) -> None:
         if activity.observer == self._note:
-            activity.observer = None
+            activity.observe(None)
         for plan, calls in self._original:
             plan.calls = calls
         self._original = []

@@ -6,6 +6,7 @@ Communicators tell of every collective (`enter_collective`, `leave_collective`) 
 
 from __future__ import annotations
 
+import ctypes
 import threading
 import time
 from collections import Counter, defaultdict
@@ -43,7 +44,10 @@ Observer = Callable[[str, str, float, float, int], None]
 what went on in the background; times are those of `time.monotonic`."""
 
 observer: Observer | None = None
-"""Who wants to know of every part and collective; None most of the time."""
+"""Who wants to know of every part and collective; None most of the time. Set by `observe`."""
+
+is_observed = ctypes.c_int64(0)
+"""Whether there is an observer, for machine code: it leaves collectives to Python then."""
 
 step = 0
 """Which step of training this process is at, counted from 1 over all epochs of a `fit`; 0 outside."""
@@ -55,6 +59,36 @@ _groups: Counter[tuple[int, ...]] = Counter()
 _part, _since, _thread = OTHER, time.monotonic(), threading.get_ident()
 _seconds: defaultdict[str, float] = defaultdict(float)
 _blocked_seconds: defaultdict[str, float] = defaultdict(float)
+
+
+class Native(NamedTuple):
+    """Sums of a group that machine code does, where no thread tells of them.
+
+    Attributes
+    ----------
+    entered : callable
+        How many of them this rank has entered.
+    waited : callable
+        How many seconds it has waited for others meanwhile, in parts called "computing".
+    """
+
+    entered: Callable[[], int]
+    waited: Callable[[], float]
+
+
+_natives: dict[str, Native] = {}
+
+
+def observe(by: Observer | None) -> None:
+    """Let someone know of every part and collective from now on, or nobody."""
+    global observer
+    observer = by
+    is_observed.value = by is not None
+
+
+def add_native(group: str, native: Native) -> None:
+    """Tell of a group that sums in machine code, and counts its collectives so."""
+    _natives[group] = native
 
 
 def name_group(members: tuple[int, ...]) -> str:
@@ -103,7 +137,7 @@ def waiting() -> list[Collective]:
 
 def entered() -> dict[str, tuple[int, str]]:
     """For each group, the number and the name of the last collective that this process has entered."""
-    return dict(_entered)
+    return _entered | {group: (native.entered(), "all_reduce") for group, native in _natives.items()}
 
 
 def enter(part: str) -> str:
@@ -140,7 +174,9 @@ class Spent(NamedTuple):
 def spent() -> Spent:
     """How long this process did what since it began; take the difference of two."""
     enter(_part)
-    return Spent(dict(_seconds), dict(_blocked_seconds))
+    blocked = dict(_blocked_seconds)
+    blocked[COMPUTING] = blocked.get(COMPUTING, 0.0) + sum(native.waited() for native in _natives.values())
+    return Spent(dict(_seconds), blocked)
 
 
 def snapshot() -> dict[str, Any]:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +23,10 @@ from disttensor.distributed import activity, world
 from disttensor.distributed.communicator import Communicator, Handle
 from disttensor.distributed.weights import Weights
 from disttensor.kernels import denormals
+
+if TYPE_CHECKING:
+    from disttensor.distributed.mpi import MPICommunicator
+    from disttensor.distributed.native_sum import NativeSum
 
 
 def start(array: np.ndarray, weights: Weights) -> Handle:
@@ -35,28 +41,73 @@ def start(array: np.ndarray, weights: Weights) -> Handle:
     return _channel_of(world.data_group()).send(array, weights)
 
 
+def sum_now(array: np.ndarray, weights: Weights) -> None:
+    """Sum an array over all ranks, in place; see `start`."""
+    _channel_of(world.data_group()).sum_now(array, weights)
+
+
+def native(array: np.ndarray, runs: Sequence[int], weights: Sequence[np.ndarray], *, at_once: bool) -> NativeSum | None:
+    """What `start`, or with `at_once` `sum_now`, does with an array again and again, as machine code; None if it can't.
+
+    Other ranks may do it the other way.
+
+    Parameters
+    ----------
+    array : ndarray, one axis
+    runs : sequence of int
+    weights : sequence of ndarray
+        Scalars, read each time.
+    at_once : bool
+    """
+    channel = _channels.get(id(world.data_group()), (None, None))[1]
+    return channel.native(array, runs, weights, at_once) if isinstance(channel, _Within) else None
+
+
 def open_channel(comm: Communicator) -> None:
     """Make what `start` needs, unless it is there already; collective."""
     _channel_of(comm)
 
 
 class _Within:
-    """All-reduces of the ranks of one host."""
+    """All-reduces of the ranks of one host: those that are started, and those that are waited for at once."""
 
-    def __init__(self, comm: Communicator) -> None:
-        self._group = comm.split(0)
+    def __init__(self, comm: Any) -> None:
+        self._started: MPICommunicator = comm.split(0)
+        self._at_once: MPICommunicator = comm.split(0)
+        self._started.sum_in_memory()
+        self._at_once.sum_in_memory()
 
     def send(self, array: np.ndarray, weights: Weights) -> Handle:
-        return self._group.all_reduce_async(array, weights=weights)
+        return _aligned(self._started).all_reduce_async(array, weights=weights)
+
+    def sum_now(self, array: np.ndarray, weights: Weights) -> None:
+        _aligned(self._at_once).all_reduce(array, weights=weights)
+
+    def native(
+        self, array: np.ndarray, runs: Sequence[int], weights: Sequence[np.ndarray], at_once: bool
+    ) -> NativeSum | None:
+        from disttensor.distributed import native_sum
+
+        return native_sum.make(self._at_once if at_once else self._started, array, runs, weights)
+
+
+def _aligned(group: MPICommunicator) -> MPICommunicator:
+    """The group, with its collectives counted as machine code does, which may have come in between."""
+    if group.reducer is not None:
+        group.align(group.reducer.entered)
+    return group
 
 
 class _Courier:
     """A thread that sums arrays in the order in which they were handed over."""
 
     def __init__(self, comm: Communicator) -> None:
-        self._group = comm.split(0)
+        self._comm, self._group = comm, comm.split(0)
         self._tasks: queue.SimpleQueue[_Task] = queue.SimpleQueue()
         threading.Thread(target=self._work, name="disttensor-communication", daemon=True).start()
+
+    def sum_now(self, array: np.ndarray, weights: Weights) -> None:
+        self._comm.all_reduce(array, weights=weights)
 
     def send(self, array: np.ndarray, weights: Weights) -> Handle:
         task = _Task(array, weights)

@@ -8,9 +8,11 @@ weight for a run is a factor in the sum itself.
 
 from __future__ import annotations
 
+import functools
 import math
+import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,7 +21,12 @@ from disttensor.context import Shape, Spec
 from disttensor.distributed import background, world
 from disttensor.distributed.communicator import Handle
 from disttensor.distributed.weights import MAX_RUNS, Weights, scale_into
+from disttensor.kernels import copying
+from disttensor.kernels.native import Bound, sequence
 from disttensor.ops.registry import Example, operator
+
+if TYPE_CHECKING:
+    from disttensor.distributed.native_sum import NativeSum
 
 __all__ = ["MAX_RUNS", "all_reduce", "all_reduce_start", "all_reduce_wait", "layout", "unpack"]
 
@@ -27,6 +34,7 @@ _LINE = 64
 
 # By the address of the bucket. A plan's buckets are its own, and it is run by one thread at a time.
 _under_way: dict[int, Handle] = {}
+_native: weakref.WeakValueDictionary[int, NativeSum] = weakref.WeakValueDictionary()
 
 
 def layout(shapes: Sequence[Shape], dtype: str) -> tuple[tuple[int, ...], int]:
@@ -74,7 +82,7 @@ def all_reduce_start(
 
 
 def _sum(out: np.ndarray, weights: Weights) -> None:
-    world.data_group().all_reduce(out, weights=weights)
+    background.sum_now(out, weights)
 
 
 def _start(out: np.ndarray, weights: Weights) -> None:
@@ -90,9 +98,7 @@ def _prepared(
     send: Callable[[np.ndarray, Weights], None],
 ) -> Callable[[], None]:
     """A function that brings members to their places, where they are not there yet, and sends the bucket."""
-    members, weights = arrays[: len(starts)], arrays[len(starts) :]
-    places = [(_part(out, start, x.shape), x, f) for start, x, f in zip(starts, members, factors, strict=True)]
-    copies = [(place, x, f) for place, x, f in places if x.size and _address(place) != _address(x)]
+    copies, weights = _copies(out, arrays, starts, factors), arrays[len(starts) :]
 
     def call() -> None:
         for place, x, factor in copies:
@@ -100,6 +106,32 @@ def _prepared(
         send(out, [(count, float(weight)) for count, weight in zip(runs, weights, strict=True)])
 
     return call
+
+
+def _copies(
+    out: np.ndarray, arrays: Sequence[np.ndarray], starts: Sequence[int], factors: Sequence[float]
+) -> list[tuple[np.ndarray, np.ndarray, float]]:
+    """The members that are not at their places yet: place, member and factor of each."""
+    places = [(_part(out, start, x.shape), x, f) for start, x, f in zip(starts, arrays, factors, strict=False)]
+    return [(place, x, f) for place, x, f in places if x.size and _address(place) != _address(x)]
+
+
+def _bound(
+    out: np.ndarray, arrays: Sequence[np.ndarray], starts: Sequence[int], runs: Sequence[int], factors: Sequence[float],
+    send: Callable[[np.ndarray, Weights], None],
+) -> Bound:  # fmt: skip
+    """`_prepared`, in machine code as far as possible."""
+    native = background.native(out, runs, arrays[len(starts) :], at_once=send is _sum)
+    if native is None:
+        return _prepared(out, arrays, starts, runs, factors, send)
+    calls: list[Bound] = [
+        copying.bind(place, x) if factor == 1 else functools.partial(scale_into, place, x, factor)
+        for place, x, factor in _copies(out, arrays, starts, factors)
+    ]
+    if send is _sum:
+        return sequence([*calls, native.start(), native.wait()])
+    _native[_address(out)] = native
+    return sequence([*calls, native.start()])
 
 
 for _sender, _send in (all_reduce, _sum), (all_reduce_start, _start):
@@ -130,8 +162,8 @@ for _sender, _send in (all_reduce, _sum), (all_reduce_start, _start):
         runs: tuple[int, ...],
         factors: tuple[float, ...],
         send: Callable[..., Any] = _send,
-    ) -> Callable[[], None]:
-        return _prepared(out, arrays, starts, runs, factors, send)
+    ) -> Bound:
+        return _bound(out, arrays, starts, runs, factors, send)
 
 
 @operator(communicates=True, in_place=True)
@@ -140,6 +172,12 @@ def all_reduce_wait(out: np.ndarray, x: np.ndarray) -> None:
     _under_way.pop(_address(x)).wait()
     if out is not x:
         np.copyto(out, x)
+
+
+@all_reduce_wait.bind
+def _(out: np.ndarray, x: np.ndarray) -> Bound:
+    native = _native.get(_address(x))
+    return functools.partial(all_reduce_wait.kernel, out, x) if native is None else native.wait()
 
 
 @all_reduce_wait.infer

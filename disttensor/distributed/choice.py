@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import time
 from collections import Counter
 from typing import Any
@@ -29,7 +30,7 @@ SMALLEST = 1 << 12
 
 _SIZES = [SMALLEST << shift for shift in range(0, 10, 2)]
 _REPEATS = 15
-_VERSION = 2  # of what is kept on disk
+_VERSION = 3  # of what is kept on disk
 
 
 class Choice:
@@ -59,6 +60,21 @@ def choose(comm: Any, memory: NodeMemory | None, places: list[list[int]]) -> Cho
         host has no shared memory).
     """
     way = comm.broadcast_object(config.all_reduce_algorithm())
+    reducer = _reducer(comm, memory, places, way)
+    if reducer is None or memory is None:
+        return Choice()
+    if way != "auto":
+        return Choice(reducer, SMALLEST)
+    threshold = _remembered(comm, reducer, memory)
+    return Choice(reducer, threshold) if threshold else Choice()
+
+
+def in_memory(comm: Any, memory: NodeMemory | None, places: list[list[int]]) -> Choice:
+    """As `choose`, but arrays of any length are summed in shared memory unless the MPI library is asked for."""
+    return Choice(_reducer(comm, memory, places, comm.broadcast_object(config.all_reduce_algorithm())))
+
+
+def _reducer(comm: Any, memory: NodeMemory | None, places: list[list[int]], way: str) -> SharedReducer | None:
     if way == "shared" and comm.nodes > 1:
         raise DistributedError(
             f"the all-reduce 'shared' works on one host, but the ranks are on {comm.nodes} ({', '.join(comm.hosts)}). "
@@ -68,18 +84,14 @@ def choose(comm: Any, memory: NodeMemory | None, places: list[list[int]]) -> Cho
     possible = memory is not None and all(segment >= 0 for _, segment in places) and max(hosts.values()) > 1
     # Between hosts nothing is chosen by itself before it has been measured there.
     if way == "mpi" or not possible or (way == "auto" and comm.nodes > 1):
-        return Choice()
+        return None
     assert memory is not None
     local = [rank for rank, (host, _) in enumerate(places) if host == comm.node]
+    cores = min(sum(comm.core_counts[rank] for rank in local), os.cpu_count() or 1)
     reducer = SharedReducer(
-        comm.mpi, memory, local, [places[rank][1] for rank in local], min(hosts.values()), len(hosts)
+        comm.mpi, memory, local, [places[rank][1] for rank in local], min(hosts.values()), len(hosts), cores
     )
-    if not reducer.usable:
-        return Choice()
-    if way != "auto":
-        return Choice(reducer, SMALLEST)
-    threshold = _remembered(comm, reducer, memory)
-    return Choice(reducer, threshold) if threshold else Choice()
+    return reducer if reducer.usable else None
 
 
 def _remembered(comm: Any, reducer: SharedReducer, memory: NodeMemory) -> int:

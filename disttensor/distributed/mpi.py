@@ -214,11 +214,32 @@ class MPICommunicator:
         found = self._memory.empty(shape, numpy_dtype) if self._memory is not None and self._memory.size else None
         return aligned_empty(shape, dtypes.standardize_dtype(numpy_dtype)) if found is None else found
 
+    def sum_in_memory(self) -> None:
+        """Sum arrays of any length in shared memory, if that is possible at all; collective."""
+        self._choice = choice.in_memory(self, self._memory, self._places)
+        if (reducer := self.reducer) is not None:
+            native = activity.Native(lambda: reducer.entered, lambda: reducer.waited)
+            activity.add_native(self._group, native)
+
+    @property
+    def reducer(self) -> SharedReducer | None:
+        """What sums in shared memory; None before it is needed, or where it is not used."""
+        return None if self._choice is None else self._choice.reducer
+
+    def align(self, number: int) -> None:
+        """Let the next collective be that after number so many, as machine code counts where it sums for this group."""
+        self._count = number
+
+    def finish_native(self, array: np.ndarray, number: int) -> None:
+        """Complete the sum of an array that machine code entered."""
+        assert self.reducer is not None
+        self._call("all_reduce", array, self.reducer.finish_native, number, number=number)
+
     def _reducer(self, array: np.ndarray) -> SharedReducer | None:
         """What sums an array instead of the MPI library, if anything does; the same on all ranks."""
-        if array.nbytes < choice.SMALLEST:
-            return None
         if self._choice is None:
+            if array.nbytes < choice.SMALLEST:
+                return None
             self._choice = choice.choose(self, self._memory, self._places)
         reducer = self._choice.reducer
         takes = reducer is not None and array.nbytes >= self._choice.threshold and reducer.takes(array.dtype)

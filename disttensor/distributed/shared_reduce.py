@@ -12,6 +12,9 @@ Jia et al., "Highly Scalable Deep Learning Training System with Mixed-Precision"
 What a rank has to say in advance it writes in a line of memory, its *notice*: what it calls, how long its array is,
 where it lies, and its weights. Counters say how many operations each rank has entered, and of how many it has combined
 its part. Ranks that called different things see it in the notices, and all raise.
+
+Sums that a plan repeats do the same in machine code (`native_sum`), perhaps on one rank while another comes through
+here.
 """
 
 from __future__ import annotations
@@ -26,21 +29,21 @@ from typing import Any
 import numpy as np
 
 from disttensor import config, dtypes
+from disttensor.distributed import activity
 from disttensor.distributed.checks import REDUCTIONS
 from disttensor.distributed.node_memory import NodeMemory
 from disttensor.distributed.weights import Weights
 from disttensor.errors import DistributedError
-from disttensor.kernels import blas, shared_memory
+from disttensor.kernels import blas, meeting, shared_memory
+from disttensor.kernels.meeting import COMPLETED, ENTERED, FIRST_WEIGHT, LEDGER_WORDS, NOTICES, OWNERS, WAITED
 
 _LINE = 64
 _COUNTERS = 4
-_NOTICES = 64  # operations that may be under way at once
 _PIECE = 1 << 20  # bytes that go through the staging area at once
 _PIECE_BETWEEN_HOSTS = 1 << 22
 _NAPS = 500  # at most 0.1 s of sleep before Python sees to signals
 _SPLIT = 1 << 20  # a part of so many bytes is combined by another thread
 
-_FIRST_WEIGHT = 4  # word of a notice
 _ALL = (-1,)  # one run of all elements, without weights
 
 _BOUND = 256  # combinations that are kept ready to be called
@@ -87,6 +90,8 @@ class SharedReducer:
     owners : int
         How many ranks of each host own a part: as many as the host with the fewest has.
     hosts : int
+    cores : int
+        That the ranks of this host have together.
 
     Attributes
     ----------
@@ -95,8 +100,9 @@ class SharedReducer:
     """
 
     def __init__(
-        self, mpi: Any, memory: NodeMemory, local: Sequence[int], segments: Sequence[int], owners: int, hosts: int
-    ) -> None:
+        self, mpi: Any, memory: NodeMemory, local: Sequence[int], segments: Sequence[int], owners: int, hosts: int,
+        cores: int,
+    ) -> None:  # fmt: skip
         from mpi4py import MPI
 
         self._MPI = MPI
@@ -106,8 +112,12 @@ class SharedReducer:
         self._segments = list(segments)
         self._owners = owners
         self._piece = _PIECE if hosts == 1 else _PIECE_BETWEEN_HOSTS
-        self._entered = self._combined = self._pieces = 0
+        self._looks = meeting.looks(len(self._local), cores)
+        self._pieces = 0
         self._queue: deque[Operation] = deque()
+        self._known = 0  # the last operation that was in the queue
+        self.natives: dict[int, Callable[[int], Operation]] = {}
+        self.ledger = (ctypes.c_int64 * LEDGER_WORDS)()
         self._bound: dict[tuple[Any, ...], Callable[[], Any]] = {}
         self._across = None
         if hosts > 1:
@@ -121,7 +131,7 @@ class SharedReducer:
 
     def _share(self, mpi: Any) -> bool:
         """Lay out this rank's counters, notices and staging area, and find those of the others."""
-        head = (_COUNTERS + _NOTICES) * _LINE
+        head = (_COUNTERS + NOTICES) * _LINE
         block = self._memory.empty((head + 2 * self._piece,), np.dtype(np.uint8)) if self._memory.size else None
         mine = np.array([-1 if block is None else self._memory.offset(block)])
         starts = np.empty(mpi.size, np.int64)
@@ -134,12 +144,22 @@ class SharedReducer:
         self._bases = [self._memory.addresses[segment] for segment in self._segments]
         blocks = [base + int(starts[r]) for base, r in zip(self._bases, self._local, strict=True)]
         self._counters = [_pointers([start + i * _LINE for start in blocks]) for i in range(_COUNTERS)]
-        places = [[start + (_COUNTERS + i) * _LINE for i in range(_NOTICES)] for start in blocks]
+        places = [[start + (_COUNTERS + i) * _LINE for i in range(NOTICES)] for start in blocks]
         self._notices = [[(ctypes.c_int64 * 8).from_address(place) for place in row] for row in places]
         self._weights = [[(ctypes.c_double * 8).from_address(place) for place in row] for row in places]
         self._staging = [[start + head + i * self._piece for start in blocks] for i in (0, 1)]
-        self._meet = shared_memory.meet()
+        self._meet = meeting.meet()
+        self._fill_ledger()
         return True
+
+    def _fill_ledger(self) -> None:
+        """What machine code has to know; see `meeting`."""
+        self._tables = [*self._counters[:2], _pointers([ctypes.addressof(row[0]) for row in self._notices])]
+        self._tables.append(_pointers(self._bases))
+        tables = [ctypes.addressof(table) for table in self._tables]
+        facts = [len(self._local), self._me, self._looks, *tables, ctypes.addressof(activity.is_observed)]
+        for word, fact in enumerate(facts, meeting.RANKS):
+            self.ledger[word] = fact
 
     def takes(self, dtype: np.dtype[Any]) -> bool:
         """Whether arrays of this dtype can be combined here."""
@@ -151,7 +171,7 @@ class SharedReducer:
         Operations are completed in the order in which they were entered.
         """
         operation = self._enter(array, out, op, weights)
-        self._wait_for(0, self._entered, 0, 0)
+        self._wait_for(0, self.entered, 0, 0)
         return operation
 
     def all_reduce(self, array: np.ndarray, out: np.ndarray, op: str, weights: Weights | None = None) -> None:
@@ -160,23 +180,62 @@ class SharedReducer:
 
     def _enter(self, array: np.ndarray, out: np.ndarray, op: str, weights: Weights | None) -> Operation:
         """Write the notice; others see it when the counter is moved."""
-        if len(self._queue) == _NOTICES - 1:
+        self._adopt()
+        if len(self._queue) == NOTICES - 1:
             self.finish(self._queue[0])
-        self._entered += 1
+        self.ledger[ENTERED] = self._known = self.entered + 1
+        self.ledger[OWNERS + self.entered % NOTICES] = 0
         kind = (op, _NAMES[array.dtype])
-        offset = self._memory.offset(array) if array is out else -1
         runs = _ALL if weights is None else [count for count, _ in weights]
-        operation = Operation(self._entered, array, out, kind, runs)
-        place = self._entered % _NOTICES
+        operation = Operation(self.entered, array, out, kind, runs)
+        place = self.entered % NOTICES
         notice, factors = self._notices[self._me][place], self._weights[self._me][place]
-        notice[0], notice[1], notice[2], notice[3] = _CODES[kind], array.nbytes, offset, hash(tuple(runs))
+        for word, fact in enumerate(self.facts(kind, array, runs, array is out)):
+            notice[word] = fact
         if weights is None:
-            factors[_FIRST_WEIGHT] = 1.0
+            factors[FIRST_WEIGHT] = 1.0
         else:
-            for i, (_, weight) in enumerate(weights, _FIRST_WEIGHT):
+            for i, (_, weight) in enumerate(weights, FIRST_WEIGHT):
                 factors[i] = weight
         self._queue.append(operation)
         return operation
+
+    @property
+    def entered(self) -> int:
+        """How many operations this rank has entered."""
+        return int(self.ledger[ENTERED])
+
+    @property
+    def waited(self) -> float:
+        """Seconds that machine code has waited for other ranks."""
+        return int(self.ledger[WAITED]) * 1e-9
+
+    def offset(self, array: np.ndarray) -> int:
+        """Where an array lies in this rank's shared memory, or -1."""
+        return self._memory.offset(array)
+
+    def facts(self, kind: tuple[str, str], array: np.ndarray, runs: Sequence[int], in_place: bool = True) -> list[int]:
+        """What a notice says beside weights."""
+        offset = self._memory.offset(array) if in_place else -1
+        return [_CODES[kind], array.nbytes, offset, hash(tuple(runs))]
+
+    def _adopt(self) -> None:
+        """Take over what machine code has entered, and not completed yet."""
+        for number in range(max(self._known, int(self.ledger[COMPLETED])) + 1, self.entered + 1):
+            self._queue.append(self.natives[self.ledger[OWNERS + number % NOTICES]](number))
+            self.ledger[OWNERS + number % NOTICES] = 0
+        self._known = self.entered
+
+    def forget_native(self, address: int) -> None:
+        """The plan that this sum belonged to is gone; if the sum is under way, it is kept for the others."""
+        if address not in self.ledger[OWNERS:]:
+            self.natives.pop(address, None)
+
+    def finish_native(self, number: int) -> None:
+        """Complete what machine code has entered as number so many."""
+        self._adopt()
+        for operation in [o for o in self._queue if o.number == number]:
+            self.finish(operation)
 
     def test(self, operation: Operation) -> bool:
         """Move on, without waiting for others; whether the operation is complete."""
@@ -196,12 +255,11 @@ class SharedReducer:
     def _advance(self, operation: Operation, naps: int) -> bool:
         """Move the oldest operation on; whether it is complete, and is no longer in the queue."""
         if operation.offsets is None:
-            if not self._wait_for(0, self._entered, operation.number, naps):
+            if not self._wait_for(0, self.entered, operation.number, naps):
                 return False
             offsets = self._read_notices(operation)
             if min(offsets) < 0:
                 self._pass_in_pieces(operation, offsets)
-                self._combined = operation.number
             else:
                 self._combine_in_place(operation, offsets, naps)
             operation.offsets = offsets
@@ -214,15 +272,17 @@ class SharedReducer:
         if not self._wait_for(1, operation.number, operation.number, naps):
             return False
         self._queue.popleft()
+        self.ledger[COMPLETED] = operation.number
         return True
 
     def _read_notices(self, operation: Operation) -> list[int]:
         """Where each local rank's array lies; -1 for one that is not in shared memory."""
-        notices = [notices[operation.number % _NOTICES] for notices in self._notices]
+        notices = [notices[operation.number % NOTICES] for notices in self._notices]
         mine = notices[self._me]
         for r, notice in zip(self._local, notices, strict=True):
             if notice[0] != mine[0] or notice[1] != mine[1] or notice[3] != mine[3]:
                 self._queue.remove(operation)
+                self.ledger[COMPLETED] = operation.number
                 self._wait_for(1, operation.number, 0, 0)
                 raise DistributedError(
                     f"all_reduce() needs the same operation, dtype and length on all ranks, but rank "
@@ -234,13 +294,13 @@ class SharedReducer:
         """The runs of the array: where each begins and ends, and each local rank's weight for it."""
         if operation.runs is _ALL and operation.kind[0] != "sum":
             return [(0, operation.array.size, _ones(len(self._local)))]
-        weights = [factors[operation.number % _NOTICES] for factors in self._weights]
+        weights = [factors[operation.number % NOTICES] for factors in self._weights]
         if len(operation.runs) == 1:
-            return [(0, operation.array.size, tuple(w[_FIRST_WEIGHT] for w in weights))]
+            return [(0, operation.array.size, tuple(w[FIRST_WEIGHT] for w in weights))]
         ends = list(itertools.accumulate(operation.runs))
         return [
             (end - count, end, tuple(w[i] for w in weights))
-            for i, (count, end) in enumerate(zip(operation.runs, ends, strict=True), _FIRST_WEIGHT)
+            for i, (count, end) in enumerate(zip(operation.runs, ends, strict=True), FIRST_WEIGHT)
         ]
 
     # --- arrays that lie in shared memory
@@ -254,10 +314,10 @@ class SharedReducer:
             targets = arrays if self._across is None else arrays[self._me : self._me + 1]
             if len(self._bound) == _BOUND:
                 self._bound.clear()
-            combine = self._bound[key] = self._bind(operation.kind, arrays, targets, *self._part(operation.array), runs)
+            combine = self._bound[key] = self._bind(operation.kind, arrays, targets, *self.part(operation.array), runs)
         combine()
         if self._across is not None:
-            part = operation.array[slice(*self._part(operation.array))]
+            part = operation.array[slice(*self.part(operation.array))]
             operation.request = self._between_hosts(operation, part, naps)
 
     def _between_hosts(self, operation: Operation, part: np.ndarray, naps: int) -> Any:
@@ -276,7 +336,7 @@ class SharedReducer:
     def _spread(self, operation: Operation) -> None:
         """Write this rank's part, complete now, to the other arrays of the host."""
         assert operation.offsets is not None
-        start, stop = self._part(operation.array)
+        start, stop = self.part(operation.array)
         first, length = start * operation.array.itemsize, (stop - start) * operation.array.itemsize
         arrays = [base + offset + first for base, offset in zip(self._bases, operation.offsets, strict=True)]
         for r, address in enumerate(arrays):
@@ -334,7 +394,8 @@ class SharedReducer:
 
     # --- the parts of both
 
-    def _part(self, array: np.ndarray) -> tuple[int, int]:
+    def part(self, array: np.ndarray) -> tuple[int, int]:
+        """First and last + 1 of the elements that this rank combines."""
         return _part(array.size, array.itemsize, self._me, self._owners)
 
     def _bind(
@@ -356,7 +417,7 @@ class SharedReducer:
 
     def _wait_for(self, counter: int, value: int, goal: int, naps: int) -> bool:
         counters = self._counters[counter]
-        return bool(self._meet(counters, len(self._local), counters[self._me], value, goal, naps))
+        return bool(self._meet(counters, len(self._local), counters[self._me], value, goal, self._looks, naps))
 
     def _wait_long(self, counter: int, value: int) -> None:
         while not self._wait_for(counter, value, value, _NAPS):

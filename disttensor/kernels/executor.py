@@ -2,7 +2,8 @@
 
 A program is an array of instructions, each of four words: the kernel's address, that of its block of arguments, the
 extent of its work, and its grain (see `disttensor.kernels.native`). The executor walks it. It computes without
-denormals, and leaves the floating-point state of the calling thread as it was.
+denormals, and leaves the floating-point state of the calling thread as it was. An instruction may give up, so that
+Python does its work instead; then the executor returns, and is called again for what comes behind it.
 
 Threads live here and nowhere else. Helpers are parked in machine code. An instruction that may be split is opened to
 them: whoever comes takes parts until none is left, half of an equal share at a time, but at least one grain. The
@@ -31,15 +32,18 @@ import numpy as np
 from disttensor import config
 from disttensor.kernels import machine
 
-_RUN = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+_RUN = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
 _HELP = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 _SYSTEM_CALL_FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine()) if sys.platform == "linux" else None
 
 _POOL_BYTES = 384
 
+RESUMABLE = -1
+"""Instead of a grain: the instruction may give up, and says so by its first argument, which is then not 0."""
 
-def execute(program: int, count: int, parallel: bool) -> None:
+
+def execute(program: int, count: int, parallel: bool) -> int:
     """Run a program.
 
     Parameters
@@ -49,12 +53,18 @@ def execute(program: int, count: int, parallel: bool) -> None:
     count : int
     parallel : bool
         Whether some instruction has a grain.
+
+    Returns
+    -------
+    int
+        How many instructions were done: `count`, unless one of `RESUMABLE` grain gave up.
     """
     threads = config.threads() if parallel else 1
     if threads > 1 and _SYSTEM_CALL_FUTEX is not None:
-        _functions()[0](program, count, threads, _pool().address_for(threads))
+        done: int = _functions()[0](program, count, threads, _pool().address_for(threads))
     else:
-        _functions()[0](program, count, 1, None)
+        done = _functions()[0](program, count, 1, None)
+    return done
 
 
 class _Pool:
@@ -95,11 +105,15 @@ if hasattr(os, "register_at_fork"):
 
 
 def _source() -> str:
-    known = _PROCESSORS.get(platform.machine(), _ANY_PROCESSOR)
     text = _EXECUTOR + (_THREADS if _SYSTEM_CALL_FUTEX is not None else _NO_THREADS)
     for name, lines in (("LOAD_CALL", _LOAD_CALL), ("LOAD_SPLIT", _LOAD_SPLIT), ("FUTEX", str(_SYSTEM_CALL_FUTEX))):
         text = text.replace(name, lines)
-    return known + text
+    return processor_source() + text
+
+
+def processor_source() -> str:
+    """LLVM IR of what differs between processors: the internal functions `flush`, `restore` and `pause`."""
+    return _PROCESSORS.get(platform.machine(), _ANY_PROCESSOR)
 
 
 # How processors switch denormals off, and say that a loop only waits. `flush` gives what `restore` takes.
@@ -175,7 +189,7 @@ _LOAD_SPLIT = """%extent.at = getelementptr %instruction, ptr %at, i64 0, i32 2
 _EXECUTOR = """
 %instruction = type { ptr, ptr, i64, i64 } ; kernel, arguments, extent, grain
 
-define void @run(ptr %program, i64 %count, i64 %threads, ptr %pool) {
+define i64 @run(ptr %program, i64 %count, i64 %threads, ptr %pool) {
 entry:
   %state = call i64 @flush()
   %several = icmp sgt i64 %threads, 1
@@ -200,14 +214,20 @@ alone:
 call:
   LOAD_CALL
   call void %kernel(ptr %arguments, i64 0, i64 %extent)
-  br label %done
+  %resumable = icmp slt i64 %grain, 0
+  br i1 %resumable, label %ask, label %done
+ask:
+  %status = load i64, ptr %arguments
+  %gave.up = icmp ne i64 %status, 0
+  br i1 %gave.up, label %end, label %done
 done:
   %next = add i64 %i, 1
   %more = icmp slt i64 %next, %count
   br i1 %more, label %each, label %end
 end:
+  %ran = phi i64 [0, %entry], [%i, %ask], [%next, %done]
   call void @restore(i64 %state)
-  ret void
+  ret i64 %ran
 }
 """
 

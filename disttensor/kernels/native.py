@@ -6,7 +6,8 @@ A kernel in machine code has one signature, whatever it computes::
 
 `arguments` is a block of 64-bit words (addresses and integers) fixed when the call is prepared; the kernel does the
 part [start, stop) of its work. A `NativeCall` holds the address, the block, and the `extent` of the whole work. It runs
-without the GIL, on any thread, so a kernel touches no Python object, raises nothing, and never calls back.
+without the GIL, on any thread, so a kernel touches no Python object, raises nothing, and never calls back. What only
+Python can do now and then, a kernel leaves to it by giving up (`otherwise`), as sums over ranks do.
 
 How a bind rule makes one
 -------------------------
@@ -55,6 +56,8 @@ import numpy as np
 
 from disttensor.kernels import executor
 
+_INSTRUCTION_BYTES = 32
+
 
 class NativeCall:
     """A kernel in machine code with its arguments; see the module's description.
@@ -72,25 +75,30 @@ class NativeCall:
         The least part for one of several threads; 0 if there is to be only one.
     keep : object, optional
         Anything else that must live as long as the call.
+    otherwise : callable, optional
+        Python that does the kernel's work where it gives up. The kernel tells by word 0 of the block, which it sets
+        each time, to 0 if it has done its work; else it has changed nothing.
     """
 
-    __slots__ = ("_instruction", "_keep", "_words", "address", "extent", "grain")
+    __slots__ = ("_instruction", "_keep", "_words", "address", "extent", "grain", "otherwise")
 
     def __init__(
         self, address: int, arguments: Sequence[np.ndarray | int | float], extent: int = 1, grain: int = 0,
-        keep: object = None,
+        keep: object = None, otherwise: Callable[[], Any] | None = None,
     ):  # fmt: skip
         self.address = address
         self.extent = int(extent)
         self.grain = int(grain)
         self._words = (ctypes.c_int64 * len(arguments))(*map(_word, arguments))
         self._keep = [a for a in arguments if isinstance(a, np.ndarray)], keep
-
-        self._instruction = (ctypes.c_int64 * 4)(address, ctypes.addressof(self._words), self.extent, self.grain)
+        self.otherwise = otherwise
+        split = self.grain if otherwise is None else executor.RESUMABLE
+        self._instruction = (ctypes.c_int64 * 4)(address, ctypes.addressof(self._words), self.extent, split)
 
     def __call__(self) -> None:
         """Run the kernel, on `config.threads` threads if its grain allows."""
-        executor.execute(ctypes.addressof(self._instruction), 1, self.grain > 0)
+        if not executor.execute(ctypes.addressof(self._instruction), 1, self.grain > 0) and self.otherwise is not None:
+            self.otherwise()
 
     def __iter__(self) -> Iterator[NativeCall]:
         """The native calls that this is: itself."""
@@ -119,7 +127,14 @@ class NativeSequence:
 
     def __call__(self) -> None:
         """Run all."""
-        executor.execute(self._address, len(self._calls), self._parallel)
+        count = len(self._calls)
+        done = executor.execute(self._address, count, self._parallel)
+        while done < count:
+            otherwise = self._calls[done].otherwise
+            assert otherwise is not None
+            otherwise()
+            done += 1
+            done += executor.execute(self._address + done * _INSTRUCTION_BYTES, count - done, self._parallel)
 
     def __iter__(self) -> Iterator[NativeCall]:
         """The native calls in order."""

@@ -1,8 +1,7 @@
-"""Machine code for ranks that share memory: waiting for one another's counters, and combining one another's arrays.
+"""Machine code for ranks that share memory: combining one another's arrays (how they wait for it: `meeting`).
 
-Ranks are processes, so what they wait with must be atomic loads and stores, and a rank that waits must leave its core
-to the one it waits for where there are more ranks than cores. Both are written as LLVM IR (see `machine`), as are the
-sums, which add the ranks' elements in the order of ranks: the result depends neither on who adds nor on timing.
+It is written as LLVM IR (see `machine`). Elements are combined in the order of ranks: the result depends neither on who
+does it nor on timing.
 """
 
 from __future__ import annotations
@@ -14,25 +13,9 @@ from typing import Any
 
 from disttensor.kernels import machine
 
-_SPINS = 400  # looks at a counter before the core is offered to others
-_YIELDS = 200  # offers of the core before sleeping
-_FIRST_NAP_NS, _LONGEST_NAP_NS = 5_000, 200_000
-
-_WAIT = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, *[ctypes.c_int64] * 3)
 _COMBINE = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
 
 _WEIGHTED = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-
-
-@functools.cache
-def meet() -> Callable[[Any, int, int, int, int, int], int]:
-    """``meet(counters, count, mine, value, goal, naps)``: say that this rank is at `value`, and wait for the others.
-
-    `mine` is the address of this rank's counter, which is set to `value` with all that was written before made
-    visible; `counters` points to the addresses of `count` counters. Returns 1 when all of them are at `goal` or above,
-    or 0 after so many naps (of at most 0.2 ms each), so that the caller can see to signals; with 0 naps it only looks.
-    """
-    return _WAIT(machine.load(_MEET)["meet"])
 
 
 @functools.cache
@@ -64,77 +47,21 @@ def weighted_sum(dtype: str, sources: int, targets: int) -> Callable[[Any, Any, 
     return _WEIGHTED(machine.load(_combine_source(dtype, "sum", sources, targets, weighted=True))["combine"])
 
 
+@functools.cache
+def weighted_part(dtype: str, ranks: int) -> int:
+    """The address of a native kernel that adds a part of arrays in place: ``x[t][i] = Σᵣ weights[r]·x[r][i]``, all t.
+
+    Its arguments are the address of a word that is 0 if nothing is to be done, pointers to the addresses of the arrays
+    and to the weights, and the element that is number 0 of its extent.
+    """
+    return machine.load(_combine_source(dtype, "sum", ranks, ranks, weighted=True) + _PART)["part"]
+
+
 def combines(dtype: str) -> bool:
     """Whether `combine` can be compiled for a dtype on this processor."""
     if dtype == "float16":
         return machine.has("f16c") or machine.has("fullfp16")
     return dtype in _KINDS
-
-
-_MEET = f"""
-declare i32 @sched_yield()
-declare i32 @nanosleep(ptr, ptr)
-
-define i32 @meet(ptr %counters, i64 %count, ptr %mine, i64 %value, i64 %goal, i64 %naps) nounwind {{
-entry:
-  %time = alloca [2 x i64]
-  %seconds = getelementptr i64, ptr %time, i64 0
-  %nanoseconds = getelementptr i64, ptr %time, i64 1
-  store i64 0, ptr %seconds
-  store i64 {_FIRST_NAP_NS}, ptr %nanoseconds
-  store atomic i64 %value, ptr %mine release, align 8
-  br label %next
-next:
-  %r = phi i64 [0, %entry], [%r.next, %arrived]
-  %looks = phi i64 [0, %entry], [%looks.same, %arrived]
-  %slept = phi i64 [0, %entry], [%slept.same, %arrived]
-  %any = icmp slt i64 %r, %count
-  br i1 %any, label %look.first, label %all
-look.first:
-  %slot = getelementptr ptr, ptr %counters, i64 %r
-  %counter = load ptr, ptr %slot
-  br label %look
-look:
-  %looks.same = phi i64 [%looks, %look.first], [%looks.next, %again], [%looks.next, %nap]
-  %slept.same = phi i64 [%slept, %look.first], [%slept.same, %again], [%slept.next, %nap]
-  %seen = load atomic i64, ptr %counter acquire, align 8
-  %there = icmp sge i64 %seen, %goal
-  br i1 %there, label %arrived, label %missing
-arrived:
-  %r.next = add i64 %r, 1
-  br label %next
-missing:
-  %only = icmp eq i64 %naps, 0
-  br i1 %only, label %late, label %patience
-patience:
-  %looks.next = add i64 %looks.same, 1
-  %spin = icmp slt i64 %looks.next, {_SPINS}
-  br i1 %spin, label %again, label %offer
-again:
-  br label %look
-offer:
-  %awake = icmp slt i64 %looks.next, {_SPINS + _YIELDS}
-  br i1 %awake, label %yield, label %tired
-yield:
-  %ignored = call i32 @sched_yield()
-  br label %again
-tired:
-  %enough = icmp sge i64 %slept.same, %naps
-  br i1 %enough, label %late, label %nap
-nap:
-  %ignored.nap = call i32 @nanosleep(ptr %time, ptr null)
-  %length = load i64, ptr %nanoseconds
-  %double = mul i64 %length, 2
-  %over = icmp sgt i64 %double, {_LONGEST_NAP_NS}
-  %longer = select i1 %over, i64 {_LONGEST_NAP_NS}, i64 %double
-  store i64 %longer, ptr %nanoseconds
-  %slept.next = add i64 %slept.same, 1
-  br label %look
-late:
-  ret i32 0
-all:
-  ret i32 1
-}}"""
 
 
 # Of an element in memory and in registers.
@@ -269,4 +196,26 @@ end:
 !0 = distinct !{{}}
 !1 = distinct !{{!1, !2}}
 !2 = !{{!"llvm.loop.parallel_accesses", !0}}
+"""
+
+_PART = """
+define void @part(ptr %arguments, i64 %start, i64 %stop) nounwind {
+  %go.at = load ptr, ptr %arguments
+  %go = load i64, ptr %go.at
+  %none = icmp eq i64 %go, 0
+  br i1 %none, label %end, label %add
+add:
+  %arrays.at = getelementptr i64, ptr %arguments, i64 1
+  %weights.at = getelementptr i64, ptr %arguments, i64 2
+  %first.at = getelementptr i64, ptr %arguments, i64 3
+  %arrays = load ptr, ptr %arrays.at
+  %weights = load ptr, ptr %weights.at
+  %first = load i64, ptr %first.at
+  %from = add i64 %first, %start
+  %to = add i64 %first, %stop
+  call void @combine(ptr %arrays, ptr %arrays, ptr %weights, i64 %from, i64 %to)
+  br label %end
+end:
+  ret void
+}
 """

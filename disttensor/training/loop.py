@@ -137,7 +137,8 @@ class Loops:
                 raise with_weights(error, self.trainable_variables) from None  # type: ignore[attr-defined]
             finally:
                 activity.enter(activity.OTHER)
-                context.state.checks_gradients, activity.observer = False, None  # set by callbacks
+                context.state.checks_gradients = False  # set by callbacks, as is the observer
+                activity.observe(None)
             self.optimizer.finalize_variable_values(self.trainable_variables)  # type: ignore[attr-defined]
             watchers.on_train_end(logs)
             recovery.finish()

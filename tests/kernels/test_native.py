@@ -138,3 +138,41 @@ def test_a_c_function_by_its_address() -> None:
     x, out = np.arange(9.0), np.zeros(9)
     NativeCall(machine.load(text)["copy"], [memcpy, out, x, 7 * x.itemsize])()
     assert out.tolist() == [*x[:7], 0, 0]
+
+
+# Gives up if its second argument says so; else adds 1 to the third.
+MAYBE = """define void @maybe(ptr %arguments, i64 %start, i64 %stop) {
+  %w1 = getelementptr i64, ptr %arguments, i64 1
+  %w2 = getelementptr i64, ptr %arguments, i64 2
+  %switch = load ptr, ptr %w1
+  %refuse = load i64, ptr %switch
+  store i64 %refuse, ptr %arguments
+  %out = load ptr, ptr %w2
+  %old = load i64, ptr %out
+  %more = sub i64 1, %refuse
+  %new = add i64 %old, %more
+  store i64 %new, ptr %out
+  ret void
+}"""
+
+
+def test_python_does_what_a_kernel_gives_up_and_the_rest_follows() -> None:
+    refuse, done, log = np.zeros(1, np.int64), np.zeros(1, np.int64), []
+
+    def maybe(name: str) -> NativeCall:
+        kernel = machine.load(MAYBE)["maybe"]
+        return NativeCall(kernel, [0, refuse, done], otherwise=lambda: log.append((name, int(out[0]))))
+
+    first, out, _ = add(1, 0)
+    last = maybe("c")
+    whole = NativeSequence([maybe("a"), first, maybe("b"), first, last])
+    whole()
+    assert (done[0], out[0], log) == (3, 3.0, [])
+    refuse[0] = 1
+    whole()
+    assert (done[0], out[0], log) == (3, 6.0, [("a", 3), ("b", 4), ("c", 6)])
+    last()
+    assert log[-1] == ("c", 6)
+    refuse[0] = 0
+    last()
+    assert (done[0], len(log)) == (4, 4)

@@ -1,10 +1,8 @@
-"""`shared_memory`: combining arrays in the order of ranks, and waiting for counters."""
+"""`shared_memory`: combining arrays in the order of ranks."""
 
 from __future__ import annotations
 
 import ctypes
-import threading
-import time
 
 import numpy as np
 import pytest
@@ -46,22 +44,3 @@ def test_special_values(dtype):
         with np.errstate(all="ignore"):
             want = function(x.astype(np.float32), y.astype(np.float32)).astype(x.dtype)
         np.testing.assert_array_equal(out.astype(np.float32), want.astype(np.float32))
-
-
-def test_meet_waits_for_the_last():
-    counters = np.zeros((2, 8), np.int64)
-    addresses = pointers(*counters)
-    meet = shared_memory.meet()
-    assert meet(addresses, 2, counters[0].ctypes.data, 3, 3, 0) == 0
-    assert counters[0, 0] == 3
-    assert meet(addresses, 2, counters[0].ctypes.data, 3, 3, 5) == 0
-
-    def arrive():
-        time.sleep(0.05)
-        meet(addresses, 1, counters[1].ctypes.data, 4, 3, 0)
-
-    other = threading.Thread(target=arrive)
-    other.start()
-    assert meet(addresses, 2, counters[0].ctypes.data, 3, 3, 100_000) == 1
-    other.join()
-    assert counters[1, 0] == 4

@@ -1,0 +1,155 @@
+"""A sum over the ranks of a host as instructions of a plan, so that a step with its sums is one native sequence.
+
+The instructions (`disttensor.kernels.meeting`) do what `SharedReducer` does for an array that lies in shared memory, by
+the same notices and counters, so the ranks need not all come the same way. Whatever is out of the ordinary they leave
+to Python: another rank that keeps this one waiting, arrays elsewhere, calls that differ, ranks without rows, somebody
+who wants to be told of every collective.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from disttensor import dtypes
+from disttensor.distributed.communicator import Handle
+from disttensor.distributed.shared_reduce import Operation, SharedReducer
+from disttensor.kernels import denormals, meeting, shared_memory
+from disttensor.kernels.native import NativeCall, NativeSequence
+
+if TYPE_CHECKING:
+    from disttensor.distributed.mpi import MPICommunicator
+
+_GRAIN = 1 << 17  # bytes of a part for one of several threads
+_FLOATING = ("float32", "float64", "float16", "bfloat16")
+
+
+def make(
+    group: MPICommunicator, array: np.ndarray, runs: Sequence[int], weights: Sequence[np.ndarray]
+) -> NativeSum | None:
+    """A native sum, or None where this rank has to do it in Python; the other ranks need not.
+
+    Parameters
+    ----------
+    group : MPICommunicator
+        Of one host.
+    array : ndarray, one axis
+        Summed in place, with this rank's weights.
+    runs : sequence of int
+        Lengths of the stretches of equal weight.
+    weights : sequence of ndarray
+        The weight of each run, a scalar that is read when the sum is entered.
+    """
+    reducer = group.reducer
+    weights = [np.asarray(weight) for weight in weights]
+    known = all(weight.dtype in (np.float32, np.float64) for weight in weights)
+    dtype = dtypes.standardize_dtype(array.dtype)
+    possible = reducer is not None and known and dtype in _FLOATING and reducer.takes(array.dtype)
+    if reducer is None or not possible or not array.size or reducer.offset(array) < 0:
+        return None
+    return NativeSum(group, reducer, array, runs, weights)
+
+
+class NativeSum:
+    """The sum of one array over all ranks, in place, again and again; see `make`."""
+
+    def __init__(
+        self, group: MPICommunicator, reducer: SharedReducer, array: np.ndarray, runs: Sequence[int],
+        weights: Sequence[np.ndarray],
+    ) -> None:  # fmt: skip
+        self._group, self._reducer = group, reducer
+        self._weights = weights
+        self._handle: Handle | None = None
+        self._sum = _Block(reducer, array, runs, weights)
+        # Who completes it in Python must know of it, even if the plan ends before.
+        reducer.natives[self._sum.address] = self._sum.operation
+        weakref.finalize(self, reducer.forget_native, self._sum.address).atexit = False
+
+    def start(self) -> NativeCall:
+        """Enter the sum."""
+        return self._resumable("start", self._start)
+
+    def wait(self) -> NativeSequence:
+        """Complete it."""
+        parts = self._sum.parts(self._reducer, self)
+        return NativeSequence([self._resumable("gather", self._wait), *parts, self._resumable("finish", self._wait)])
+
+    def _resumable(self, name: str, otherwise: Any) -> NativeCall:
+        return NativeCall(meeting.addresses()[name], (1, self._sum.address), keep=self, otherwise=otherwise)
+
+    def _start(self) -> None:
+        block = self._sum
+        self._group.align(self._reducer.entered)
+        with denormals.flushed():
+            weights = [(count, float(weight)) for count, weight in zip(block.runs, self._weights, strict=True)]
+            self._handle = self._group.all_reduce_async(block.array, weights=weights)
+        block.number = self._reducer.entered
+
+    def _wait(self) -> None:
+        block, handle = self._sum, self._handle
+        self._handle = None
+        with denormals.flushed(), np.errstate(all="ignore"):
+            if handle is not None:
+                handle.wait()
+            else:
+                self._group.finish_native(block.array, block.number)
+
+
+class _Block:
+    """What machine code knows of a sum; the names of its words are in `meeting`."""
+
+    def __init__(
+        self, reducer: SharedReducer, array: np.ndarray, runs: Sequence[int], weights: Sequence[np.ndarray]
+    ) -> None:
+        self.array, self.runs = array, list(runs)
+        self._dtype = dtypes.standardize_dtype(array.dtype)
+        ranks = reducer.ledger[meeting.RANKS]
+        self._arrays = (ctypes.c_void_p * ranks)()
+        self._factors = (ctypes.c_double * (ranks * len(runs)))()
+        self._words = words = (ctypes.c_int64 * meeting.BLOCK_WORDS)()
+        self.address = ctypes.addressof(words)
+        words[meeting.LEDGER] = ctypes.addressof(reducer.ledger)
+        for word, fact in enumerate(reducer.facts(("sum", self._dtype), array, self.runs), meeting.NOTICE):
+            words[word] = fact
+        words[meeting.SOURCES] = ctypes.addressof(self._arrays)
+        words[meeting.WEIGHTS] = ctypes.addressof(self._factors)
+        words[meeting.RUNS] = len(runs)
+        for i, weight in enumerate(weights):
+            words[meeting.WEIGHTS_AT + i] = weight.ctypes.data
+            words[meeting.IS_DOUBLE + i] = weight.dtype == np.float64
+
+    @property
+    def number(self) -> int:
+        """Of the operation that the sum was entered as."""
+        return int(self._words[meeting.NUMBER])
+
+    @number.setter
+    def number(self, number: int) -> None:
+        self._words[meeting.NUMBER] = number
+
+    def operation(self, number: int) -> Operation:
+        """The same for Python, to go on from where machine code gave up."""
+        operation = Operation(number, self.array, self.array, ("sum", self._dtype), self.runs)
+        if self._words[meeting.GO]:  # this rank's part is combined already
+            operation.offsets = [0]
+            self._words[meeting.GO] = 0
+        return operation
+
+    def parts(self, reducer: SharedReducer, keep: object) -> list[NativeCall]:
+        """The calls that combine this rank's part, one for each run."""
+        ranks = reducer.ledger[meeting.RANKS]
+        kernel = shared_memory.weighted_part(self._dtype, ranks)
+        start, stop = reducer.part(self.array)
+        calls = []
+        for i, (last, count) in enumerate(zip(itertools.accumulate(self.runs), self.runs, strict=True)):
+            begin, end = max(start, last - count), min(stop, last)
+            go, factors = self.address + 8 * meeting.GO, ctypes.addressof(self._factors) + 8 * i * ranks
+            arguments = (go, ctypes.addressof(self._arrays), factors, begin)
+            if begin < end:
+                calls.append(NativeCall(kernel, arguments, end - begin, _GRAIN // self.array.itemsize, keep))
+        return calls

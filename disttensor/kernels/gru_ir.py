@@ -17,16 +17,16 @@ from disttensor.kernels.transcendental_ir import sigmoid, tanh
 def gru(shape: Shape) -> Function:
     """The native kernel of `disttensor.kernels.recurrent.gru`."""
     s = SequenceKernel("gru", shape)
-    f, weights, bias = s.f, s.pack(3), s.a["bias"]
+    f, weights, bias, products = s.f, s.pack(3), s.a["bias"], s.rows(3)
     with f.loop(0, s.steps) as step:
-        s.multiply(s.matrix("gates", 4, step), s.state(step), weights, s.units * 3, s.units)
+        s.multiply(products.matrix(), s.state(step), weights, s.units * 3, s.units)
 
         def advance(batch: Value, step: Value = step) -> None:
-            gates, z = s.row("gates", 4, batch, step), s.row("z", 3, batch, step)
+            gates, z, product = s.row("gates", 4, batch, step), s.row("z", 3, batch, step), products.row(batch)
             h, before = s.row("h", 1, batch, step), s.before("h", "h0", batch, step)
 
             def vector(place: Value) -> None:
-                inner = [s.load(gates, place, gate) + s.load(bias, place, gate) for gate in range(3)]
+                inner = [s.load(product, place, gate) + s.load(bias, place, gate) for gate in range(3)]
                 update, reset = (sigmoid(f, s.load(z, place, gate) + inner[gate]) for gate in range(2))
                 candidate = tanh(f, s.load(z, place, 2) + reset * inner[2])
                 for gate, value in enumerate((update, reset, candidate, inner[2])):
@@ -42,7 +42,7 @@ def gru(shape: Shape) -> Function:
 def gru_gradient(shape: Shape) -> Function:
     """The native kernel of `disttensor.kernels.recurrent.gru_gradient`."""
     s = SequenceKernel("gru_gradient", shape)
-    f, one, weights = s.f, s.constant(1), s.pack(3, turned=True)
+    f, one, weights, close = s.f, s.constant(1), s.pack(3, turned=True), s.rows(3)
     s.each_row(lambda batch: s.zero(s.row("dh", 1, batch), 1))
     with f.loop(0, s.steps) as done:
         step = s.steps - 1 - done
@@ -61,20 +61,21 @@ def gru_gradient(shape: Shape) -> Function:
                 slopes = [of_update * update * (one - update), of_reset * reset * (one - reset)]
                 for gate, value in enumerate(slopes):
                     s.store(value, dz, place, gate)
-                    s.store(value, da, place, gate)
                 s.store(of_candidate, dz, place, 2)
-                s.store(of_candidate * reset + more[3], da, place, 2)
+                for gate, value in enumerate((*slopes, of_candidate * reset + more[3])):
+                    s.store(value, da, place, gate)
+                    s.store(value, close.row(batch), place, gate)
                 s.store(of_h * update, dh, place)
 
             s.each_vector(vector)
 
         def stay(batch: Value, step: Value = step) -> None:
-            for slopes in ("dz", "da"):
-                s.zero(s.row(slopes, 3, batch, step), 3)
+            for row in (s.row("dz", 3, batch, step), s.row("da", 3, batch, step), close.row(batch)):
+                s.zero(row, 3)
             s.keep_gradient("gh", s.row("dh", 1, batch), batch, step)
 
         s.each_live_row(step, retreat, stay)
-        s.multiply(s.matrix("dh", 1), s.matrix("da", 3, step), weights, s.units, s.units * 3, 1)
+        s.multiply(s.matrix("dh", 1), close.matrix(), weights, s.units, s.units * 3, 1)
     return s.finish()
 
 
@@ -83,17 +84,19 @@ def gru_before(shape: Shape) -> Function:
     s = SequenceKernel("gru_before", shape)
     f = s.f
     of_gates, of_candidate = s.pack(3, count=2), s.pack(3, first=2, count=1)
-    kept = _Scratch(s)
+    kept, products = s.rows(1), s.rows(2)
     s.each_row(lambda batch: s.zero(kept.row(batch), 1))
     with f.loop(0, s.steps) as step:
-        s.multiply(s.matrix("gates", 3, step), s.state(step), of_gates, s.units * 2, s.units)
+        s.multiply(products.matrix(), s.state(step), of_gates, s.units * 2, s.units)
 
         def reset(batch: Value, step: Value = step) -> None:
             gates, z = s.row("gates", 3, batch, step), s.row("z", 3, batch, step)
             before = s.before("h", "h0", batch, step)
 
             def vector(place: Value) -> None:
-                update, reset = (sigmoid(f, s.load(z, place, g) + s.load(gates, place, g)) for g in range(2))
+                update, reset = (
+                    sigmoid(f, s.load(z, place, g) + s.load(products.row(batch), place, g)) for g in range(2)
+                )
                 s.store(update, gates, place, 0)
                 s.store(reset, gates, place, 1)
                 s.store(reset * s.load(before, place), kept.row(batch), place)
@@ -123,7 +126,7 @@ def gru_before_gradient(shape: Shape) -> Function:
     s = SequenceKernel("gru_before_gradient", shape)
     f, one = s.f, s.constant(1)
     of_gates, of_candidate = s.pack(3, count=2, turned=True), s.pack(3, first=2, count=1, turned=True)
-    of_kept = _Scratch(s)
+    of_kept = s.rows(1)
     s.each_row(lambda batch: s.zero(s.row("dh", 1, batch), 1))
     with f.loop(0, s.steps) as done:
         step = s.steps - 1 - done
@@ -166,21 +169,6 @@ def gru_before_gradient(shape: Shape) -> Function:
         s.each_live_row(step, through_reset, lambda batch: None)
         s.multiply(s.matrix("dh", 1), s.matrix("dz", 3, step), of_gates, s.units, s.units * 2, 1)
     return s.finish()
-
-
-class _Scratch:
-    """Numbers for each row of the part and each unit, between two products of a step."""
-
-    def __init__(self, s: SequenceKernel):
-        self._s, self._memory = s, s.scratch((s.stop - s.start) * s.units)
-
-    def row(self, batch: Value) -> Value:
-        """Where a row begins."""
-        return self._s.f.at(self._memory, (batch - self._s.start) * self._s.units * self._s.size)
-
-    def matrix(self) -> tuple[Value, Value]:
-        """All of it."""
-        return self._memory, self._s.strides(1, with_steps=False)
 
 
 def _mix(s: SequenceKernel, share: Value, old: Value, new: Value) -> Value:

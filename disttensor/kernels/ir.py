@@ -278,9 +278,9 @@ class Function:
         self._intrinsics.add(f"declare {kind} @llvm.{name}({types})")
         return self.emit(kind, f"call {kind} @llvm.{name}({arguments})")
 
-    def multiply_add(self, x: Value, y: Value, z: Value) -> Value:
+    def multiply_add(self, x: Value, y: Operand, z: Operand) -> Value:
         """x·y + z, rounded once on every processor that can do so in one instruction."""
-        kind = x.type
+        kind, y, z = x.type, self.like(x, y), self.like(x, z)
         return self.intrinsic(f"fmuladd.{_suffix(kind)}", kind, f"{x}, {y}, {z}", f"{kind}, {kind}, {kind}")
 
     def unary(self, name: str, x: Value) -> Value:

@@ -66,6 +66,10 @@ class SequenceKernel:
         """Where a gate begins in a row."""
         return self.f.at(row, self.units * (number * self.size))
 
+    def rows(self, features: int) -> Rows:
+        """Memory for rows of so many times `units` features, one for each row of the part, close together."""
+        return Rows(self, features)
+
     def scratch(self, count: Value) -> Value:
         """Memory for so many numbers, until the end."""
         memory = self.f.emit("ptr", f"call ptr @malloc(i64 {(count * self.size + 64).name})")
@@ -179,16 +183,37 @@ class SequenceKernel:
         )
 
 
+class Rows:
+    """Numbers of the present step, a row of so many times `units` for each row of the part.
+
+    Products write to such memory, and read from it. In arrays of (batch, steps, features) the rows of a step lie far
+    apart, often at multiples of a page, where only a few of them fit a cache at once.
+    """
+
+    def __init__(self, s: SequenceKernel, features: int):
+        self._s, self._features = s, features
+        self._memory = s.scratch((s.stop - s.start) * s.units * features)
+
+    def row(self, batch: Value) -> Value:
+        """Where a row begins."""
+        s = self._s
+        return s.f.at(self._memory, (batch - s.start) * s.units * (self._features * s.size))
+
+    def matrix(self) -> tuple[Value, Value]:
+        """All rows, as a matrix."""
+        return self._memory, self._s.strides(self._features, with_steps=False)
+
+
 def rnn(shape: Shape) -> Function:
     """The native kernel of `disttensor.kernels.recurrent.rnn`."""
     s = SequenceKernel("rnn", shape)
-    weights = s.pack(1)
+    weights, products = s.pack(1), s.rows(1)
     with s.f.loop(0, s.steps) as step:
-        s.multiply(s.matrix("h", 1, step), s.state(step), weights, s.units, s.units)
+        s.multiply(products.matrix(), s.state(step), weights, s.units, s.units)
 
         def advance(batch: Value, step: Value = step) -> None:
-            h, z = s.row("h", 1, batch, step), s.row("z", 1, batch, step)
-            s.each_vector(lambda place: s.store(tanh(s.f, s.load(z, place) + s.load(h, place)), h, place))
+            h, z, product = s.row("h", 1, batch, step), s.row("z", 1, batch, step), products.row(batch)
+            s.each_vector(lambda place: s.store(tanh(s.f, s.load(z, place) + s.load(product, place)), h, place))
 
         def stay(batch: Value, step: Value = step) -> None:
             s.copy(s.before("h", "h0", batch, step), s.row("h", 1, batch, step))
@@ -200,7 +225,7 @@ def rnn(shape: Shape) -> Function:
 def rnn_gradient(shape: Shape) -> Function:
     """The native kernel of `disttensor.kernels.recurrent.rnn_gradient`."""
     s = SequenceKernel("rnn_gradient", shape)
-    weights = s.pack(1, turned=True)
+    weights, slopes = s.pack(1, turned=True), s.rows(1)
     s.each_row(lambda batch: s.zero(s.row("dh", 1, batch), 1))
     with s.f.loop(0, s.steps) as done:
         step = s.steps - 1 - done
@@ -210,34 +235,37 @@ def rnn_gradient(shape: Shape) -> Function:
 
             def vector(place: Value) -> None:
                 of_h, state = s.load(dh, place) + s.gradient("gh", 1, batch, step, place), s.load(h, place)
-                s.store(of_h * (s.constant(1) - state * state), dz, place)
+                slope = of_h * (s.constant(1) - state * state)
+                s.store(slope, dz, place)
+                s.store(slope, slopes.row(batch), place)
                 s.store(s.constant(0), dh, place)
 
             s.each_vector(vector)
 
         def stay(batch: Value, step: Value = step) -> None:
             s.zero(s.row("dz", 1, batch, step), 1)
+            s.zero(slopes.row(batch), 1)
             s.keep_gradient("gh", s.row("dh", 1, batch), batch, step)
 
         s.each_live_row(step, retreat, stay)
-        s.multiply(s.matrix("dh", 1), s.matrix("dz", 1, step), weights, s.units, s.units, 1)
+        s.multiply(s.matrix("dh", 1), slopes.matrix(), weights, s.units, s.units, 1)
     return s.finish()
 
 
 def lstm(shape: Shape) -> Function:
     """The native kernel of `disttensor.kernels.recurrent.lstm`."""
     s = SequenceKernel("lstm", shape)
-    f, weights = s.f, s.pack(4)
+    f, weights, products = s.f, s.pack(4), s.rows(4)
     with f.loop(0, s.steps) as step:
-        s.multiply(s.matrix("gates", 4, step), s.state(step), weights, s.units * 4, s.units)
+        s.multiply(products.matrix(), s.state(step), weights, s.units * 4, s.units)
 
         def advance(batch: Value, step: Value = step) -> None:
-            gates, z = s.row("gates", 4, batch, step), s.row("z", 4, batch, step)
+            gates, z, product = s.row("gates", 4, batch, step), s.row("z", 4, batch, step), products.row(batch)
             h, c, c_before = s.row("h", 1, batch, step), s.row("c", 1, batch, step), s.before("c", "c0", batch, step)
 
             def vector(place: Value) -> None:
                 i, j, g, o = (
-                    (tanh if gate == 2 else sigmoid)(f, s.load(z, place, gate) + s.load(gates, place, gate))
+                    (tanh if gate == 2 else sigmoid)(f, s.load(z, place, gate) + s.load(product, place, gate))
                     for gate in range(4)
                 )
                 cell = j * s.load(c_before, place) + i * g
@@ -260,7 +288,7 @@ def lstm(shape: Shape) -> Function:
 def lstm_gradient(shape: Shape) -> Function:
     """The native kernel of `disttensor.kernels.recurrent.lstm_gradient`."""
     s = SequenceKernel("lstm_gradient", shape)
-    f, one, weights = s.f, s.constant(1), s.pack(4, turned=True)
+    f, one, weights, slopes = s.f, s.constant(1), s.pack(4, turned=True), s.rows(4)
     s.each_row(lambda batch: s.zero(s.row("dh", 1, batch), 1))
     s.each_row(lambda batch: s.zero(s.row("dc", 1, batch), 1))
     with f.loop(0, s.steps) as done:
@@ -276,10 +304,12 @@ def lstm_gradient(shape: Shape) -> Function:
                 bent = tanh(f, s.load(c, place))
                 of_h = s.load(dh, place) + s.gradient("gh", 1, batch, step, place)
                 of_c = s.load(dc, place) + s.gradient("gc", 1, batch, step, place) + of_h * o * (one - bent * bent)
-                slopes = [i * (one - i), j * (one - j), one - g * g, o * (one - o)]
+                bends = [i * (one - i), j * (one - j), one - g * g, o * (one - o)]
                 for gate, value in enumerate((of_c * g, of_c * s.load(c_before, place), of_c * i, of_h * bent)):
                     more = s.gradient("gg", 4, batch, step, place, gate)
-                    s.store((value + more) * slopes[gate], dz, place, gate)
+                    slope = (value + more) * bends[gate]
+                    s.store(slope, dz, place, gate)
+                    s.store(slope, slopes.row(batch), place, gate)
                 s.store(of_c * j, dc, place)
                 s.store(s.constant(0), dh, place)
 
@@ -287,11 +317,12 @@ def lstm_gradient(shape: Shape) -> Function:
 
         def stay(batch: Value, step: Value = step) -> None:
             s.zero(s.row("dz", 4, batch, step), 4)
+            s.zero(slopes.row(batch), 4)
             for name in ("h", "c"):
                 s.keep_gradient(f"g{name}", s.row(f"d{name}", 1, batch), batch, step)
 
         s.each_live_row(step, retreat, stay)
-        s.multiply(s.matrix("dh", 1), s.matrix("dz", 4, step), weights, s.units, s.units * 4, 1)
+        s.multiply(s.matrix("dh", 1), slopes.matrix(), weights, s.units, s.units * 4, 1)
     return s.finish()
 
 

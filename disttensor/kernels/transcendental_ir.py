@@ -19,15 +19,15 @@ def _parts(f: Function, x: Value) -> tuple[Value, Value, Value]:
     whole = x.type.replace("double" if wide else "float", bits)
     rounder = 1.5 * 2.0**mantissa
     inside = f.select(x < lowest, f.constant(x.type, lowest), x)
-    shifted = inside * (1 / math.log(2)) + rounder
+    shifted = f.multiply_add(inside, 1 / math.log(2), rounder)
     n = shifted - rounder
-    r = (inside - n * high) - n * low
+    r = f.multiply_add(n, -low, f.multiply_add(n, -high, inside))
     series = f.constant(x.type, 1 / math.factorial(terms))
     for degree in range(terms - 1, 1, -1):
-        series = series * r + 1 / math.factorial(degree)
+        series = f.multiply_add(series, r, 1 / math.factorial(degree))
     power = f.emit(whole, f"shl {f.emit(whole, f'bitcast {shifted} to {whole}')}, {f.constant(whole, mantissa).name}")
     power = f.emit(x.type, f"bitcast {power + (bias << mantissa)} to {x.type}")
-    return power, r + r * r * series, x < lowest
+    return power, f.multiply_add(r * r, series, r), x < lowest
 
 
 def exponential(f: Function, x: Value) -> Value:
@@ -46,5 +46,5 @@ def sigmoid(f: Function, x: Value) -> Value:
 def tanh(f: Function, x: Value) -> Value:
     """The hyperbolic tangent."""
     power, rest, _ = _parts(f, f.unary("fabs", x) * -2)
-    e = power * rest + (power - 1)
+    e = f.multiply_add(power, rest, power - 1)
     return f.copy_sign(e / (e + 2), x)

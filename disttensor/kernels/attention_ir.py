@@ -63,6 +63,15 @@ class _Rows:
         for offset, value in zip(self.offsets, values, strict=True):
             self.f.store(value, self.f.at(row, first * self.size, offset), self.size)
 
+    def each_vector(self, width: Value, body: Callable[[Value, Value | None], None]) -> None:
+        """Write what is to be done at the place of each vector of a row; the last may be partial, and has a mask."""
+        f, lanes = self.f, self.shape.lanes
+        whole = width // lanes * lanes
+        with f.loop(0, whole, lanes) as first:
+            body(first * self.size, None)
+        with f.when(whole < width):
+            body(whole * self.size, f.first_lanes(lanes, width - whole))
+
     def one(self, value: float) -> Value:
         """A number."""
         return self.f.constant(self.shape.scalar, value)
@@ -183,9 +192,13 @@ def forward(shape: Shape) -> Function:
         )  # fmt: skip
         with f.loop(0, block.count) as number:
             divisor = f.load(shape.scalar, f.at(scores, number * block.row_bytes, block.row_bytes - size), size)
-            with f.loop(0, a["value_size"]) as column:
-                place = f.at(block.of("out", top + number), column * size)
-                f.store(f.load(shape.scalar, place, size) / divisor, place, size)
+            row, divisors = block.of("out", top + number), rows.splat(divisor)
+
+            def divide(place: Value, mask: Value | None, row: Value = row, divisors: Value = divisors) -> None:
+                at = f.at(row, place)
+                f.store_some(f.load_some(shape.vector, at, mask, size) / divisors, at, mask, size)
+
+            rows.each_vector(a["value_size"], divide)
     f.line(f"call void @free({memory})")
     return f
 
@@ -199,10 +212,13 @@ def backward(shape: Shape) -> Function:
         batch = item // a["heads"]
         head = item - batch * a["heads"]
         with f.loop(0, a["keys"]) as key:
-            for array, width in (("dk", a["size"]), ("dv", a["value_size"])):
-                with f.loop(0, width) as column:
-                    place = _place(f, a, array, batch, key, head)
-                    f.store(rows.one(0), f.at(place, column * size), size)
+            for array, width in (("dk", "size"), ("dv", "value_size")):
+                row, zeros = _place(f, a, array, batch, key, head), f.constant(shape.vector, 0)
+
+                def clear(place: Value, mask: Value | None, row: Value = row, zeros: Value = zeros) -> None:
+                    f.store_some(zeros, f.at(row, place), mask, size)
+
+                rows.each_vector(a[width], clear)
         with f.loop(0, a["queries"], a["block"]) as top:
             _differentiate(_Block(f, a, rows, batch, head, top), scores, slopes)
     f.line(f"call void @free({memory})")

@@ -17,7 +17,8 @@ import functools
 
 import numpy as np
 
-from disttensor.kernels import elementary
+from disttensor.kernels import elementary, indexing_ir
+from disttensor.kernels.ir import NO_HINT
 from disttensor.kernels.loop import LANES, ROW_REDUCTIONS, Literal, Loop, Step
 from disttensor.kernels.scalar_ir import TYPES, Block, Module, Value
 
@@ -115,6 +116,9 @@ class _Writer:
             if step.function in ROW_REDUCTIONS:
                 kind = f"<{self.width} x {_memory(step.dtype)}>"
                 self.write(f"  %sum{i} = alloca {kind}, align 64")
+            if step.function == "sum_chosen":
+                self.write(f"  %chosen{i} = alloca {TYPES[step.dtype]}, i64 %columns, align 64")
+                self.write(f"  %used{i} = alloca i64", f"  store i64 1, ptr %used{i}")
         for register in sorted(self.kept):
             kind = _memory(loop.dtypes[register])
             self.write(f"  %kept{register} = alloca {kind}, i64 %columns, align 64")
@@ -162,6 +166,7 @@ class _Writer:
             "  %base = mul nsw i64 %r, %columns", "  %left = sub i64 %total, %base",
             "  %short = icmp slt i64 %left, %columns", "  %n = select i1 %short, i64 %left, i64 %columns",
         )  # fmt: skip
+        self._sum_chosen_rows()
         block = self.block()
         for i, (dtype, access) in enumerate(loop.inputs):
             if access == "column":
@@ -184,6 +189,16 @@ class _Writer:
             self.write("block.end:", "  %b.next = add nsw i64 %b, 1", "  %more = icmp slt i64 %b.next, %stop")
             self.write("  br i1 %more, label %block, label %end")
         self.write("end:", "  ret void")
+
+    def _sum_chosen_rows(self) -> None:
+        """Add up the rows that this one has chosen, into scratch memory that the passes read."""
+        for i, step in enumerate(self.loop.steps):
+            if step.function == "sum_chosen":
+                function = indexing_ir.sum_chosen(TYPES[step.dtype], LANES)
+                self.module.functions[function.name] = function.text().replace(f", !llvm.loop {NO_HINT}", "")
+                self.module.declarations |= function.declarations
+                operands = ", ".join(f"ptr %p{o}" for o in step.operands)
+                self.write(f"  call void @{function.name}(ptr %chosen{i}, ptr %used{i}, {operands}, i64 %r, i64 %n)")
 
     def _narrow_steps(self, block: Block, level: str, number: int) -> None:
         """The steps on one number for each row, or one for all, that are known before a pass."""
@@ -276,6 +291,8 @@ class _Writer:
                 return block.convert(at, "int32") + self._iota(block)
             if step.function == "spread":
                 return value(step.operands[0])
+            if step.function == "sum_chosen":
+                return self._load(block, f"%chosen{register - self.first_step}", dtype, column, mask)
             return self._apply(block, step, {o: value(o) for o in step.operands if isinstance(o, int)})
 
         for register in self.wanted(number):

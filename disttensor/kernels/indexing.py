@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from disttensor.errors import ArgumentError, ShapeError
-from disttensor.kernels import ir, machine
+from disttensor.kernels import indexing_ir, ir, machine
 from disttensor.kernels._jit import kernel, operand
-from disttensor.kernels.ir import Function
+from disttensor.kernels.loop import Loop, Writing
 from disttensor.kernels.native import NativeCall
 
 _PARTS = 16
@@ -18,6 +19,9 @@ _PARTS = 16
 
 _GRAIN = 1 << 16
 """Numbers that make a part for one of several threads."""
+
+_BYTES = 1 << 16
+"""Bytes that make a part where they are copied."""
 
 
 def scatter_add_rows(out: np.ndarray, indices: np.ndarray, updates: np.ndarray) -> None:
@@ -76,50 +80,97 @@ def bind_scatter_add(out: np.ndarray, indices: np.ndarray, updates: np.ndarray) 
     Parameters
     ----------
     out : array, shape (rows, width)
-    indices : array of int64, shape (updates,)
+    indices : array, shape (updates,)
+        That `can_bind`.
     updates : array, shape (updates, width)
         Of the dtype of `out`, which is not of half precision; all are contiguous.
     """
     rows, width = out.shape
     grain = max(-(-rows // _PARTS), _GRAIN // max(width, 1))
     grain = grain if rows > grain else 0
-    kind = _FLOATS.get(out.dtype.name)
-    if kind is None:
+    scalar = _FLOATS.get(out.dtype.name)
+    if scalar is None:
         return _scatter_add.native(out, operand(indices), operand(updates), extent=rows, grain=grain)
-    arguments = out, operand(indices), operand(updates), indices.shape[0], width, rows
-    return NativeCall(_address(kind), arguments, rows, grain)
+    arguments = out, indices, operand(updates), indices.shape[0], width, rows
+    return NativeCall(_functions(indices, scalar)["scatter_add"], arguments, rows, grain)
 
 
 _FLOATS = {"float32": "float", "float64": "double"}
+_INDICES = {"int32": "i32", "int64": "i64"}
+
+
+def can_bind(indices: np.ndarray) -> bool:
+    """Whether native kernels read these indices as they are."""
+    return indices.dtype.name in _INDICES and indices.flags.c_contiguous and indices.flags.aligned
+
+
+def bind_check(indices: np.ndarray, size: int, complain: Callable[[], None]) -> NativeCall:
+    """A call that raises if an index is outside ``[-size, size)``, before anything behind it runs.
+
+    Parameters
+    ----------
+    indices : array
+        That `can_bind`.
+    size : int
+    complain : callable
+        Raises the error.
+    """
+    return NativeCall(_functions(indices)["check"], (0, indices, size), indices.size, otherwise=complain)
+
+
+def bind_gather(out: np.ndarray, table: np.ndarray, indices: np.ndarray) -> NativeCall:
+    """``out = table[:, indices]``; what the indices are is not checked.
+
+    Parameters
+    ----------
+    out : array, shape (outer, *indices.shape, ...)
+    table : array, shape (outer, size, ...)
+        Both are contiguous.
+    indices : array
+        That `can_bind`.
+    """
+    outer, size = table.shape[:2]
+    width = math.prod(table.shape[2:]) * table.itemsize
+    rows = outer * indices.size if width else 0
+    grain = max(_BYTES // max(width, 1), 1)
+    words = (out, table, indices, indices.size, size, width)
+    return NativeCall(_functions(indices)["gather"], words, rows, grain if rows > grain else 0)
+
+
+def bind_order(starts: np.ndarray, order: np.ndarray, indices: np.ndarray) -> NativeCall:
+    """The numbers of the indices that name row 0, in their order, then those that name row 1, and so on.
+
+    Parameters
+    ----------
+    starts : array of int32, shape (rows + 2,)
+        Gets where in `order` the numbers of each row start; the two behind are the number of indices.
+    order : array of int32, shape (indices.size,)
+        Gets the numbers.
+    indices : array
+        That `can_bind`; what they are is not checked.
+    """
+    words = (starts, order, indices, indices.size, starts.size - 2)
+    return NativeCall(_functions(indices)["order"], words)
 
 
 @functools.cache
-def _address(kind: str) -> int:
-    parameters = kind, machine.vector_bytes()
-    text = ir.written("scatter_add", lambda: ir.module([_scatter_add_floats(*parameters)]), parameters)
-    return machine.load(text)["scatter_add"]
+def chosen_sums(dtype: str) -> Loop:
+    """The loop over a table that adds up the rows of updates which `bind_order` puts together."""
+    write = Writing((dtype, "anywhere"), ("int32", "anywhere"), ("int32", "anywhere"))
+    return write.loop(write("sum_chosen", 0, 1, 2))
 
 
-def _scatter_add_floats(kind: str, vector_bytes: int) -> Function:
-    """The machine code of `_scatter_add`, without what it costs to load numba."""
-    f = Function("scatter_add", [("ptr", "arguments"), ("i64", "start"), ("i64", "stop")])
-    out, indices, updates = (f.field(f["arguments"], i, "ptr") for i in range(3))
-    count, width, rows = (f.field(f["arguments"], i) for i in range(3, 6))
-    size = 4 if kind == "float" else 8
-    lanes = vector_bytes // size
-    wide = width // lanes * lanes
-    f.zero(f.at(out, f["start"] * width * size), (f["stop"] - f["start"]) * width * size)
-    with f.loop(0, count) as number:
-        index = f.load("i64", f.at(indices, number * 8), 8)
-        row = f.select(index < 0, index + rows, index)
-        with f.when(f.emit("i1", f"and {row >= f['start']}, {(row < f['stop']).name}")):
-            total, update = f.at(out, row * width * size), f.at(updates, number * width * size)
-            for first, last, step in ((f.integer(0), wide, lanes), (wide, width, 1)):
-                numbers = kind if step == 1 else f"<{lanes} x {kind}>"
-                with f.loop(first, last, step) as column:
-                    place, added = f.at(total, column * size), f.at(update, column * size)
-                    f.store(f.load(numbers, place, size) + f.load(numbers, added, size), place, size)
-    return f
+def _functions(indices: np.ndarray, scalar: str = "float") -> Mapping[str, int]:
+    return _library(_INDICES[indices.dtype.name], scalar)
+
+
+@functools.cache
+def _library(kind: str, scalar: str) -> Mapping[str, int]:
+    def write() -> str:
+        adding = indexing_ir.scatter_add(kind, scalar, machine.vector_bytes())
+        return ir.module([indexing_ir.check(kind), indexing_ir.gather(kind), indexing_ir.order(kind), adding])
+
+    return machine.load(ir.written("indexing", write, kind, scalar, machine.vector_bytes()))
 
 
 def one_hot(out: np.ndarray, indices: np.ndarray) -> None:

@@ -128,6 +128,7 @@ class Function:
     """
 
     def __init__(self, name: str, parameters: Sequence[tuple[str, str]], linkage: str = ""):
+        self.name = name
         self._head = f"define {linkage.split(' ')[0]} void @{name}(%s) nounwind {linkage.partition(' ')[2]} {{"
         self.parameters = {p: Value(self, kind, f"%{p}") for kind, p in parameters}
         self._reserved: list[str] = []
@@ -332,7 +333,7 @@ class Function:
         self._start(body)
         yield index
         counter.set(index + step)
-        self.line(f"br label %{check}, !llvm.loop {_LOOP}")
+        self.line(f"br label %{check}, !llvm.loop {NO_HINT}")
         self._start(end)
 
     @contextlib.contextmanager
@@ -352,7 +353,8 @@ class Function:
             yield
 
 
-_LOOP = "!loop"
+NO_HINT = "!loop"
+"""What stands for the hints of a loop in the text of a function, until a module has them."""
 
 
 def module(functions: Sequence[Function], *others: str) -> str:
@@ -360,7 +362,7 @@ def module(functions: Sequence[Function], *others: str) -> str:
     declarations = sorted(set().union(*(f.declarations for f in functions)))
     text = "\n".join([*declarations, *others, *(f.text() for f in functions)])
     # Loops are what they should be: LLVM need not spend time on trying to vectorise or unroll them.
-    first, *rest = text.split(_LOOP)
+    first, *rest = text.split(NO_HINT)
     loops = [f"!{2 + i} = distinct !{{!{2 + i}, !0, !1}}" for i in range(len(rest))]
     hints = ['!0 = !{!"llvm.loop.unroll.disable"}', '!1 = !{!"llvm.loop.vectorize.enable", i1 false}']
     return "\n".join([first + "".join(f"!{2 + i}{part}" for i, part in enumerate(rest)), *hints, *loops])

@@ -53,8 +53,9 @@ class Step:
 
     Operands are numbers of registers, or literals. Inputs are the first registers, then comes one for each step.
     Beside the primitives and functions there are "sum", "max" and "min" of a row; "sum_rows", the sums of columns,
-    which no other step can use; "column", the number of the column, without operands; and "spread", which makes a
-    number of each element.
+    which no other step can use; "column", the number of the column, without operands; "spread", which makes a number of
+    each element; and "sum_chosen", whose row r is the sum of the rows of its first operand that r has chosen (see
+    `disttensor.kernels.indexing.bind_order`).
     """
 
     function: str
@@ -70,7 +71,7 @@ class Loop:
     ----------
     inputs : tuple of (dtype, access)
         How an input is read in row r and column c: "full" (element r·columns + c), "row" (element c, the same for every
-        row), "column" (element r), or "scalar" (its only element).
+        row), "column" (element r), "scalar" (its only element), or "anywhere" (only "sum_chosen" knows).
     steps : tuple of Step
     outputs : tuple of int
         The registers that are stored: for each element, each row, or (sums of columns) each column.
@@ -102,7 +103,7 @@ class Loop:
                 level = "column"
             elif step.function == "sum_rows":
                 level = "row"
-            elif step.function in ("column", "spread") or "full" in operands:
+            elif step.function in ("column", "spread", "sum_chosen") or "full" in operands:
                 level = "full"
             else:
                 level = "column" if "column" in operands else "scalar"

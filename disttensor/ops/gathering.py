@@ -16,7 +16,7 @@ import numpy as np
 from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.errors import DTypeError, OutOfRangeError, ShapeError
-from disttensor.kernels import copying
+from disttensor.kernels import copying, indexing
 from disttensor.kernels.indexing import bind_scatter_add, scatter_add_rows
 from disttensor.kernels.native import Bound, sequence
 from disttensor.ops.registry import Example, apply, broadcast_shapes, operator
@@ -167,6 +167,22 @@ def gather(out: np.ndarray, x: np.ndarray, *indices: np.ndarray, axes: tuple[int
     np.copyto(np.moveaxis(out, range(position, position + count), range(count)), chosen)
 
 
+@gather.bind
+def _(out: np.ndarray, x: np.ndarray, *indices: np.ndarray, axes: tuple[int, ...], position: int) -> Bound:
+    attrs = {"axes": axes, "position": position}
+    if axes != (position,) or not x.flags.c_contiguous or not indexing.can_bind(indices[0]):
+        return functools.partial(gather.kernel, out, x, *indices, **attrs)
+    (index,), size = indices, x.shape[position]
+    outer = math.prod(x.shape[:position])
+    rows = indexing.bind_gather(
+        out.reshape(outer, index.size, -1) if out.size else out,
+        x.reshape(outer, size, math.prod(x.shape[position + 1 :])),
+        index,
+    )
+    complain = functools.partial(check_range, "indexing", index, size, position)
+    return sequence([indexing.bind_check(index, size, complain), rows])
+
+
 @gather.infer
 def _(x: Spec, *indices: Spec, axes: tuple[int, ...], position: int) -> Spec:
     require_integers("indexing", indices)
@@ -219,10 +235,15 @@ def _(
     attrs = {"axes": axes, "position": position, "shape": shape}
     if axes != tuple(range(len(axes))) or not x.flags.c_contiguous or x.dtype.itemsize == 2:
         return functools.partial(scatter_add.kernel, out, x, *indices, **attrs)
-    sizes = shape[: len(axes)]
-    rows = np.empty(math.prod(np.broadcast_shapes(*(i.shape for i in indices))), np.int64)
+    sizes, size = shape[: len(axes)], math.prod(shape[: len(axes)])
     width = math.prod(shape[len(axes) :])
-    add = bind_scatter_add(out.reshape(math.prod(sizes), width), rows, x.reshape(rows.size, width))
+    if len(indices) == 1 and x.dtype.kind == "f" and indexing.can_bind(indices[0]):
+        (index,) = indices
+        complain = functools.partial(check_range, "scatter", index, size, 0)
+        add = bind_scatter_add(out.reshape(size, width), index.reshape(-1), x.reshape(index.size, width))
+        return sequence([indexing.bind_check(index, size, complain), add])
+    rows = np.empty(math.prod(np.broadcast_shapes(*(i.shape for i in indices))), np.int64)
+    add = bind_scatter_add(out.reshape(size, width), rows, x.reshape(rows.size, width))
 
     def run() -> None:
         rows[:] = flat_indices("scatter", indices, sizes, axes)

@@ -31,6 +31,7 @@ def test_each_pass_says_what_it_changed():
         "drop_dead_code: nothing to do",
         "insert_allreduce: nothing to do",
         "scatter_early: nothing to do",
+        "sum_by_rows: nothing to do",
         "fuse_elementwise: 4 → 3 operators: gone 2 add, multiply; new 2 fused",
     ]
 

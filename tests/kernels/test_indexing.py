@@ -70,6 +70,45 @@ def test_scatter_checks_before_it_writes(wrong: int) -> None:
     assert (out == 1).all()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "int8", "complex128"])
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+@pytest.mark.parametrize(("outer", "row"), [(1, (1,)), (3, (1,)), (2, (5, 3)), (1, (0,))])
+def test_gather_copies_rows(dtype: str, kind: type, outer: int, row: tuple[int, ...], rng: np.random.Generator) -> None:
+    table = (10 * rng.normal(size=(outer, 6, *row))).astype(dtypes.to_numpy(dtype))
+    indices = rng.integers(-6, 6, (4, 5)).astype(kind)
+    out = np.zeros((outer, 4, 5, *row), table.dtype)
+    indexing.bind_gather(out, table, indices)()
+    assert out.tobytes() == table[:, indices].tobytes()
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+def test_a_check_raises_what_it_is_told_unless_all_indices_are_in_range(kind: type) -> None:
+    def complain() -> None:
+        raise IndexError("out of range")
+
+    indices = np.array([[0, 4], [-5, -1]], kind)
+    check = indexing.bind_check(indices, 5, complain)
+    check()
+    for wrong in (5, -6, np.iinfo(kind).max, np.iinfo(kind).min):
+        indices[1, 0] = wrong
+        with pytest.raises(IndexError):
+            check()
+    indices[1, 0] = 2
+    check()
+
+
+@pytest.mark.parametrize(("rows", "count"), [(7, 40), (40, 7), (3, 0), (1, 5)])
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+def test_order_puts_the_indices_of_a_row_together(rows: int, count: int, kind: type, rng: np.random.Generator) -> None:
+    indices = rng.integers(-rows, rows, count).astype(kind)
+    starts, order = np.full(rows + 2, 99, np.int32), np.full(count, 99, np.int32)
+    indexing.bind_order(starts, order, indices)()
+    named = indices % rows
+    np.testing.assert_array_equal(order, np.argsort(named, kind="stable"))
+    np.testing.assert_array_equal(starts[:-1], np.searchsorted(np.sort(named), np.arange(rows + 1)))
+    assert starts[-1] == count
+
+
 def test_one_hot() -> None:
     indices = np.array([[0, 2], [-1, 3]])
     out = np.full((2, 2, 3), 9, np.float32)

@@ -14,6 +14,7 @@ from disttensor.graph.passes.common_subexpressions import share_common_subexpres
 from disttensor.graph.passes.constant_folding import fold_constants
 from disttensor.graph.passes.dead_code import drop_dead_code
 from disttensor.graph.passes.fusion import fuse_elementwise
+from disttensor.graph.passes.sums_by_row import sum_by_rows
 
 Pass = Callable[[Graph], Graph]
 
@@ -22,7 +23,10 @@ PIPELINE: list[Pass] = [fold_constants, share_common_subexpressions, drop_dead_c
 
 
 def register(graph_pass: Pass) -> Pass:
-    """Add a pass to the end of the pipeline; fusion, which hides operators from other passes, always comes last."""
+    """Add a pass to the end of the pipeline.
+
+    Fusion, which hides operators from other passes, always comes last, after what prepares it.
+    """
     PIPELINE.append(graph_pass)
     return graph_pass
 
@@ -30,7 +34,7 @@ def register(graph_pass: Pass) -> Pass:
 def optimize(graph: Graph) -> Graph:
     """Run every pass of the pipeline, and fuse; the result has a `Graph.history`."""
     history = [("traced", _operators(graph))]
-    for graph_pass in (*PIPELINE, fuse_elementwise):
+    for graph_pass in (*PIPELINE, sum_by_rows, fuse_elementwise):
         graph = graph_pass(graph)
         history.append((graph_pass.__name__, _operators(graph)))
     graph.history = tuple(history)

@@ -327,7 +327,7 @@ class _Builder:
     def _source(self, old: Value, new: Value, read: tuple[str, str]) -> Any:
         """Where an operand comes from: a member, a literal, or the number of an input of the loop."""
         access = read[1]
-        if access != "full":
+        if access not in ("full", "anywhere"):
             new = through_broadcast(new)[0] if id(old.node) not in self.inside else new
             old = through_broadcast(old)[0]
         if id(old.node) in self.inside:

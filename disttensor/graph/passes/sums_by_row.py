@@ -1,0 +1,47 @@
+"""Sums by row: the gradient of an embedding's table becomes a part of the loop that reads it.
+
+Such a gradient is a `scatter_add`: zeros, but for some rows. It is replaced by an order of the indices and sums in this
+order, row by row, which fusion joins with what reads them (an optimizer's update, for one). The updates of a row are
+added in their order either way, so no bit changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from disttensor import dtypes
+from disttensor.graph.graph import Graph, Node, Value
+from disttensor.graph.passes.recipes import LEAST_COLUMNS, recipe_of
+from disttensor.ops.gathering import scatter_add
+from disttensor.ops.row_sums import order_by_row, sum_by_row
+
+_ROW_BYTES = 1 << 14
+"""A loop sums a row on its thread's stack; longer ones stay what they are."""
+
+
+def sum_by_rows(graph: Graph) -> Graph:
+    """Split each `scatter_add` that only loops over the elements of its result read."""
+    users = graph.users()
+
+    def rule(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value] | None:
+        if node.op is not scatter_add or not _fits(node, users[id(node)]):
+            return None
+        updates, indices = inputs
+        (rows, _) = shape = node.attrs["shape"]
+        specs = order_by_row.infer_rule(indices.spec, rows=rows)
+        order = Node("operator", specs, order_by_row, [indices], {"rows": rows}, order=node.order)
+        sums = Node("operator", node.specs, sum_by_row, [updates, *order.outputs], {"shape": shape}, order=node.order)
+        return sums.outputs
+
+    return graph.rewrite(rule)
+
+
+def _fits(node: Node, users: Sequence[Node | None]) -> bool:
+    spec, attrs = node.specs[0], node.attrs
+    if spec.dtype not in ("float32", "float64") or len(spec.shape) != 2 or attrs["axes"] != (0,):
+        return False
+    width = spec.shape[1]
+    if width < LEAST_COLUMNS or width * dtypes.itemsize(spec.dtype) > _ROW_BYTES:
+        return False
+    recipes = [recipe_of(user) if user is not None else None for user in users]
+    return all(recipe is not None and recipe.shape == spec.shape for recipe in recipes)

@@ -21,7 +21,7 @@ class Replay:
         self.ready = self._training.ready
         self._seconds: list[float] = []
         plan = plan_of(self._training.model)
-        plan.run = timed(plan.run, self._seconds)
+        plan.replay = timed(plan.replay, self._seconds)
 
     def round(self) -> dict[str, Any]:
         """Train for a round.
@@ -43,7 +43,7 @@ class Profile:
         self._training = Training(job)
         plan = plan_of(self._training.model)
         self._runs: list[float] = []
-        plan.run = timed(plan.run, self._runs)
+        plan.replay = timed(plan.replay, self._runs)
         nodes = [node for node, _ in plan.calls]
         self._calls: list[list[float]] = [[] for _ in nodes]
         plan.calls = [(node, timed(call, log)) for (node, call), log in zip(plan.calls, self._calls, strict=True)]

@@ -10,9 +10,8 @@ import numpy as np
 from disttensor import tree
 from disttensor.data.dataset import Dataset
 from disttensor.data.file_arrays import FileArray, MappedArray, take_rows
+from disttensor.data.stored import Readers, Rows, StoredArrays
 from disttensor.data.structures import as_arrays, count_rows, map_arrays, to_model_dtype, to_weights
-
-_Rows = slice | np.ndarray
 
 
 class ArrayDataset(Dataset):
@@ -51,15 +50,26 @@ class ArrayDataset(Dataset):
         x, y, weights = (map_arrays(lambda array: take_rows(array, rows), part) for part in self._parts)
         return x, y, weights
 
-    def reader(self) -> Callable[[_Rows], tuple[Any, Any, Any]]:
+    def reader(self) -> Callable[[Rows], tuple[Any, Any, Any]]:
         """See `Dataset.reader`."""
-        x, y, weights = self._parts
-        read_x, read_y = _reader(x, to_model_dtype), _reader(y, to_model_dtype)
-        read_weights = _reader(weights, to_weights)
+        read_x, read_y, read_weights = self._readers()
         return lambda rows: (read_x(rows), read_y(rows), read_weights(rows))
 
+    def stored(self) -> StoredArrays | None:
+        """See `Dataset.stored`."""
+        x, y, weights = self._parts
+        arrays = [(leaf, to_model_dtype) for leaf in tree.flatten((x, y)) if leaf is not None]
+        arrays += [(leaf, to_weights) for leaf in tree.flatten(weights) if leaf is not None]
+        if not all(_is_plain(array, convert) for array, convert in arrays):
+            return None
+        return StoredArrays([array.view(np.ndarray) for array, _ in arrays], self._readers())
 
-def _reader(structure: Any, convert: Callable[[np.ndarray], np.ndarray]) -> Callable[[_Rows], Any]:
+    def _readers(self) -> Readers:
+        x, y, weights = self._parts
+        return _reader(x, to_model_dtype), _reader(y, to_model_dtype), _reader(weights, to_weights)
+
+
+def _reader(structure: Any, convert: Callable[[np.ndarray], np.ndarray]) -> Callable[[Rows], Any]:
     """A function that gives some rows of each array, contiguous in memory and converted.
 
     What can be decided once for all batches is: a step of a small model takes no longer than a few such decisions.
@@ -69,11 +79,16 @@ def _reader(structure: Any, convert: Callable[[np.ndarray], np.ndarray]) -> Call
     if tree.is_nested(structure):
         readers = [_reader(leaf, convert) for leaf in tree.flatten(structure)]
         return lambda rows: tree.pack_sequence_as(structure, [read(rows) for read in readers])
-    is_plain = isinstance(structure, np.ndarray) and structure.flags.c_contiguous
-    if not is_plain or convert(structure[:0]).dtype != structure.dtype:
+    if not _is_plain(structure, convert):
         return lambda rows: convert(take_rows(structure, rows))
     array = structure.view(np.ndarray)
     return lambda rows: array[rows] if type(rows) is slice else array.take(rows, 0)
+
+
+def _is_plain(array: Any, convert: Callable[[np.ndarray], np.ndarray]) -> bool:
+    """Whether an array lies in memory, contiguous and as it is to be converted."""
+    is_contiguous = isinstance(array, np.ndarray) and array.flags.c_contiguous
+    return is_contiguous and convert(array[:0]).dtype == array.dtype
 
 
 def _from_file(array: Any) -> Any:

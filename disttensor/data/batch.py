@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from disttensor import config
+import numpy as np
+
+from disttensor import config, tree
 from disttensor.errors import DataError
 
 
@@ -35,6 +37,20 @@ class Batch:
     total: int
     offset: int
     alike: object = None
+
+    def write(self, memory: Sequence[np.ndarray]) -> None:
+        """Copy the batch into arrays like its own, in the order of x, y and sample weights.
+
+        Two more behind them, which are there if ranks share the batch, get `total` and `offset`.
+        """
+        arrays = [array for array in tree.flatten((self.x, self.y, self.sample_weight)) if array is not None]
+        for target, array in zip(memory, arrays, strict=False):
+            np.copyto(target, array, casting="no")
+        self._write_share(memory, len(arrays))
+
+    def _write_share(self, memory: Sequence[np.ndarray], arrays: int) -> None:
+        if len(memory) > arrays:
+            memory[arrays][...], memory[arrays + 1][...] = self.total, self.offset
 
 
 class DataAdapter(Protocol):

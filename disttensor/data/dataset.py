@@ -9,6 +9,7 @@ import numpy as np
 
 from disttensor.data.batch import pack_x_y_sample_weight, unpack_x_y_sample_weight
 from disttensor.data.permutation import Permutation
+from disttensor.data.stored import StoredArrays
 from disttensor.data.structures import as_arrays, count_rows, map_arrays, to_model_dtype, to_weights
 from disttensor.errors import DataError
 
@@ -110,6 +111,10 @@ class Dataset:
             return map_arrays(to_model_dtype, x), map_arrays(to_model_dtype, y), map_arrays(to_weights, weights)
 
         return read
+
+    def stored(self) -> StoredArrays | None:
+        """The arrays that all samples are rows of, if they lie in memory just as training takes them."""
+        return None
 
     def __len__(self) -> int:
         """Batches in an epoch."""

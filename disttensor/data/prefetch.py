@@ -102,9 +102,12 @@ def computed(function: Callable[[Any], Any], items: Iterable[Any], workers: int,
     ahead : int
         How many results may be computed in advance.
     """
-    if workers == 0:
-        yield from map(function, items)
-        return
+    return _computed_on_threads(function, items, workers, ahead) if workers else map(function, items)
+
+
+def _computed_on_threads(
+    function: Callable[[Any], Any], items: Iterable[Any], workers: int, ahead: int
+) -> Iterator[Any]:
     pool = ThreadPoolExecutor(workers, thread_name_prefix="disttensor-data")
     waiting: deque[Any] = deque()
     try:

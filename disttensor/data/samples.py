@@ -11,6 +11,7 @@ from disttensor.data.batch import Batch, passes, share
 from disttensor.data.dataset import Dataset
 from disttensor.data.permutation import Permutation
 from disttensor.data.prefetch import computed
+from disttensor.data.stored import StoredBatch
 from disttensor.data.structures import combine_weights
 
 _ROWS_AT_ONCE = 8192
@@ -110,6 +111,8 @@ class SampleAdapter:
         """A function that makes the batch of some rows; what can be decided once for all batches is."""
         read, class_weight = self._dataset.reader(), self._class_weight
         full, alike = self.batch_size, object() if self._dataset.has_equal_rows else None
+        if class_weight is None and (stored := self._dataset.stored()) is not None:
+            return lambda place: StoredBatch(stored, *place, alike if place[2] == full else None)
 
         def make(place: _Place) -> Batch:
             rows, local, total, offset = place

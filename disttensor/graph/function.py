@@ -22,6 +22,9 @@ from disttensor.graph.plan import Plan
 from disttensor.graph.tracing import InputSpec, Output, trace
 from disttensor.tensor import Tensor, Variable, convert_to_tensor
 
+Write = Callable[[Sequence[np.ndarray]], None]
+Read = Callable[[np.ndarray], Any]
+
 CACHE_SIZE = 64
 """How many signatures one function keeps plans for; the one used longest ago goes first."""
 
@@ -123,11 +126,11 @@ class Concrete(Protocol):
     plan: Plan
 
     @property
-    def repeat(self) -> Callable[[Sequence[np.ndarray]], Any] | None:
+    def repeat(self) -> Callable[[Write, Read], Any] | None:
         """A call again with other numbers in its tensors; None if it cannot be done so directly.
 
-        It takes arrays of the same shapes and dtypes, behind them the total and the offset (0-d, int64) of each shard
-        that they belong to, and gives arrays in the place of tensors.
+        It takes what `Plan.replay` does: the inputs are the tensors, behind them the total and the offset (0-d, int64)
+        of each shard that they belong to. It gives what was read of each tensor in its place.
         """
 
     def is_valid(self) -> bool:
@@ -154,8 +157,8 @@ class _Whole:
             arrays += [np.asarray(shard.total, np.int64), np.asarray(shard.offset, np.int64)]
         return self._assemble(list(map(Tensor.wrap, self.plan.run(arrays))))
 
-    def repeat(self, arrays: Sequence[np.ndarray]) -> Any:
-        return self._assemble(self.plan.run(arrays))
+    def repeat(self, write: Write, read: Read) -> Any:
+        return self._assemble(self.plan.replay(write, read))
 
 
 def assembler(structure: Any) -> Callable[[list[Any]], Any]:
@@ -232,19 +235,19 @@ class Function:
         self.concrete_of_last_call = concrete = self._concrete(call)
         return concrete.run(call)
 
-    def repeat(self, concrete: Concrete, arrays: Sequence[np.ndarray]) -> Any:
+    def repeat(self, concrete: Concrete, write: Write, read: Read) -> Any:
         """A call as one before, with other numbers in its tensors.
 
         Parameters
         ----------
         concrete : Concrete
             What was `concrete_of_last_call` then, with a `repeat` and still valid.
-        arrays : sequence of arrays
+        write, read : callable
             See `Concrete.repeat`.
         """
         assert concrete.repeat is not None
         self._recent.append(False)
-        return concrete.repeat(arrays)
+        return concrete.repeat(write, read)
 
     def graph(self, *args: Any, **kwargs: Any) -> Graph:
         """The optimised graph for these arguments."""

@@ -11,8 +11,9 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -93,7 +94,6 @@ class Plan:
         self._inputs = [arrays[_key(Value(n))] for n in graph.inputs]
         self._outputs = [arrays[_key(v)] for v in graph.outputs]
         self._staged, self._commits = _commits(graph, layout, arrays)
-        self._updated = list(graph.updates)
         self.calls = _kernel_calls(layout, arrays)
 
     @property
@@ -121,9 +121,25 @@ class Plan:
         list of arrays
             Copies of the outputs; nothing the caller gets shares memory with the plan.
         """
-        with self._lock:
-            for buffer, array in zip(self._inputs, inputs, strict=True):
+
+        def write(memory: Sequence[np.ndarray]) -> None:
+            for buffer, array in zip(memory, inputs, strict=True):
                 np.copyto(buffer, array, casting="no")
+
+        return self.replay(write, np.ndarray.copy)
+
+    def replay(self, write: Callable[[Sequence[np.ndarray]], None], read: Callable[[np.ndarray], Any]) -> list[Any]:
+        """Run once, on inputs that are written straight into the plan's memory.
+
+        Parameters
+        ----------
+        write : callable
+            Fills arrays of the shapes and dtypes of `graph.inputs`, which are the plan's own.
+        read : callable
+            What is returned of each output; the array that it is given is the plan's own, too.
+        """
+        with self._lock:
+            write(self._inputs)
             if self._is_native:
                 for call in self._program:
                     call()
@@ -131,12 +147,13 @@ class Plan:
                 with blas.single_threaded(), denormals.flushed(), np.errstate(all="ignore"):
                     for call in self._program:
                         call()
-            outputs = [o.copy() for o in self._outputs]
-            staged = [a.copy() for a in self._staged]
-            for memory, array, stage in self._commits:
-                np.copyto(memory, array if stage is None else staged[stage])
-            for variable in self._updated:
-                variable.touch()
+            outputs = [read(array) for array in self._outputs]
+            if self._commits:
+                staged = [a.copy() for a in self._staged]
+                for memory, array, stage in self._commits:
+                    np.copyto(memory, array if stage is None else staged[stage])
+            if self.graph.updates:
+                Variable.touch_all()
         return outputs
 
     def source(self, call: int | None = None) -> str:

@@ -8,7 +8,7 @@ states are the same on all ranks.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -172,9 +172,8 @@ class Loops:
                 activity.enter(activity.COMPUTING)
                 for one in execution:
                     activity.step += 1
-                    result = step(one)
+                    logs = step(one)
                     number += 1
-                logs = _numbers(result)
                 activity.enter(activity.IN_CALLBACKS)
                 watchers.on_train_batch_end(number - 1, logs)
                 if recovery.after_step(epoch, number, logs):
@@ -233,9 +232,8 @@ class Loops:
                 self._prepare("test", batch)
             watchers.on_test_batch_begin(number)
             for one in execution:
-                result = step(one)
+                logs = step(one)
                 number += 1
-            logs = _numbers(result)
             watchers.on_test_batch_end(number - 1, logs)
         watchers.on_test_end(logs)
         if return_dict:
@@ -302,7 +300,7 @@ class Loops:
         if not self.built or (kind == "train" and not self.optimizer.built):
             self._prepare(kind, batch)
         self.reset_metrics()
-        logs = _numbers(self._step(kind)(batch))
+        logs = self._step(kind)(batch)
         if return_dict:
             return logs
         values = list(logs.values())
@@ -335,38 +333,23 @@ def _executions(
         The number and the value of a group's first batch, and an iterator over all its batches, which must be used up.
         Later ones are asked for one by one, so that whatever goes wrong there happens after the steps before.
     """
-    source = _reading(iter(batches))
-    try:
-        for number in itertools.count(first_number, steps):
-            first = next(source, None)
-            if first is None:
-                return
-            rest = itertools.islice(source, steps - 1)
-            yield number, first, (first,) if steps == 1 else itertools.chain((first,), rest)
-    finally:
-        source.close()
+    source = iter(batches)
 
+    def read() -> Batch | None:
+        former = activity.enter(activity.READING)
+        batch = next(source, None)
+        activity.enter(former)
+        return batch
 
-def _reading(source: Iterator[Batch]) -> Generator[Batch]:
-    """The same batches, with `activity` knowing that they are waited for."""
+    number = first_number
     try:
-        while True:
-            former = activity.enter(activity.READING)
-            batch = next(source, None)
-            activity.enter(former)
-            if batch is None:
-                return
-            yield batch
+        while (first := read()) is not None:
+            others = itertools.islice(iter(read, None), steps - 1)
+            yield number, first, (first,) if steps == 1 else itertools.chain((first,), others)
+            number += steps
     finally:
         if hasattr(source, "close"):
             source.close()  # ends the threads that read ahead
-
-
-def _numbers(logs: Logs) -> Logs:
-    numbers = {}
-    for name, value in logs.items():
-        numbers[name] = float(value)
-    return numbers
 
 
 def _validates(epoch: int, frequency: Any) -> bool:

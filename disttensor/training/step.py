@@ -5,41 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from disttensor import context, tree
+from disttensor import context
 from disttensor.data import Batch
 from disttensor.data.loader import as_tensors, shard_of
 from disttensor.graph.function import Concrete, Function
+from disttensor.tensor import Tensor
+
+Logs = dict[str, Any]
 
 
 class Step:
     """Runs a train, test or predict step on batches.
 
-    In training nearly every batch is alike the one before (`Batch.alike`): then the plan of the step before is run on
-    its arrays at once. To make tensors of them, and from these the key by which the function finds its plan, would
-    take a tenth of the step of a small model.
+    In training nearly every batch is alike the one before (`Batch.alike`): then the plan of the step before is run
+    again at once, on inputs that the batch writes into the plan's memory. To make arrays and tensors of them, and from
+    these the key by which the function finds its plan, would take a tenth of the step of a small model.
 
     Parameters
     ----------
     run : callable
         The traced `Function`, or the method itself if steps run eagerly.
-    as_arrays : bool
-        Whether results may be arrays instead of tensors.
+    gives_logs : bool
+        Whether results are metrics by name, wanted as numbers, instead of tensors.
     """
 
-    def __init__(self, run: Callable[..., Any], as_arrays: bool):
+    def __init__(self, run: Callable[..., Any], gives_logs: bool):
         self._run = run
-        self._function = run if as_arrays and isinstance(run, Function) else None
+        self._gives_logs = gives_logs
         self._repeated: Concrete | None = None
         self._alike: object = None
-        self._share: tuple[np.ndarray, ...] = ()
 
     def __call__(self, batch: Batch) -> Any:
         """The result for a batch."""
         if (again := self._repeated) is not None and batch.alike is self._alike and again.is_valid():
-            assert self._function is not None
-            return self._function.repeat(again, (*_arrays(batch), *self._share))
+            return self._run.repeat(again, batch.write, float)  # type: ignore[attr-defined]
         self._repeated = None
         state = context.state
         saved, state.shard = state.shard, shard_of(batch)
@@ -47,22 +46,14 @@ class Step:
             result = self._run(as_tensors(batch))
         finally:
             state.shard = saved
-        if self._function is not None and batch.alike is not None and state.tracer is None and not state.recorders:
-            self._remember(self._function, batch)
-        return result
+        if not self._gives_logs:
+            return result
+        if batch.alike is not None and state.tracer is None and not state.recorders:
+            self._remember(result, batch)
+        return {name: float(value) for name, value in result.items()}
 
-    def _remember(self, function: Function, batch: Batch) -> None:
-        concrete = function.concrete_of_last_call
-        if concrete is not None and concrete.repeat is not None:
+    def _remember(self, result: Logs, batch: Batch) -> None:
+        concrete = self._run.concrete_of_last_call if isinstance(self._run, Function) else None
+        # What is no tensor was a constant of the trace, and would not be read from the plan as a number.
+        if concrete is not None and concrete.repeat is not None and all(type(v) is Tensor for v in result.values()):
             self._repeated, self._alike = concrete, batch.alike
-            sharded = shard_of(batch) is not None
-            self._share = (np.array(batch.total, np.int64), np.array(batch.offset, np.int64)) if sharded else ()
-
-
-def _arrays(batch: Batch) -> list[np.ndarray] | tuple[np.ndarray, ...]:
-    """The arrays of a batch, in the order of the tensors that `as_tensors` makes of them."""
-    x, y = batch.x, batch.y
-    if type(x) is type(y) is np.ndarray and batch.sample_weight is None:
-        return x, y
-    parts = (x,) if y is None else (x, y, batch.sample_weight)
-    return [array for array in tree.flatten(parts) if array is not None]

@@ -204,7 +204,7 @@ class Trainer(Loops):
 
     def _step(self, kind: str) -> Callable[[Batch], Any]:
         """A function that runs a train, test or predict step on a batch."""
-        return Step(self._function(kind), as_arrays=kind != "predict")
+        return Step(self._function(kind), gives_logs=kind != "predict")
 
     @property
     def train_function(self) -> Callable[..., Any]:

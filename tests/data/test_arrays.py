@@ -55,6 +55,26 @@ def test_starting_in_the_middle_gives_the_rest(shuffle, steps):
             assert [b.x.tolist() for b in rest] == [b.x.tolist() for b in whole[start:]]
 
 
+@pytest.mark.parametrize("shuffle", [False, True, "batch"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_batch_writes_what_it_holds(shuffle, size):
+    """Into memory for x, y, weights, and where ranks share the batch for its rows in all and this rank's first."""
+    x = {"b": np.arange(45, dtype="float32"), "a": np.arange(90, dtype="int32").reshape(45, 2)}
+    y, weights = np.arange(45) > 20, np.linspace(0, 1, 45, dtype="float32")
+    for class_weight in (None, {0: 2.0}):  # with which the weights are computed for each batch
+        adapter = make_adapter(
+            x, y, weights, 8, shuffle=shuffle, class_weight=class_weight, rank=size - 1, size=size
+        )  # fmt: skip
+        for batch in adapter.epoch(0):
+            arrays = [batch.x["a"], batch.x["b"], batch.y, batch.sample_weight]
+            memory = [np.empty_like(array) for array in arrays]
+            share = [np.zeros((), np.int64) for _ in range(2 if size > 1 else 0)]
+            batch.write([*memory, *share])
+            for written, array in zip(memory, arrays, strict=True):
+                np.testing.assert_array_equal(written, array)
+            assert [int(number) for number in share] == ([batch.total, batch.offset] if size > 1 else [])
+
+
 def test_order_changes_with_epoch_and_seed_only():
     def order(epoch, **arguments):
         return concatenated(make_adapter(np.arange(64), shuffle=True, **arguments).epoch(epoch)).tolist()

@@ -98,9 +98,16 @@ y = layers.Embedding(20, 16)(tokens)
 y = layers.LayerNormalization()(y + layers.MultiHeadAttention(num_heads=2, key_dim=8)(y, y))
 model = keras.Model(tokens, layers.Dense(10)(layers.GlobalAveragePooling1D()(y)))
 """
+_RECURRENT = """
+x = keras.ops.ones((4, 8), "int32")
+model = keras.Sequential([
+    layers.Embedding(20, 16, "random_normal"), layers.LSTM(8, return_sequences=True), layers.GRU(8),
+    layers.Dense(10, kernel_initializer="he_normal"), layers.GaussianNoise(0.1),
+])
+"""
 
 
-@pytest.mark.parametrize("model", [_CONVNET, _TRANSFORMER], ids=["convnet", "transformer"])
+@pytest.mark.parametrize("model", [_CONVNET, _TRANSFORMER, _RECURRENT], ids=["convnet", "transformer", "recurrent"])
 def test_a_model_takes_its_first_step_without_numba(model):
     # Its import takes longer than the step.
     before = "import sys, disttensor as keras\nfrom disttensor import layers\n"

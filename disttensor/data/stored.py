@@ -30,9 +30,8 @@ class StoredArrays:
 
     def write(self, rows: Rows, memory: Sequence[np.ndarray]) -> None:
         """Copy some rows of each array into the array at its place."""
-        is_slice = type(rows) is slice
         for target, array in zip(memory, self.arrays, strict=False):
-            if is_slice:
+            if isinstance(rows, slice):
                 np.copyto(target, array[rows], casting="no")
             else:
                 array.take(rows, 0, target, "clip")  # "raise" would go through a buffer; all rows exist
@@ -57,17 +56,17 @@ class StoredBatch(Batch):
         self.local, self.total, self.offset, self.alike = local, total, offset, alike
 
     @property
-    def x(self) -> Any:  # type: ignore[override]
+    def x(self) -> Any:
         """See `Batch`."""
         return self._stored.readers[0](self._rows)
 
     @property
-    def y(self) -> Any:  # type: ignore[override]
+    def y(self) -> Any:
         """See `Batch`."""
         return self._stored.readers[1](self._rows)
 
     @property
-    def sample_weight(self) -> Any:  # type: ignore[override]
+    def sample_weight(self) -> Any:
         """See `Batch`."""
         return self._stored.readers[2](self._rows)
 

@@ -38,7 +38,7 @@ class Kernel:
 
     def __init__(self, function: Callable[..., Any], parallel: bool):
         functools.update_wrapper(self, function)
-        self._function = function
+        self.function = function
         self._parallel = parallel
         self._dispatchers: dict[bool, Any] = {}
 
@@ -52,7 +52,7 @@ class Kernel:
         found = self._dispatchers.get(parallel)
         if found is None:
             with _lock:
-                found = self._dispatchers[parallel] = _dispatcher(self._function, parallel, _cache_directory())
+                found = self._dispatchers[parallel] = _dispatcher(self.function, parallel, _cache_directory())
         return found
 
     def native(self, *arguments: Any, extent: int | None = None, grain: int = 0) -> NativeCall:
@@ -85,7 +85,7 @@ class Kernel:
             dispatcher.compile(types)
         except OSError:  # as in `_run`
             with _lock:
-                dispatcher = self._dispatchers[False] = _dispatcher(self._function, False, None)
+                dispatcher = self._dispatchers[False] = _dispatcher(self.function, False, None)
             dispatcher.compile(types)
         compiled = dispatcher.overloads[types]
         return int(compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name))
@@ -96,7 +96,7 @@ class Kernel:
         except OSError:
             # The cache could not be written (disk full, read-only): kernels do no other I/O, and none has run yet.
             with _lock:
-                self._dispatchers[parallel] = _dispatcher(self._function, parallel, None)
+                self._dispatchers[parallel] = _dispatcher(self.function, parallel, None)
             return self._dispatchers[parallel](*arguments)
 
     def _run_parallel(self, threads: int, arguments: tuple[Any, ...]) -> Any:

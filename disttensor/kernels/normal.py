@@ -1,7 +1,7 @@
 """Quantiles of the normal distribution, for random numbers and for `erfinv`.
 
-Wichura's algorithm PPND16, relative error about 1e-16, in its two parts, so that callers can run the first over many
-numbers at once.
+Wichura's algorithm PPND16, relative error about 1e-16, in its parts: callers can run the first over many numbers at
+once, and those without a decision also write machine code (`philox_ir`).
 
 References
 ----------
@@ -41,16 +41,24 @@ def quantile_magnitude(p: float) -> float:
     if p <= 0.0:
         return math.inf if p == 0.0 else math.nan
     r = math.sqrt(-math.log(p))
-    if r <= 5.0:
-        r -= 1.6
-        top = 7.74545014278341407640e-4 * r + 2.27238449892691845833e-2
-        top = ((top * r + 2.41780725177450611770e-1) * r + 1.27045825245236838258e0) * r + 3.64784832476320460504e0
-        top = ((top * r + 5.76949722146069140550e0) * r + 4.63033784615654529590e0) * r + 1.42343711074968357734e0
-        bottom = 1.05075007164441684324e-9 * r + 5.47593808499534494600e-4
-        bottom = ((bottom * r + 1.51986665636164571966e-2) * r + 1.48103976427480074590e-1) * r
-        bottom = ((bottom + 6.89767334985100004550e-1) * r + 1.67638483018380384940e0) * r
-        return top / ((bottom + 2.05319162663775882187e0) * r + 1.0)
-    r -= 5.0
+    return quantile_near(r - 1.6) if r <= 5.0 else quantile_far(r - 5.0)
+
+
+@kernel()
+def quantile_near(r: float) -> float:
+    """`quantile_magnitude` by r = √(−log p) − 1.6, for r ≤ 3.4."""
+    top = 7.74545014278341407640e-4 * r + 2.27238449892691845833e-2
+    top = ((top * r + 2.41780725177450611770e-1) * r + 1.27045825245236838258e0) * r + 3.64784832476320460504e0
+    top = ((top * r + 5.76949722146069140550e0) * r + 4.63033784615654529590e0) * r + 1.42343711074968357734e0
+    bottom = 1.05075007164441684324e-9 * r + 5.47593808499534494600e-4
+    bottom = ((bottom * r + 1.51986665636164571966e-2) * r + 1.48103976427480074590e-1) * r
+    bottom = ((bottom + 6.89767334985100004550e-1) * r + 1.67638483018380384940e0) * r
+    return top / ((bottom + 2.05319162663775882187e0) * r + 1.0)
+
+
+@kernel()
+def quantile_far(r: float) -> float:
+    """`quantile_magnitude` by r = √(−log p) − 5, for r > 0."""
     top = 2.01033439929228813265e-7 * r + 2.71155556874348757815e-5
     top = ((top * r + 1.24266094738807843860e-3) * r + 2.65321895265761230930e-2) * r + 2.96560571828504891230e-1
     top = ((top * r + 1.78482653991729133580e0) * r + 5.46378491116411436990e0) * r + 6.65790464350110377720e0

@@ -275,16 +275,9 @@ def _quantiles(out: np.ndarray, probabilities: np.ndarray) -> None:
             out[i] = quantile_tail(probabilities[i])
 
 
-@kernel(parallel=True)
-def _normal32(out: np.ndarray, k0: np.uint64, k1: np.uint64, offset: int, start: float, span: float) -> None:
-    for chunk in prange((out.shape[0] + _CHUNK - 1) // _CHUNK):
-        part = out[chunk * _CHUNK : (chunk + 1) * _CHUNK]
-        words = np.empty((part.shape[0] + 6) // 4 * 4, np.uint32)
-        skip = _words(words, k0, k1, offset + chunk * _CHUNK)
-        probabilities = np.empty(part.shape[0])
-        for i in range(part.shape[0]):
-            probabilities[i] = start + span * ((np.float64(words[skip + i]) + 0.5) * 2.0**-32)
-        _quantiles(part, probabilities)
+def _normal32(out: np.ndarray, k0: np.uint64, k1: np.uint64, offset: np.int64, start: float, span: float) -> None:
+    state, row = np.array([k0, k1], np.uint32), np.asarray(offset)
+    NativeCall(philox_ir.functions()["normal"], (out, state, row, 1, start, span), out.size, _CHUNK)()
 
 
 @kernel(parallel=True)

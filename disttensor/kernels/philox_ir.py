@@ -1,4 +1,4 @@
-"""The machine code of dropout masks and uniform numbers: Philox4x32-10 on several blocks side by side, in one pass."""
+"""The machine code of dropout masks, uniform and normal numbers: Philox4x32-10 on several blocks side by side."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Callable, Mapping
 
 from disttensor.kernels import ir, machine
 from disttensor.kernels.ir import Function, Value
+from disttensor.kernels.normal import quantile_central, quantile_far, quantile_near
 
 ARGUMENTS = ("out", "state", "row", "row_size", "number", "value")
 """A float32 array; two uint32; the int64 number of its first row and the elements of a row; then, of `dropout`, what a
 word must be below, and the float32 that is written then, as the bits of a double; of `uniform`, how many bits of a word
-are dropped, and what the rest is multiplied with."""
+are dropped, and what the rest is multiplied with; of `normal`, the bits of two doubles: the probability that a word of
+0 stands for, and how much more one of 2³² would."""
 
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 _WEYL = 0x9E3779B9, 0xBB67AE85
@@ -20,12 +22,13 @@ _LOW_WORD = 0xFFFFFFFF
 
 @functools.cache
 def functions() -> Mapping[str, int]:
-    """The addresses of `dropout` and `uniform`, which fill elements [start, stop)."""
+    """The addresses of `dropout`, `uniform` and `normal`, which fill elements [start, stop)."""
     return machine.load(ir.written("philox", _text, machine.vector_bytes()))
 
 
 def _text() -> str:
-    return ir.module([_filling("dropout", _below), _filling("uniform", _evenly)])
+    fillings = [_filling("dropout", _below), _filling("uniform", _evenly), _filling("normal", _normal)]
+    return ir.module([_tail(), *fillings], "declare double @log(double)")
 
 
 def _below(f: Function, word: Value, number: Value, value: Value) -> Value:
@@ -42,6 +45,38 @@ def _evenly(f: Function, word: Value, number: Value, value: Value) -> Value:
     return f.emit(floats, f"sitofp {f.emit(integers, f'trunc {left} to {integers}')} to {floats}") * value
 
 
+def _normal(f: Function, word: Value, number: Value, value: Value) -> Value:
+    """The normal quantile of the probability ``number + value · (word + 1/2) / 2³²``."""
+    lanes = machine.vector_bytes() // 4
+    doubles, floats = f"<{lanes} x double>", f"<{lanes} x float>"
+    start = f.emit(doubles, f"bitcast {number} to {doubles}")
+    evenly = (f.emit(doubles, f"uitofp {word} to {doubles}") + 0.5) * 2.0**-32
+    probability = start + value * evenly
+    off_centre = probability - 0.5
+    found, edge = (Value(f, "ptr", f.reserve(kind)) for kind in (floats, doubles))
+    central = quantile_central.function(off_centre)
+    f.store(f.emit(floats, f"fptrunc {central} to {floats}"), found, 64)
+    f.store(probability, edge, 64)
+    with f.loop(0, lanes) as lane:
+        single = f.load("double", f.at(edge, lane * 8), 8)
+        with f.when(f.unary("fabs", single - 0.5) > 0.425):
+            f.call("@tail", f.at(found, lane * 4), single)
+    return f.load(floats, found, 64)
+
+
+def _tail() -> Function:
+    """The quantile of a probability that is not `quantile_central`'s, as float32."""
+    f = Function("tail", [("ptr", "to"), ("double", "p")], "internal noinline")
+    p = f["p"]
+    rest = 1.0 - p
+    rare = f.select(p < rest, p, rest)
+    r = f.unary("sqrt", -f.emit("double", f"call double @log({rare})"))
+    size = f.select(r <= 5.0, quantile_near.function(r - 1.6), quantile_far.function(r - 5.0))
+    quantile = f.select(p < 0.5, -size, size)
+    f.store(f.emit("float", f"fptrunc {quantile} to float"), f["to"], 4)
+    return f
+
+
 def _filling(name: str, element: Callable[[Function, Value, Value, Value], Value]) -> Function:
     f = Function(name, [("ptr", "arguments"), ("i64", "start"), ("i64", "stop")])
     kinds = ("ptr", "ptr", "ptr", "i64", "i64", "double")
@@ -50,7 +85,10 @@ def _filling(name: str, element: Callable[[Function, Value, Value, Value], Value
     lanes = machine.vector_bytes() // 4
     words, floats = f"<{lanes} x i64>", f"<{lanes} x float>"
     keys = [f.emit("i64", f"zext {f.load('i32', f.at(a['state'], 4 * i), 4)} to i64") for i in range(2)]
-    value = f.splat(floats, f.emit("float", f"fptrunc {a['value']} to float"))
+    if name == "normal":
+        value = f.splat(f"<{lanes} x double>", a["value"])
+    else:
+        value = f.splat(floats, f.emit("float", f"fptrunc {a['value']} to float"))
     number = f.splat(words, a["number"])
     numbers = Value(f, words, f"<{', '.join(f'i64 {i}' for i in range(lanes))}>")
     edge = Value(f, "ptr", f.reserve("float", 4 * lanes))

@@ -52,7 +52,7 @@ class _Layout:
     into_result : dict
         and which in a part of a later node's result (the node, and which of its inputs).
     reuse : dict
-        Which operand's memory a result takes over.
+        Whose memory a result takes over.
     """
 
     nodes: list[Node]
@@ -197,7 +197,7 @@ def _lay_out(graph: Graph) -> _Layout:
         last_use[root[_key(value)]] = end
     into_variable = _in_place_updates(graph, root, position)
     into_result = _parts_of_results(graph, root, dummies, into_variable)
-    reuse = _in_place_operands(nodes, root, last_use, {*into_variable, *into_result}, position)
+    reuse = _in_place_operands(nodes, root, dummies, last_use, {*into_variable, *into_result}, position)
     return _Layout(nodes, root, last_use, into_variable, into_result, reuse)
 
 
@@ -309,33 +309,42 @@ def _is_whole(view: np.ndarray, array: np.ndarray) -> bool:
 def _in_place_operands(
     nodes: list[Node],
     root: dict[Key, Key],
+    dummies: dict[Key, np.ndarray],
     last_use: dict[Key, int],
     placed: set[Key],
     position: dict[int, int],
 ) -> dict[Key, Key]:
-    """Which elementwise results take over the memory of an operand that nothing reads afterwards."""
-    leaves = {id(n) for n in nodes if n.kind != "operator"}
+    """Which results take over the memory of an operand that nothing reads afterwards: elementwise ones, and others of
+    operators that say so.
+    """
+    outside = {id(n) for n in nodes if n.op is None or n.op.allocate_rule is not None}
     reuse: dict[Key, Key] = {}
 
     def overwritable(value: Value, node: Node) -> bool:
         owner = root[_key(value)]
-        if owner != _key(value) or owner[0] in leaves or owner in placed:
+        if owner[0] in outside or owner in placed or last_use[owner] != position[id(node)]:
             return False
         # Another operand that is a different view of the same memory would be read after it was overwritten.
-        alone = all(root[_key(v)] != owner or _key(v) == owner for v in node.inputs)
-        return alone and last_use[owner] == position[id(node)]
+        alone = all(root[_key(v)] != owner or v == value for v in node.inputs)
+        return alone and (owner == _key(value) or _is_whole(dummies[_key(value)], dummies[owner]))
 
     for node in nodes:
-        free = [
-            v
-            for i, v in enumerate(node.inputs)
-            if _is_elementwise(node) and _is_element(node, operand=i) and overwritable(v, node)
-        ]
-        for value in node.outputs:
-            match = next((v for v in free if v.spec == value.spec and _is_element(node, result=value.slot)), None)
-            if match is not None and _key(value) not in placed:
-                reuse[_key(value)] = _key(match)
-                free = [v for v in free if v != match]
+        if node.op is None:
+            continue
+        if _is_elementwise(node):
+            operands = [i for i in range(len(node.inputs)) if _is_element(node, operand=i)]
+            results = [v for v in node.outputs if _is_element(node, result=v.slot)]
+            pairs = [(v, node.inputs[i]) for v in results for i in operands]
+        else:
+            pairs = [(node.outputs[result], node.inputs[operand]) for result, operand in node.op.overwrites]
+        taken: set[Key] = set()
+        for result, value in pairs:
+            owner = root[_key(value)]
+            if _key(result) in placed or _key(result) in reuse or owner in taken or result.spec != value.spec:
+                continue
+            if overwritable(value, node):
+                reuse[_key(result)] = owner
+                taken.add(owner)
     return reuse
 
 

@@ -264,17 +264,19 @@ def lstm(shape: Shape) -> Function:
             h, c, c_before = s.row("h", 1, batch, step), s.row("c", 1, batch, step), s.before("c", "c0", batch, step)
 
             def vector(place: Value) -> None:
-                i, j, g, o = (
+                gated = [
                     (tanh if gate == 2 else sigmoid)(f, s.load(z, place, gate) + s.load(product, place, gate))
                     for gate in range(4)
-                )
+                ]
+                i, j, g, _ = gated
                 cell = j * s.load(c_before, place) + i * g
-                for gate, value in enumerate((i, j, g, o)):
+                for gate, value in enumerate(gated):
                     s.store(value, gates, place, gate)
                 s.store(cell, c, place)
-                s.store(o * tanh(f, cell), h, place)
 
+            # In a loop of its own: a processor does not see far enough to begin the next gates during this tangent.
             s.each_vector(vector)
+            s.each_vector(lambda place: s.store(s.load(gates, place, 3) * tanh(f, s.load(c, place)), h, place))
 
         def stay(batch: Value, step: Value = step) -> None:
             s.zero(s.row("gates", 4, batch, step), 4)

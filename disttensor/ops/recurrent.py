@@ -85,7 +85,8 @@ def _bound(
         Example((2, 3, 2), (2, 2), (2, 2), _MASK),
         Example((2, 1, 3), (3, 3), (2, 3), _OPEN),
         Example((0, 2, 2), (2, 2), (0, 2), _EMPTY),
-    ]
+    ],
+    overwrites=((0, 0),),
 )
 def rnn_sequence(out: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, mask: np.ndarray) -> None:
     """h = tanh(z + h @ u) after each step, see `disttensor.kernels.recurrent.rnn`."""
@@ -140,7 +141,8 @@ def _(ctx: Any, *weights: Tensor) -> list[Tensor | None]:
         Example((2, 3, 8), (2, 8), (2, 2), (2, 2), _MASK),
         Example((2, 1, 4), (1, 4), (2, 1), (2, 1), _OPEN),
         Example((0, 2, 4), (1, 4), (0, 1), (0, 1), _EMPTY),
-    ]
+    ],
+    overwrites=((2, 0),),
 )
 def lstm_sequence(out: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, c0: np.ndarray, mask: np.ndarray) -> None:
     """Long short-term memory: h, c and gates after each step, see `disttensor.kernels.recurrent.lstm`."""
@@ -166,7 +168,10 @@ def _(ctx: Any, gh: Tensor, gc: Tensor, gg: Tensor) -> tuple[Tensor | None, ...]
     return dz, _weight_gradient(previous(h, h0), dz), dh0, dc0, None
 
 
-@operator(examples=[Example((2, 8), (2, 2), _MASK, (2, 3, 2), (2, 3, 8), (2, 3, 2), (2, 3, 2), (2, 3, 8))])
+@operator(
+    examples=[Example((2, 8), (2, 2), _MASK, (2, 3, 2), (2, 3, 8), (2, 3, 2), (2, 3, 2), (2, 3, 8))],
+    overwrites=((0, 4),),
+)
 def lstm_sequence_gradient(
     out: Arrays,
     u: np.ndarray,

@@ -122,6 +122,9 @@ class Operator:
         Whether ranks exchange data in it; such an operator is never folded.
     in_place : bool
         Whether a plan gives the result the memory of the first input, which nothing may read afterwards.
+    overwrites : tuple of (int, int)
+        Results, and for each an operand whose memory it may take over in a plan if nothing else reads that: of each
+        place the kernel, or what is bound, reads the operand before it writes the result, and not afterwards.
     allocate_rule : callable or None
         ``allocate_rule(spec)`` gives the memory in which a plan puts the result; None: in its arena.
     destinations_rule : callable or None
@@ -145,6 +148,7 @@ class Operator:
     dtypes: tuple[str, ...] = ("float",)
     communicates: bool = False
     in_place: bool = False
+    overwrites: tuple[tuple[int, int], ...] = ()
     allocate_rule: Callable[[Spec], np.ndarray] | None = None
     destinations_rule: Callable[..., Sequence[np.ndarray | None]] | None = None
 
@@ -218,6 +222,7 @@ def operator(
     kinds: tuple[str, ...] = ("float",),
     communicates: bool = False,
     in_place: bool = False,
+    overwrites: tuple[tuple[int, int], ...] = (),
 ) -> Callable[[Callable[..., None]], Operator]:
     """Declare an operator by its kernel; add rules with ``@name.infer``, ``@name.gradient`` and ``@name.view``."""
 
@@ -229,6 +234,7 @@ def operator(
         return Operator(
             kernel.__name__, kernel, inspect.getdoc(kernel) or "", missing, signature=inspect.Signature(parameters),
             examples=examples, domain=domain, dtypes=kinds, communicates=communicates, in_place=in_place,
+            overwrites=overwrites,
         )  # fmt: skip
 
     return declare

@@ -11,6 +11,7 @@ from disttensor import ops
 from disttensor.context import Spec
 from disttensor.graph import Graph, Node, Plan, function
 from disttensor.graph.memory import ALIGNMENT, Lifetime, place
+from disttensor.ops.recurrent import lstm_sequence
 from disttensor.ops.registry import OPERATORS, operator
 from disttensor.tensor import Tensor, Variable
 
@@ -59,6 +60,36 @@ def test_a_chain_of_elementwise_operators_works_in_place():
     chain = function(lambda x: ops.exp(ops.tanh(x * 2 + 1)) - 3)
     x = np.zeros(1000, np.float32)
     assert chain.plan(x).arena_bytes < 2 * x.nbytes + 1024
+
+
+def test_an_operand_is_overwritten_also_through_a_view_of_all_of_it():
+    through = function(lambda x: ops.exp(ops.reshape(ops.sin(x), (10, 100))) * 2)
+    x = np.linspace(-1, 1, 1000, dtype=np.float32)
+    assert through.plan(x).arena_bytes < x.nbytes + ALIGNMENT
+    np.testing.assert_array_equal(through(x), ops.exp(ops.reshape(ops.sin(x), (10, 100))) * 2)
+    turned = function(lambda x: ops.transpose(ops.sin(x)) + ops.sin(x))  # where the order of elements differs
+    x = x[:900].reshape(30, 30)
+    np.testing.assert_array_equal(turned(x), np.sin(x).T + np.sin(x))
+
+
+def test_operators_say_which_operands_they_overwrite():
+    rng = np.random.default_rng(0)
+    z, u, h, c = (rng.normal(size=s).astype("float32") for s in ((3, 5, 32), (8, 32), (3, 8), (3, 8)))
+    mask = rng.random((3, 5)) < 0.8
+
+    def gates(z):
+        return lstm_sequence(ops.sin(z), u, h, c, mask)[2]
+
+    def gates_and_operand(z):
+        wave = ops.sin(z)
+        return lstm_sequence(wave, u, h, c, mask)[2], ops.cos(wave)
+
+    planned = function(gates)
+    assert planned.plan(z).memory().buffers[0].spec.shape == z.shape
+    assert sum(buffer.spec.shape == z.shape for buffer in planned.plan(z).memory().buffers) == 1
+    np.testing.assert_array_equal(planned(z), gates(z))
+    for actual, expected in zip(function(gates_and_operand)(z), gates_and_operand(z), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 def test_results_are_computed_in_their_part_of_a_larger_one(gather):

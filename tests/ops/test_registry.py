@@ -117,6 +117,22 @@ def test_is_documented_and_has_cases(op: Operator) -> None:
     assert set(op.dtypes) <= set(WIDEST)
 
 
+@every([op for op in LOCAL if op.overwrites])
+def test_results_may_take_the_place_of_the_operands_that_are_overwritten(op: Operator) -> None:
+    assert op.bind_rule is not None
+    for example, arrays in runs_of(op, every_dtype=True):
+        expected = results(op, arrays, example.attrs)
+        specs = [Spec(a.shape, dtypes.standardize_dtype(a.dtype)) for a in arrays]
+        several = not isinstance(op.infer_rule(*specs, **example.attrs), Spec)
+        for result, operand in op.overwrites:
+            operands = [np.array(a) for a in arrays]
+            outs = [np.empty_like(e) for e in expected]
+            outs[result] = operands[operand]
+            with np.errstate(all="ignore"):
+                op.bind_rule(tuple(outs) if several else outs[0], *operands, **example.attrs)()
+            assert_same_bits(outs, expected, (example, result))
+
+
 @pytest.mark.parametrize("name", [n for n in dir(ops) if not n.startswith("_")])
 def test_public_functions_are_documented(name: str) -> None:
     value = getattr(ops, name)

@@ -24,10 +24,13 @@ from disttensor.kernels.ir import Function, Value
 BLOCK = 256
 """Products are added up in blocks of so many; part of what the results are, so the same for all machines."""
 
-_ROWS_IN_CACHE = 384
+_ROWS_IN_CACHE = 256
 _COLUMNS_IN_CACHE = 2048
-_COLUMNS_AT_ONCE = 256
-"""Columns of y that are packed just before they are used, while a block of x is in the cache, too."""
+_PANELS_AT_ONCE = 4
+"""Panels of y that are packed just before they are used: few, as the block of x is to stay in the cache."""
+
+_STEPS_AT_ONCE = 8
+"""Steps of k that a large tile takes without looking whether it has come to the end."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ def _tile(shape: Shape, rows: int, vectors: int) -> Function:
     # addition waits for another.
     pointers = [f.variable(f.at(f["x"], f["x_row"] * row)) for row in range(0, rows, 3)]
     twice = f.opaque(f["x_row"] * 2)
-    with f.loop(0, f["depth"]):
+
+    def multiply_once() -> None:
         line = y.get()
         factors = [f.load(vector, f.at(line, width * number), size) for number in range(vectors)]
         for row in range(rows):
@@ -103,6 +107,16 @@ def _tile(shape: Shape, rows: int, vectors: int) -> Function:
         for pointer in pointers:
             pointer.set(f.opaque(f.at(pointer.get(), f["x_step"])))
         y.set(f.opaque(f.at(line, f["y_step"])))
+
+    # The tiles of which large products consist are worth more code.
+    at_once = _STEPS_AT_ONCE if vectors == 2 and shape.rows - 1 <= rows <= shape.rows else 1
+    steps = f["depth"] - f["depth"]._binary("rem", at_once) if at_once > 1 else f["depth"]
+    with f.loop(0, steps, at_once):
+        for _ in range(at_once):
+            multiply_once()
+    if at_once > 1:
+        with f.loop(steps, f["depth"]):
+            multiply_once()
     targets = [[f.at(place, width * number) for number in range(vectors)] for place in places]
     with f.when(f["add"] > 0):
         for total, target in zip(sum(sums, []), sum(targets, []), strict=True):
@@ -121,21 +135,27 @@ def _pack_panels(shape: Shape) -> Function:
     panel_bytes = depth * (2 * width)
 
     def rows_contiguous() -> None:
-        with f.loop(0, n, shape.columns) as left:
+        # Several panels side by side, as memory is read faster in longer runs.
+        several = _PANELS_AT_ONCE * shape.columns
+        wide = n - n._binary("rem", several)
+        with f.loop(0, wide, several) as left:
             to = f.at(f["to"], (left // shape.columns) * panel_bytes)
             place = f.at(f["y"], left * size)
-            whole = n - left >= shape.columns
-            with f.when(whole), f.loop(0, depth) as k:
+            with f.loop(0, depth) as k:
                 line, target = f.at(place, k * y_row), f.at(to, k * (2 * width))
-                for number in (0, width):
-                    f.store(f.load(shape.vector, f.at(line, number), size), f.at(target, number), size)
-            with f.unless(whole):
-                masks = [f.first_lanes(lanes, n - left - number) for number in (0, lanes)]
-                with f.loop(0, depth) as k:
-                    line, target = f.at(place, k * y_row), f.at(to, k * (2 * width))
-                    for number, mask in zip((0, width), masks, strict=True):
-                        value = f.load_some(shape.vector, f.at(line, number), mask, size)
-                        f.store(value, f.at(target, number), size)
+                for panel in range(_PANELS_AT_ONCE):
+                    for number in (0, width):
+                        value = f.load(shape.vector, f.at(line, panel * 2 * width + number), size)
+                        f.store(value, f.at(target, panel_bytes * panel, number), size)
+        with f.loop(wide, n, shape.columns) as left:
+            to = f.at(f["to"], (left // shape.columns) * panel_bytes)
+            place = f.at(f["y"], left * size)
+            masks = [f.first_lanes(lanes, n - left - number) for number in (0, lanes)]
+            with f.loop(0, depth) as k:
+                line, target = f.at(place, k * y_row), f.at(to, k * (2 * width))
+                for number, mask in zip((0, width), masks, strict=True):
+                    value = f.load_some(shape.vector, f.at(line, number), mask, size)
+                    f.store(value, f.at(target, number), size)
 
     def any_strides() -> None:
         squares = f.select(y_row.equals(size), depth - depth._binary("rem", lanes), 0)
@@ -300,7 +320,8 @@ def _multiply(shape: Shape, packed: bool = False, pack_y_from: int = 5, pack_x_f
     packs_x = (panels >= pack_x_from) & (m > 1)
     blocks = (m + (_ROWS_IN_CACHE - 1)) // _ROWS_IN_CACHE
     # One block of x sees each part of y once; for several, all of it is kept.
-    most = f.select(blocks <= 1, f.integer(_COLUMNS_AT_ONCE), _COLUMNS_IN_CACHE)
+    at_once = _PANELS_AT_ONCE * shape.columns
+    most = f.select(blocks <= 1, f.integer(at_once), _COLUMNS_IN_CACHE)
     width, height = f.minimum(n, most), f.minimum(m, _ROWS_IN_CACHE)
     block = f.minimum(k, BLOCK)
     for_y = f.integer(0)
@@ -341,15 +362,15 @@ def _multiply(shape: Shape, packed: bool = False, pack_y_from: int = 5, pack_x_f
                 with f.when(packs_x):
                     strips = (rows + (shape.rows - 1)) // shape.rows
                     f.call("@pack_rows", of_x, x, f["x_row"], f["x_column"], rows, depth, strips)
-                with f.loop(0, columns, _COLUMNS_AT_ONCE) as first:
-                    count = f.minimum(columns - first, _COLUMNS_AT_ONCE)
+                with f.loop(0, columns, at_once) as first:
+                    count = f.minimum(columns - first, at_once)
                     if packed:
                         y = f.at(place, first // shape.columns * panel)
                     else:
                         kept = f.at(of_y, f.select(blocks <= 1, f.integer(0), first // shape.columns * panel))
                         there = f.at(place, first * f["y_column"])
                         with f.when(packs_y & number.equals(0)):
-                            many = f.minimum(whole - first, _COLUMNS_AT_ONCE)
+                            many = f.minimum(whole - first, at_once)
                             f.call("@pack_panels", kept, there, f["y_row"], f["y_column"], depth, many)
                         y = f.select(packs_y, kept, there)
                     out = f.at(f["out"], top * f["out_row"], (left + first) * size)

@@ -67,6 +67,24 @@ class LayerGraph:
                 stack.extend(t for t in node.inputs if id(t) not in given)
         return sorted(found.values(), key=lambda node: node.number)
 
+    def wiring(self) -> dict[str, Any]:
+        """What is connected with what, without names: the arguments of each call, with a word for each tensor."""
+        words = {id(t): f"input {i}" for i, t in enumerate(self.inputs)}
+        numbers = {id(layer): i for i, layer in enumerate(self.layers)}
+
+        def word(leaf: Any) -> Any:
+            return words[id(leaf)] if isinstance(leaf, KerasTensor) else leaf
+
+        found: dict[str, Any] = {}
+        for call, node in enumerate(self.nodes):
+            layer = f"layer {numbers[id(node.operation)]}, {type(node.operation).__name__}"
+            found[f"call {call} ({layer})"] = tree.map_structure(word, [list(node.args), node.kwargs])
+            several = len(node.outputs) > 1
+            for i, tensor in enumerate(node.outputs):
+                words[id(tensor)] = f"output {i} of call {call}" if several else f"call {call}"
+        found["outputs"] = [word(t) for t in self.outputs]
+        return found
+
     def run(self, inputs: Any) -> Any:
         """Call the layers on tensors of the structure of the inputs."""
         values: dict[int, Any] = dict(zip(map(id, self.inputs), self._match(inputs), strict=True))

@@ -87,6 +87,11 @@ def require_same_model(model: Any, kind: str, batch: Batch) -> None:
         name = f"layer {number}"
         facts[name] = type(layer).__name__
         facts |= _flat(f"{name} ({type(layer).__name__}): ", _description(layer))
+    for name, layer in [("model", model), *((f"layer {i}", layer) for i, layer in enumerate(layers))]:
+        graph = getattr(layer, "_layer_graph", None)
+        if graph is not None:
+            wiring = {call: _shortened(_description(given)) for call, given in graph.wiring().items()}
+            facts |= {f"wiring of {name}: {call}": given for call, given in wiring.items()}
     facts["number of variables"] = len(model.variables)
     for number, variable in enumerate(model.variables):
         kind_of_weight = "trainable" if variable.trainable else "not trainable"

@@ -45,6 +45,10 @@ def train(difference: str) -> None:
         layers.Dense(4, use_bias=mine("bias", True, False), activation="softmax"),
     ]
     model = keras.Sequential(stack)
+    if difference == "wiring":
+        model = connected(mine("wiring", False, True))
+    if difference == "wiring within":
+        model = keras.Sequential([keras.Input((8,)), connected(mine("wiring within", False, True))])
     if mine("frozen", False, True):
         model.layers[0].trainable = False
     rate = mine("learning rate", 0.1, 0.2)
@@ -69,6 +73,15 @@ def train(difference: str) -> None:
             assert all(np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True))
             assert int(model.optimizer.iterations.numpy()) == 0
         raise
+
+
+def connected(twisted: bool) -> Any:
+    """A model of the same layers and weights, in which the difference is taken of other outputs."""
+    inputs = keras.Input((8,))
+    first = layers.Dense(8, "relu")(inputs)
+    second = layers.Dense(8, "relu")(first)
+    difference = layers.Subtract()([inputs if twisted else first, second])
+    return keras.Model(inputs, layers.Dense(4, "softmax")(difference))
 
 
 class Disturb(keras.callbacks.Callback):

@@ -24,6 +24,8 @@ DIFFERENCES = {
     "dtype": 'variable 0: ranks 0, 2 have [[8, 6], "float32"',
     "rate": "layer 1 (Dropout): rate: ranks 0, 2 have 0.1, rank 1 (host",
     "layers": "number of layers: ranks 0, 2 have 4, rank 1 (host",
+    "wiring": 'wiring of model: call 2 (layer 3, Subtract): ranks 0, 2 have [[["call 0", "call 1"]], {}], rank 1 (host',
+    "wiring within": 'wiring of layer 0: call 2 (layer 3, Subtract): ranks 0, 2 have [[["call 0", "call 1"]], {}]',
     "bias": "layer 2 (Dense): use_bias: ranks 0, 2 have true, rank 1 (host",
     "frozen": "not trainable",
     "learning rate": "optimizer: learning_rate: ranks 0, 2 have 0.1",

@@ -7,6 +7,7 @@ import functools
 import numpy as np
 import pytest
 
+import disttensor as keras
 from disttensor import initializers, layers, optimizers
 from disttensor.training.fingerprint import _description, _flat
 
@@ -58,3 +59,18 @@ def test_long_values_are_hashed():
     (text,) = facts({"a": long}).values()
     assert text.startswith("4890 characters, ")
     assert facts({"a": long}) == facts({"a": list(long)}) != facts({"a": other})
+
+
+def test_wiring_tells_calls_apart_and_knows_no_names():
+    def wiring(order, shared=False):
+        inputs = keras.Input((4,))
+        first = layers.Dense(4)
+        a, b = first(inputs), (first if shared else layers.Dense(4))(inputs)
+        merged = layers.Concatenate(axis=-1)([(a, b)[i] for i in order])
+        return keras.Model(inputs, [merged, a])._layer_graph.wiring()
+
+    assert wiring((0, 1)) == wiring((0, 1))
+    assert wiring((0, 1))["call 2 (layer 3, Concatenate)"] == [[["call 0", "call 1"]], {}]
+    assert wiring((0, 1))["outputs"] == ["call 2", "call 0"]
+    assert wiring((0, 1)) != wiring((1, 0))
+    assert wiring((0, 1)) != wiring((0, 1), shared=True)

@@ -48,6 +48,12 @@ def test_sharded_data_learns_alike_from_text_and_images() -> None:
     assert min(accuracies) > 0.9
 
 
+def test_model_parallel_learns_with_whole_weights_too() -> None:
+    output = run("model_parallel.py")
+    assert "a grid of 1 × 1 processes; 22090 of 22090 weights" in output
+    assert last_value(output, "test_accuracy") > 0.95
+
+
 def test_custom_loop_learns() -> None:
     assert last_value(run("custom_loop.py"), "test_accuracy") > 0.93
 

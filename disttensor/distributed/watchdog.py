@@ -177,6 +177,9 @@ def report(collective: Collective, seconds: float, limit: float, places: Sequenc
         lines.append(f"It waits for {'rank' if len(missing) == 1 else 'ranks'} {_list(missing)}.")
     elif others:
         lines.append(f"The ranks called different collectives: {'; '.join(others)}.")
+    elif stopped := [rank for rank in collective.members if rank in of and of[rank].problem]:
+        what = ", ".join(f"rank {rank} is {of[rank].problem}" for rank in stopped)
+        lines.append(f"All ranks have arrived, but {what}.")
     else:
         lines.append("All ranks have arrived: the network, or the MPI library, does not deliver.")
     order = [*missing, *(place.rank for place in places if place.rank not in missing)]

@@ -77,6 +77,11 @@ def test_all_have_arrived():
     assert said(*(seen(rank, 7) for rank in range(4)))[1].startswith("All ranks have arrived: the network")
 
 
+def test_a_rank_may_be_suspended_after_it_has_arrived():
+    lines = said(seen(0, 7), seen(1, 7, problem="suspended by a signal"), seen(2, 7), seen(3, 7))
+    assert lines[1] == "All ranks have arrived, but rank 1 is suspended by a signal."
+
+
 def test_own_stacks_are_seen_with_the_names_of_threads():
     files, go = OwnFiles(), threading.Event()
     thread = threading.Thread(target=go.wait, name="a reader")

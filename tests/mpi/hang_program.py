@@ -20,6 +20,7 @@ from disttensor import config, distributed, layers
 DEED = sys.argv[1]
 comm = distributed.communicator()
 group = comm.split(0)
+shells: list[subprocess.Popen[bytes]] = []
 
 
 def hang_in_loader() -> None:
@@ -54,20 +55,40 @@ def batches() -> Iterator[Any]:
         yield rng.normal(size=(12, 8)).astype("float32"), rng.integers(0, 4, 12)
 
 
+class Heavy(layers.Layer):
+    """Hands its input on, and computes for a second."""
+
+    def call(self, x: Any) -> Any:
+        """`x`."""
+        square = product = keras.convert_to_tensor(np.full((2000, 2000), 1e-3, np.float32))
+        for _ in range(4):
+            product = keras.ops.matmul(product, square)
+        return x + 0 * keras.ops.mean(product)
+
+
+def suspend_in(seconds: float) -> None:
+    """Let this process be stopped from outside, wherever it is then."""
+    shells.append(subprocess.Popen(["sh", "-c", f"sleep {seconds}; kill -STOP {os.getpid()}"]))
+
+
 class Trouble(keras.callbacks.Callback):
     """Trouble in a callback."""
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Do what was asked for, when every rank has compiled what it needs."""
         if batch == 2 and DEED != "nothing":
-            config.set_collective_timeout(2)
+            config.set_collective_timeout(4 if DEED == "suspended in compute" else 2)
         if comm.rank == 1 and batch == 3:
             if DEED == "deadlock":
                 hang_in_deadlock()
             elif DEED == "suspended":
                 os.kill(os.getpid(), signal.SIGSTOP)
+            elif DEED in ("suspended in compute", "suspended in a collective"):
+                suspend_in(1.0)
             elif DEED == "other collective":
                 group.barrier()
+        elif batch == 3 and DEED == "suspended in a collective":
+            time.sleep(2)
 
 
 if DEED == "suspended for a while":
@@ -81,7 +102,8 @@ if DEED == "suspended for a while":
     config.set_collective_timeout(600)
     if comm.rank == 0:
         shell.wait()
-model = keras.Sequential([keras.Input((8,)), layers.Dense(4, activation="softmax")])
+heavy = [Heavy()] if DEED == "suspended in compute" else []
+model = keras.Sequential([keras.Input((8,)), *heavy, layers.Dense(4, activation="softmax")])
 model.compile("sgd", "sparse_categorical_crossentropy")
 model.fit(batches(), epochs=1, steps_per_epoch=8, verbose=0, callbacks=[Trouble()])
 if comm.rank == 0:

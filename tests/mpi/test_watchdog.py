@@ -27,6 +27,12 @@ DEEDS = {
         r"group\.barrier\(\)$",
     ],
     "suspended": [r"rank 1 \(host .*\): is suspended by a signal; "],
+    "suspended in compute": [
+        r"rank 1 \(host .*\): is suspended by a signal; .*computing, step \d; all_reduce\(.* last"
+    ],
+    "suspended in a collective": [
+        r"rank 1 \(host .*\): is suspended by a signal; .*computing, step 4; waits in all_red"
+    ],
 }
 
 
@@ -48,11 +54,15 @@ def test_a_rank_that_hangs_is_named_with_its_stack(mpirun: Any, deed: str, n: in
     assert re.search(r"\[rank \d\] all_reduce\(.*\) \(collective \d+ of all ranks\) has lasted for \d+ s", output), (
         output
     )
-    assert "It waits for rank 1.\n" in output, output
+    # Whose messages were sent when it was suspended may hold up the next collective instead.
+    has_arrived = "|All ranks have arrived, but rank 1 is suspended by a signal" if deed.endswith("collective") else ""
+    assert re.search(rf"(It waits for rank 1{has_arrived})\.\n", output), output
     for pattern in DEEDS[deed]:
         assert re.search(pattern, output, re.MULTILINE), (pattern, output)
     for rank in {*range(n)} - {1}:
-        assert re.search(rf"rank {rank} \(host .*\): computing, step 4; waits in all_reduce", output), output
+        assert re.search(rf"rank {rank} \(host .*\): (computing|in callbacks), step 4; waits in all_reduce", output), (
+            output
+        )
     assert re.search(r"MainThread:", output)
     assert "disttensor-" not in re.sub(r'File ".*"', "", output)
     assert output.count("has lasted for") == 1, output

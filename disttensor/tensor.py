@@ -346,6 +346,13 @@ class Variable(Operable):
         self.constraint: Callable[..., Any] | None = None
         self.partition: Any = None  # which part of a larger tensor this is, see `disttensor.distributed.partition`
 
+    @classmethod
+    def over(cls, memory: np.ndarray, name: str | None = None) -> Variable:
+        """A variable, not trainable, whose memory is this contiguous array."""
+        variable = cls(memory, trainable=False, autocast=False, name=name)
+        variable._array = memory
+        return variable
+
     @property
     def trainable(self) -> bool:
         """Whether gradient tapes watch it and optimizers change it."""

@@ -59,6 +59,11 @@ def _parents(leaves: int) -> dict[tuple[Node, Node], Node]:
     return found
 
 
+def are_siblings(leaves: int, left: Node, right: Node) -> bool:
+    """Whether two nodes are added to one another in the tree over so many leaves."""
+    return (left, right) in _parents(leaves)
+
+
 class TreeSum:
     """Adds arrays along the tree as they come, from left to right; holds at most two times log₂ `leaves` of them.
 
@@ -66,22 +71,42 @@ class TreeSum:
     ----------
     leaves : int
         Of the whole tree.
+    buffers : list of arrays, optional
+        Where sums are kept, the leftmost in the first; new ones are appended to it. So memory that was touched once
+        serves the next tree again.
     """
 
-    def __init__(self, leaves: int):
+    def __init__(self, leaves: int, buffers: list[np.ndarray] | None = None):
         self._parents = _parents(leaves)
         self._open: list[tuple[Node, np.ndarray]] = []
+        self._buffers = [] if buffers is None else buffers
+        self._free = list(self._buffers)
 
-    def add(self, node: Node, array: np.ndarray) -> None:
-        """Take a node that begins where the one before ended; the array is overwritten."""
-        self._open.append((node, array))
-        while len(self._open) > 1:
-            (left, total), (right, addend) = self._open[-2:]
-            parent = self._parents.get((left, right))
-            if parent is None:
-                return
-            np.add(total, addend, out=total)
-            self._open[-2:] = [(parent, total)]
+    def add(self, node: Node, array: np.ndarray, given: bool = False) -> None:
+        """Take a node that begins where the one before ended.
+
+        Parameters
+        ----------
+        node : (int, int)
+        array : ndarray
+            Only read, unless it is given away: then the tree keeps it and may write to it.
+        """
+        own = given
+        while self._open and (parent := self._parents.get((self._open[-1][0], node))):
+            total = self._open.pop()[1]
+            np.add(total, array, out=total)
+            if own and not given:
+                self._free.insert(0, array)
+            node, array, own, given = parent, total, True, False
+        self._open.append((node, array if own else self._copy(array)))
+
+    def _copy(self, array: np.ndarray) -> np.ndarray:
+        if not self._free:
+            self._buffers.append(np.empty_like(array))
+            self._free.append(self._buffers[-1])
+        buffer = self._free.pop(0)
+        np.copyto(buffer, array)
+        return buffer
 
     @property
     def nodes(self) -> list[np.ndarray]:
@@ -89,10 +114,8 @@ class TreeSum:
         return [array for _, array in self._open]
 
 
-def sum_over_ranks(
-    group: Communicator, leaves: int, held: Sequence[Node], nodes: Sequence[np.ndarray], size: int, dtype: np.dtype
-) -> np.ndarray:
-    """Finish the tree of which each rank has the `largest_nodes` within its leaves.
+class SumOverRanks:
+    """Finishes the tree of which each rank has the `largest_nodes` within its leaves.
 
     Parameters
     ----------
@@ -100,29 +123,48 @@ def sum_over_ranks(
     leaves : int
     held : sequence of (int, int)
         For each rank, its first and past-the-last leaf.
-    nodes : sequence of arrays, shape (size,)
-        This rank's nodes, from left to right; they are overwritten.
     size, dtype
         Of every node, also for a rank that holds none.
 
-    Returns
-    -------
-    array, shape (size,)
+    Attributes
+    ----------
+    result : array, shape (size,)
         The sum of all leaves, with the same bits on every rank and for any number of them.
     """
-    if group.size == 1:
-        return nodes[0]
-    layout = [largest_nodes(leaves, *leaf_range) for leaf_range in held]
-    most = max(len(part) for part in layout)
-    chunk = -(-size // group.size)
-    sent = np.zeros((group.size, most, chunk), dtype)
-    for number, node in enumerate(nodes):
-        for rank in range(group.size):
-            piece = node[rank * chunk : (rank + 1) * chunk]
-            sent[rank, number, : piece.size] = piece
-    received = group.all_to_all(sent)
-    tree = TreeSum(leaves)
-    for rank, part in enumerate(layout):
-        for number, node_range in enumerate(part):
-            tree.add(node_range, received[rank, number])
-    return group.all_gather(tree.nodes[0]).reshape(-1)[:size]
+
+    def __init__(self, group: Communicator, leaves: int, held: Sequence[Node], size: int, dtype: np.dtype):
+        self._group, self._leaves = group, leaves
+        self._layout = [largest_nodes(leaves, *leaf_range) for leaf_range in held]
+        chunk = -(-size // group.size)
+        self._gathered = np.zeros((group.size, chunk), dtype)
+        self.result = self._gathered.reshape(-1)[:size]
+        self._buffers = [self.result] if group.size == 1 else []
+        if group.size > 1:
+            self._sent = np.zeros((group.size, max(map(len, self._layout)), chunk), dtype)
+            self._received = np.empty_like(self._sent)
+
+    def local(self) -> TreeSum:
+        """A tree for this rank's leaves."""
+        return TreeSum(self._leaves, self._buffers)
+
+    def finish(self, nodes: Sequence[np.ndarray]) -> None:
+        """Compute `result`; with one rank, it is where the local tree has it already.
+
+        Parameters
+        ----------
+        nodes : sequence of arrays, shape (size,)
+            This rank's, from left to right.
+        """
+        if self._group.size == 1:
+            return
+        chunk = self._sent.shape[2]
+        for number, node in enumerate(nodes):
+            for rank in range(self._group.size):
+                piece = node[rank * chunk : (rank + 1) * chunk]
+                self._sent[rank, number, : piece.size] = piece
+        received = self._group.all_to_all(self._sent, out=self._received)
+        tree = TreeSum(self._leaves)
+        for rank, part in enumerate(self._layout):
+            for number, node_range in enumerate(part):
+                tree.add(node_range, received[rank, number], given=True)
+        self._group.all_gather(tree.nodes[0], out=self._gathered)

@@ -2,8 +2,9 @@
 
 A traced function is cut where ranks would meet, at its `weighted_sum_of_ranks` nodes. What lies before them depends on
 the rows of a batch; it is traced for the rows of one virtual shard and run for each shard that this rank holds, one
-after the other, in the same memory. What the shards yield is added along a fixed tree (`summation_tree`). What lies
-behind, such as the optimizer's update, depends on the sums alone and runs once.
+after the other, in the same memory. What the shards yield is added along a fixed tree (`summation_tree`), the first
+level of it within the plan: the second of two siblings adds its values to those of the first. What lies behind, such as
+the optimizer's update, depends on the sums alone and runs once.
 
 A step usually meets once. Where it meets several times in a row (a loss whose denominator depends on masks, a
 synchronized ``BatchNormalization``), there is a *round* for each, which computes what it needs from the beginning: a
@@ -12,8 +13,8 @@ shard's intermediate results are not kept from round to round.
 
 from __future__ import annotations
 
-import itertools
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,32 +24,85 @@ import numpy as np
 from disttensor import config, dtypes, tree
 from disttensor.context import Spec, state
 from disttensor.distributed import world
-from disttensor.distributed.buckets import unpack
+from disttensor.distributed.buckets import layout
 from disttensor.distributed.collectives import sync_mean, weighted_sum_of_ranks
-from disttensor.distributed.summation_tree import TreeSum, sum_over_ranks
-from disttensor.distributed.weights import scale_into
+from disttensor.distributed.communicator import Communicator
+from disttensor.distributed.summation_tree import SumOverRanks, are_siblings
 from disttensor.errors import ShapeError, TracingError
 from disttensor.graph import Graph, Node, Plan, Value, trace
 from disttensor.graph.function import Call, assembler
 from disttensor.graph.passes import optimize
 from disttensor.graph.tracing import Traced
 from disttensor.kernels import denormals
-from disttensor.ops.registry import Example, operator
-from disttensor.tensor import Tensor
+from disttensor.ops.arithmetic import add, equal, multiply, select
+from disttensor.ops.core import convert
+from disttensor.ops.registry import Operator
+from disttensor.tensor import Tensor, Variable, aligned_empty
 
 
-@operator(examples=[Example((2, 3), np.array(0.5), (4,), np.array(1.0)), Example((0,), np.array(1.0))])
-def pack(out: np.ndarray, *values_and_weights: np.ndarray) -> None:
-    """The values x₁, w₁, x₂, w₂, …: each wᵢ·xᵢ flattened, one after the other."""
-    start = 0
-    for x, weight in zip(values_and_weights[::2], values_and_weights[1::2], strict=True):
-        scale_into(out[start : start + x.size].reshape(x.shape), x, float(weight))
-        start += x.size
+class _Meeting:
+    """Sums over all shards of values of one dtype, in one message between ranks.
+
+    Parameters
+    ----------
+    specs : sequence of Spec
+    group, leaves, held
+        See `SumOverRanks`.
+
+    Attributes
+    ----------
+    pair : array
+        Where a shard leaves its values, or adds them to those of the one before, its sibling in the tree.
+    of_pair, totals : list of Variable
+        For each value its place there, and that of the sum over all shards.
+    """
+
+    def __init__(self, specs: Sequence[Spec], group: Communicator, leaves: int, held: Sequence[tuple[int, int]]):
+        starts, length = layout([spec.shape for spec in specs], specs[0].dtype)
+        self.pair = aligned_empty((length,), specs[0].dtype)
+        self.pair.fill(0)
+        self._sums = SumOverRanks(group, leaves, held, length, self.pair.dtype)
+        self.of_pair, self.totals = (
+            [
+                Variable.over(flat[start : start + math.prod(spec.shape)].reshape(spec.shape))
+                for start, spec in zip(starts, specs, strict=True)
+            ]
+            for flat in (self.pair, self._sums.result)
+        )
+        self._tree = self._sums.local()
+
+    def begin(self) -> None:
+        """A new sum."""
+        self._tree = self._sums.local()
+
+    def add(self, first: int, last: int) -> None:
+        """What these shards, one or two, left in `pair` is complete."""
+        self._tree.add((first, last), self.pair)
+
+    def finish(self) -> None:
+        """Make the totals."""
+        self._sums.finish(self._tree.nodes)
 
 
-@pack.infer
-def _(*values_and_weights: Spec) -> Spec:
-    return Spec((sum(math.prod(s.shape) for s in values_and_weights[::2]),), values_and_weights[0].dtype)
+def _apply(op: Operator, *inputs: Value, **attrs: Any) -> Value:
+    return Node("operator", [op.infer_rule(*[v.spec for v in inputs], **attrs)], op, inputs, attrs).outputs[0]
+
+
+def _cast(x: Value, dtype: str) -> Value:
+    return x if x.spec.dtype == dtype else _apply(convert, x, dtype=dtype)
+
+
+def _added(x: Value, weight: Value, variable: Variable, is_first: Value) -> Value:
+    """weight·x, zeros for a weight of 0 whatever x holds, added to the variable or, from the first shard, alone."""
+    dtype = x.spec.dtype
+    if weight.node.kind != "constant" or weight.node.source != 1:
+        wide = dtypes.result_type(dtype, "float32")
+        zero = Node("constant", [Spec((), wide)], source=np.zeros((), dtypes.to_numpy(wide))).outputs[0]
+        factor = _cast(weight, wide)
+        product = _apply(multiply, _cast(x, wide), factor)
+        x = _cast(_apply(select, _apply(equal, factor, zero), zero, product), dtype)
+    before = Node("variable", [x.spec], source=variable).outputs[0]
+    return _apply(select, is_first, x, _apply(add, before, x))
 
 
 @dataclass
@@ -58,8 +112,8 @@ class _Segment:
     plan: Plan
     reads: list[int]
 
-    def run(self, arrays: Sequence[np.ndarray], sums: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return self.plan.run([*(arrays[i] for i in self.reads), *sums])
+    def run(self, arrays: Sequence[np.ndarray], *more: np.ndarray) -> list[np.ndarray]:
+        return self.plan.run([*(arrays[i] for i in self.reads), *more])
 
 
 class _Cut:
@@ -117,36 +171,42 @@ class _Cut:
         last = max((self.round_of[id(self.graph.outputs[i].node)] for i in self.rows), default=-1)
         return max(len(self.rounds), last + 1)
 
-    def round(self, number: int) -> _Segment:
-        """What a shard computes in a round: a flat buffer for each group of meetings, then outputs with rows."""
-        groups = self.rounds[number] if number < len(self.rounds) else []
-        buffers = []
-        for group in groups:
-            inputs = [value for node in group for value in node.inputs]
-            buffers.append(Node("operator", [pack.infer_rule(*[v.spec for v in inputs])], pack, inputs).outputs[0])
-        rows = [self.graph.outputs[i] for i in self.rows_of_round(number)]
-        return self._segment([*buffers, *rows], {}, number)
+    def round(self, number: int, meetings: Sequence[Sequence[_Meeting]]) -> _Segment:
+        """What a shard computes in a round: what it adds to the sums, and outputs with rows.
 
-    def end(self) -> _Segment:
+        The last input of the plan says whether the shard is the first of a pair.
+        """
+        is_first = Node("input", [Spec((), "bool")])
+        updates: dict[Any, Value] = {}
+        for group, meeting in zip(self.rounds[number], meetings[number], strict=True) if self.meets(number) else ():
+            for node, variable in zip(group, meeting.of_pair, strict=True):
+                value, weight = node.inputs
+                updates[variable] = _added(value, weight, variable, is_first.outputs[0])
+        rows = [self.graph.outputs[i] for i in self.rows_of_round(number)]
+        return self._segment(rows, updates, meetings[:number], [is_first])
+
+    def meets(self, number: int) -> bool:
+        """Whether there is anything to sum in a round."""
+        return number < len(self.rounds)
+
+    def end(self, meetings: Sequence[Sequence[_Meeting]]) -> _Segment:
         """What is computed once, from the sums: the other outputs, and the updates of variables."""
         outputs = [v for i, v in enumerate(self.graph.outputs) if i not in self.rows]
-        return self._segment(outputs, self.graph.updates, len(self.rounds))
+        return self._segment(outputs, self.graph.updates, meetings, [])
 
-    def _segment(self, outputs: list[Value], updates: dict[Any, Value], known: int) -> _Segment:
-        """The part of the graph that computes these values, the sums of the first `known` rounds being inputs."""
-        sums: list[Node] = []
+    def _segment(
+        self, outputs: list[Value], updates: dict[Any, Value], known: Sequence[Sequence[_Meeting]], more: list[Node]
+    ) -> _Segment:
+        """The part of the graph that computes these values, the sums of the first rounds being known."""
         found: dict[int, Sequence[Value]] = {}
-        for group in itertools.chain.from_iterable(self.rounds[:known]):
-            sizes = [int(np.prod(node.specs[0].shape)) for node in group]
-            flat = Node("input", [Spec((sum(sizes),), group[0].specs[0].dtype)])
-            sums.append(flat)
-            for node, start in zip(group, itertools.accumulate(sizes, initial=0), strict=False):
-                attrs = {"start": start, "shape": node.specs[0].shape}
-                found[id(node)] = Node("operator", node.specs, unpack, flat.outputs, attrs, order=node.order).outputs
-        whole = Graph([*self.graph.inputs, *sums], outputs, updates).rewrite(lambda node, _: found.get(id(node)))
+        for groups, meetings in zip(self.rounds, known, strict=False):
+            for group, meeting in zip(groups, meetings, strict=True):
+                for node, variable in zip(group, meeting.totals, strict=True):
+                    found[id(node)] = Node("variable", node.specs, source=variable, order=node.order).outputs
+        whole = Graph([*self.graph.inputs, *more], outputs, updates).rewrite(lambda node, _: found.get(id(node)))
         used = {id(n) for n in Graph([], whole.outputs, whole.updates).nodes}
         reads = [i for i, node in enumerate(self.graph.inputs) if id(node) in used]
-        graph = Graph([*(self.graph.inputs[i] for i in reads), *sums], whole.outputs, whole.updates)
+        graph = Graph([*(self.graph.inputs[i] for i in reads), *more], whole.outputs, whole.updates)
         return _Segment(Plan(optimize(graph)), reads)
 
 
@@ -168,6 +228,7 @@ class DividedCall:
         self._held = [config.shards_of(rank, self._group.size) for rank in range(self._group.size)]
         self._first, self._last = self._held[self._group.rank]
         self._totals = [int(shard.total) for shard in call.shards]
+        self._offsets = [self._first * total // self._parts for total in self._totals]
         self._sharded = [call.shard_of(t) for t in call.inputs]
         for tensor, number in zip(call.inputs, self._sharded, strict=True):
             if number is not None and tensor.shape[:1] != (call.shards[number].local,):
@@ -187,37 +248,58 @@ class DividedCall:
                 f"({sorted(cuts)}), so that shards cannot meet. Choose a batch size that is a multiple of {call.parts}."
             )
         self.is_valid = reference.is_valid
-        self.repeat = None
         self._outputs = [v.spec for v in reference.graph.outputs]
         self._row_outputs = [reference.rows_of_round(number) for number in range(reference.count)]
-        self._buffers = [[_pack_spec(group) for group in groups] for groups in reference.rounds]
-        self._rounds = {rows: [cut.round(i) for i in range(cut.count)] for rows, cut in cuts.items()}
-        self._end = reference.end()
+        self._meetings = [
+            [_Meeting([n.specs[0] for n in group], self._group, self._parts, self._held) for group in groups]
+            for groups in reference.rounds
+        ]
+        rounds = {rows: [cut.round(i, self._meetings) for i in range(cut.count)] for rows, cut in cuts.items()}
+        self._rounds = [rounds[self._rows(shard)] for shard in range(self._first, self._last)]
+        self._end = reference.end(self._meetings)
         self.graph, self.plan = self._end.plan.graph, self._end.plan
         self._assemble = assembler(reference.structure)
+        # After the arguments come, for each batch, its rows and the shard's first row.
+        self._places = [self._place(shard) for shard in range(self._first, self._last)]
+        self._numbers = [
+            [np.asarray(n, np.int64) for total in self._totals for n in (total, shard * total // self._parts)]
+            for shard in range(self._first, self._last)
+        ]
+        self._for_all = [np.asarray(n, np.int64) for total in self._totals for n in (total, 0)]
+        siblings = [are_siblings(self._parts, (v - 1, v), (v, v + 1)) for v in range(self._first, self._last)]
+        self._is_first = [np.asarray(i == 0 or not pair) for i, pair in enumerate(siblings)]
+        self._lock = threading.Lock()
 
     def run(self, call: Call) -> Any:
         """The function's result; outputs with rows have those of this rank."""
-        shards = [(self._rounds[self._rows(v)], self._arrays(call, v)) for v in range(self._first, self._last)]
-        sums: list[np.ndarray] = []
+        return self._assemble(list(map(Tensor.wrap, self._run([t.array for t in call.inputs]))))
+
+    def repeat(self, arrays: Sequence[np.ndarray]) -> Any:
+        """See `Concrete.repeat`."""
+        return self._assemble(self._run(arrays[: len(self._sharded)]))
+
+    def _run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         results: dict[int, list[np.ndarray]] = {i: [] for numbers in self._row_outputs for i in numbers}
-        with denormals.flushed():
-            for number, row_outputs in enumerate(self._row_outputs):
-                buffers = self._buffers[number] if number < len(self._buffers) else []
-                trees = [TreeSum(self._parts) for _ in buffers]
-                for shard, (rounds, arrays) in enumerate(shards, self._first):
-                    found = rounds[number].run(arrays, sums)
-                    for partial, buffer in zip(trees, found, strict=False):
-                        partial.add((shard, shard + 1), buffer)
-                    for i, rows in zip(row_outputs, found[len(trees) :], strict=True):
-                        results[i].append(rows)
-                sums = sums + [self._sum(partial, spec) for partial, spec in zip(trees, buffers, strict=True)]
-            once = iter(self._end.run(self._arrays(call, None), sums))
-        outputs = [
-            Tensor.wrap(self._join(results[i], spec) if i in results else next(once))
-            for i, spec in enumerate(self._outputs)
+        shards = [
+            [*(x if place is None else x[place] for x, place in zip(inputs, places, strict=True)), *numbers]
+            for places, numbers in zip(self._places, self._numbers, strict=True)
         ]
-        return self._assemble(outputs)
+        with self._lock, denormals.flushed():
+            for number, row_outputs in enumerate(self._row_outputs):
+                meetings = self._meetings[number] if number < len(self._meetings) else []
+                for meeting in meetings:
+                    meeting.begin()
+                for i, arrays in enumerate(shards):
+                    found = self._rounds[i][number].run(arrays, self._is_first[i])
+                    for output, rows in zip(row_outputs, found, strict=True):
+                        results[output].append(rows)
+                    if i + 1 == len(shards) or self._is_first[i + 1]:
+                        for meeting in meetings:
+                            meeting.add(self._first + i - (not self._is_first[i]), self._first + i + 1)
+                for meeting in meetings:
+                    meeting.finish()
+            once = iter(self._end.run([*inputs, *self._for_all]))
+        return [self._join(results[i], spec) if i in results else next(once) for i, spec in enumerate(self._outputs)]
 
     def _rows(self, shard: int) -> tuple[int, ...]:
         """For each batch, the rows of a virtual shard."""
@@ -228,33 +310,20 @@ class DividedCall:
         # After the arguments come, for each batch, its rows (the same for all shards) and the shard's first row.
         return _Cut(traced, [n is not None for n in self._sharded] + [False, True] * len(rows))
 
-    def _arrays(self, call: Call, shard: int | None) -> list[np.ndarray]:
-        """The function's inputs for a virtual shard; for None those that are the same for all."""
-        place = 0 if shard is None else shard
-        starts = [place * n // self._parts for n in self._totals]
-        ends = [(place + 1) * n // self._parts for n in self._totals]
-        arrays = []
-        for tensor, number in zip(call.inputs, self._sharded, strict=True):
-            if number is None or shard is None:
-                arrays.append(tensor.array)
-            else:
-                offset = int(call.shards[number].offset)
-                arrays.append(tensor.array[starts[number] - offset : ends[number] - offset])
-        for total, start in zip(self._totals, starts, strict=True):
-            arrays += [np.asarray(total, np.int64), np.asarray(start, np.int64)]
-        return arrays
-
-    def _sum(self, partial: TreeSum, spec: Spec) -> np.ndarray:
-        dtype = dtypes.to_numpy(spec.dtype)
-        return sum_over_ranks(self._group, self._parts, self._held, partial.nodes, spec.shape[0], dtype)
+    def _place(self, shard: int) -> list[slice | None]:
+        """Which rows of the function's inputs, as this rank has them, are a virtual shard's; None for all."""
+        found: list[slice | None] = []
+        for number in self._sharded:
+            if number is None:
+                found.append(None)
+                continue
+            total = self._totals[number]
+            start, end = shard * total // self._parts, (shard + 1) * total // self._parts
+            found.append(slice(start - self._offsets[number], end - self._offsets[number]))
+        return found
 
     def _join(self, parts: list[np.ndarray], spec: Spec) -> np.ndarray:
         return np.concatenate(parts) if parts else np.empty((0, *spec.shape[1:]), dtypes.to_numpy(spec.dtype))
-
-
-def _pack_spec(group: Sequence[Node]) -> Spec:
-    """The buffer that a group of meetings is summed in."""
-    return pack.infer_rule(*[value.spec for node in group for value in node.inputs])
 
 
 def _for_shards(function: Callable[..., Any], parts: int) -> Callable[..., Any]:

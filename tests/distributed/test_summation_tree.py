@@ -28,11 +28,15 @@ def contributions(count: int) -> np.ndarray:
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 13, 16])
 def test_arrays_added_one_by_one_give_the_sum_of_the_definition(count: int) -> None:
     leaves = contributions(count)
-    tree = TreeSum(count)
+    buffers: list[np.ndarray] = []
+    tree = TreeSum(count, buffers)
     for i in range(count):
-        tree.add((i, i + 1), leaves[i].copy())
+        tree.add((i, i + 1), leaves[i])
     (total,) = tree.nodes
     np.testing.assert_array_equal(total, whole((0, count), leaves))
+    assert total is buffers[0]
+    assert len(buffers) <= count.bit_length()
+    np.testing.assert_array_equal(leaves, contributions(count))
 
 
 @pytest.mark.parametrize("count", [5, 8])
@@ -47,11 +51,11 @@ def test_any_split_over_ranks_gives_the_same_bits(count: int) -> None:
             for first, last in itertools.pairwise(edges):
                 own = TreeSum(count)
                 for i in range(first, last):
-                    own.add((i, i + 1), leaves[i].copy())
+                    own.add((i, i + 1), leaves[i])
                 nodes = largest_nodes(count, first, last)
                 assert len(own.nodes) == len(nodes)
                 for node, array in zip(nodes, own.nodes, strict=True):
-                    final.add(node, array)
+                    final.add(node, array, given=True)
             np.testing.assert_array_equal(final.nodes[0], expected)
             plain = sum(leaves[a:b].sum(axis=0) for a, b in itertools.pairwise(edges))
             differs += not np.array_equal(plain, expected)

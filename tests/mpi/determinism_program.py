@@ -1,6 +1,6 @@
 """Trains in deterministic mode and prints one digest of weights, history and predictions, the same on all ranks.
 
-Arguments: how many virtual shards each rank holds, as JSON, or null; rows of a batch.
+Arguments: how many virtual shards each rank holds, as JSON, or null; rows of a batch; what is trained.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -15,34 +16,76 @@ import disttensor as keras
 from disttensor import distributed, layers, optimizers
 
 keras.config.enable_determinism(shards=8, per_rank=json.loads(sys.argv[1]))
-BATCH = int(sys.argv[2])
+BATCH, KIND = int(sys.argv[2]), sys.argv[3]
 rng = np.random.default_rng(9)
 ROWS = 37
 X = rng.normal(size=(ROWS, 64)).astype("float32")
 Y = rng.integers(0, 4, ROWS)
 WEIGHTS = rng.uniform(0.2, 2.0, ROWS).astype("float32")
 
+
+class Augmented(keras.data.Dataset):
+    """The rows, each with noise of its own, which depends on its number alone."""
+
+    def read(self, rows: np.ndarray) -> Any:
+        """See `Dataset.read`."""
+        noise = [np.random.default_rng(int(row)).normal(0, 0.2, 64) for row in rows]
+        return X[rows] + np.asarray(noise, np.float32).reshape(-1, 64), Y[rows], WEIGHTS[rows]
+
+
+def convolutional() -> keras.Model:
+    """Batch statistics of each shard."""
+    return keras.Sequential(
+        [
+            keras.Input((64,)),
+            layers.GaussianNoise(0.1),
+            layers.Reshape((8, 8, 1)),
+            layers.Conv2D(6, 3, activation="relu", padding="same", kernel_regularizer="l2"),
+            layers.BatchNormalization(),
+            layers.MaxPooling2D(2),
+            layers.Flatten(),
+            layers.Dropout(0.4),
+            layers.Dense(4, activation="softmax", activity_regularizer="l1"),
+        ]
+    )
+
+
+def synchronized() -> keras.Model:
+    """Batch statistics of all shards: they meet several times in a step."""
+    return keras.Sequential(
+        [
+            keras.Input((64,)),
+            layers.Dense(20, "tanh"),
+            layers.BatchNormalization(synchronized=True),
+            layers.GaussianDropout(0.2),
+            layers.Dense(4, activation="softmax"),
+        ]
+    )
+
+
+def divided() -> keras.Model:
+    """Weights divided among the ranks of a team."""
+    inputs = keras.Input((64,))
+    x = layers.ColumnParallelDense(24, "relu", gather_output=False)(inputs)
+    x = layers.RowParallelDense(12, input_is_parallel=True)(x)
+    x = layers.Dropout(0.2)(layers.BatchNormalization()(x))
+    return keras.Model(inputs, layers.Dense(4, "softmax")(x))
+
+
 keras.utils.set_random_seed(12)
-model = keras.Sequential(
-    [
-        keras.Input((64,)),
-        layers.GaussianNoise(0.1),
-        layers.Reshape((8, 8, 1)),
-        layers.Conv2D(6, 3, activation="relu", padding="same", kernel_regularizer="l2"),
-        layers.BatchNormalization(),
-        layers.MaxPooling2D(2),
-        layers.Flatten(),
-        layers.Dropout(0.4),
-        layers.Dense(4, activation="softmax", activity_regularizer="l1"),
-    ]
-)
+if KIND == "divided":
+    distributed.set_grid(model=2)
+model = {"synchronized": synchronized, "divided": divided}.get(KIND, convolutional)()
 model.compile(
     optimizers.Adam(0.003, clipnorm=1.0), "sparse_categorical_crossentropy", metrics=["accuracy"],
     weighted_metrics=[keras.metrics.SparseCategoricalCrossentropy(name="entropy")],
 )  # fmt: skip
+if KIND == "augmented":
+    data = {"x": Augmented(ROWS, BATCH, shuffle=True, workers=2)}
+else:
+    data = {"x": X, "y": Y, "sample_weight": WEIGHTS, "batch_size": BATCH}
 history = model.fit(
-    X, Y, sample_weight=WEIGHTS, batch_size=BATCH, epochs=3, verbose=0, validation_data=(X, Y, WEIGHTS),
-    validation_batch_size=16,
+    **data, epochs=3, verbose=0, validation_data=(X, Y, WEIGHTS), validation_batch_size=16
 ).history  # fmt: skip
 arrays = [*model.get_weights(), *map(np.array, history.values()), model.predict(X, batch_size=10, verbose=0)]
 digest = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
+from tests.mpi.libraries import open_mpi_alone
+
 PROGRAM = Path(__file__).with_name("determinism_program.py")
 
 
 @functools.cache
-def digest_of_one_process(batch: int) -> str:
-    command = [sys.executable, str(PROGRAM), "null", str(batch)]
+def digest_of_one_process(batch: int, kind: str = "arrays") -> str:
+    command = [sys.executable, str(PROGRAM), "null", str(batch), kind]
     return digest(subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout)
 
 
@@ -27,19 +29,46 @@ def digest(output: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("mpirun", "n", "per_rank", "batch"),
+    ("mpirun", "n", "per_rank", "batch", "kind"),
     [
-        *(("openmpi", n, "null", 16) for n in (2, 3, 4, 8, 10)),
-        ("openmpi", 3, "[5,0,3]", 16),
-        ("openmpi", 3, "null", 5),
-        *(("mpich", n, "null", 16) for n in (2, 3)),
+        *(("openmpi", n, "null", 16, "arrays") for n in (2, 3, 4, 8, 10)),
+        ("openmpi", 3, "[5,0,3]", 16, "arrays"),
+        ("openmpi", 3, "null", 5, "arrays"),
+        *(("openmpi", n, "null", 16, "augmented") for n in (2, 3, 4, 8)),
+        ("openmpi", 4, "null", 16, "synchronized"),
+        *(("mpich", n, "null", 16, "arrays") for n in (2, 3)),
+        ("mpich", 3, "null", 16, "augmented"),
+        ("mpich", 3, "null", 16, "synchronized"),
     ],
     indirect=["mpirun"],
 )
-def test_ranks_change_no_bit(mpirun: Any, n: int, per_rank: str, batch: int) -> None:
-    code, output = mpirun(n, PROGRAM, per_rank, str(batch))
+def test_ranks_change_no_bit(mpirun: Any, n: int, per_rank: str, batch: int, kind: str) -> None:
+    code, output = mpirun(n, PROGRAM, per_rank, str(batch), kind)
     assert code == 0, output
-    assert digest(output) == digest_of_one_process(batch)
+    assert digest(output) == digest_of_one_process(batch, kind)
+
+
+@open_mpi_alone
+@pytest.mark.parametrize(("bucket_bytes", "algorithm"), [("100", "shared"), ("100000000", "mpi")])
+def test_how_messages_are_sent_changes_no_bit(mpirun: Any, bucket_bytes: str, algorithm: str) -> None:
+    env = {"DISTTENSOR_BUCKET_BYTES": bucket_bytes, "DISTTENSOR_ALLREDUCE": algorithm}
+    code, output = mpirun(4, PROGRAM, "null", "16", "arrays", env=env)
+    assert code == 0, output
+    assert digest(output) == digest_of_one_process(16)
+
+
+_of_one_team: dict[str, str] = {}  # by MPI library
+
+
+def test_teams_that_divide_a_model_have_the_bits_of_one_team(mpirun: Any) -> None:
+    """Not those of one process, which adds up in one product what a team of two adds up as two."""
+    found = set()
+    for n in (2, 4, 6):
+        code, output = mpirun(n, PROGRAM, "null", "16", "divided")
+        assert code == 0, output
+        found.add(digest(output))
+    (_of_one_team[mpirun.mpi],) = found
+    assert len(set(_of_one_team.values())) == 1
 
 
 def test_the_batch_size_does_change_them() -> None:

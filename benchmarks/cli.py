@@ -23,9 +23,11 @@ _COMMANDS = {
     "allreduce": "sums over ranks of one host, beside the MPI libraries' and gloo's",
     "overlap": "how much of the communication between two emulated hosts hides behind computing",
     "scaling": "throughput of ranks that train together, as a share of what they do alone",
+    "determinism": "training whose bits do not depend on the number of ranks, beside the fast one",
+    "sharded": "memory of a rank where the optimizer's state is divided, beside what is predicted",
     "install": "install the peers into .venv-peers",
 }
-_ROUNDS = {"steps": 7, "start": 3, "replay": 3, "profile": 3, "scaling": 3}
+_ROUNDS = {"steps": 7, "start": 3, "replay": 3, "profile": 3, "scaling": 3, "determinism": 2}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
                 "--peer", nargs="*", choices=PEERS, default=installed,
                 help="whom to compare with, nobody if empty (default: all, if installed)",
             )  # fmt: skip
-        if name not in ("start", "scaling"):
+        if name not in ("start", "scaling", "determinism"):
             command.add_argument(
                 "--threads", nargs="+", type=_positive, help="numbers of threads (default: all cores, and mostly 1)"
             )
@@ -112,6 +114,16 @@ def parser() -> argparse.ArgumentParser:
     )
     overlap.add_argument("--json", type=Path, metavar="FILE", help="also write all results here")
     made["scaling"].add_argument("--ranks", nargs=1, type=_positive, default=[2], help="how many (default: 2)")
+    determinism = made["determinism"]
+    determinism.add_argument("--ranks", nargs="+", type=_positive, default=[1, 2], help="default: 1 2")
+    determinism.add_argument("--shards", type=_positive, default=8, help="how many (%(default)s)")
+    sharded = made["sharded"]
+    sharded.add_argument("--ranks", nargs="+", type=_positive, default=[1, 2, 4], help="default: 1 2 4")
+    sharded.add_argument("--width", type=_positive, default=1024, help="of the layers (%(default)s)")
+    sharded.add_argument("--depth", type=_positive, default=10, help="how many layers (%(default)s)")
+    sharded.add_argument("--rows", type=_positive, default=32, help="for each rank (%(default)s)")
+    sharded.add_argument("--steps", type=_positive, default=6, help="that are timed (%(default)s)")
+    sharded.add_argument("--json", type=Path, metavar="FILE", help="also write all results here")
     made["install"].add_argument("--peers", nargs="+", choices=PEERS, default=list(PEERS), help="default: all")
     return main_parser
 

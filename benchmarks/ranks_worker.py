@@ -1,12 +1,13 @@
 """What every rank runs: ``python -m benchmarks.ranks_worker JOB``, where JOB is JSON; it prints its answer as JSON.
 
-The job's "activity" is "allreduce" (sums of arrays of "sizes" bytes) or "training" (steps of a "workload", "coupled" or
-each rank by itself).
+The job's "activity" is "allreduce" (sums of arrays of "sizes" bytes), "training" (steps of a "workload", "coupled" or
+each rank by itself) or "sharded" (memory of a training whose optimizer state is divided as "stage" says).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import os
 import sys
@@ -78,7 +79,7 @@ def training(job: dict[str, Any]) -> list[float]:
     else:
         from benchmarks.workloads import keras_like
 
-        if job["coupled"]:
+        if job["coupled"] and not job.get("divided"):
             workload = dataclasses.replace(workload, batch=workload.batch * job["ranks"])
         session = keras_like.Session(workload, "disttensor")
     data = session.prepare(*workload.data(steps + _SKIPPED))
@@ -91,6 +92,47 @@ def training(job: dict[str, Any]) -> list[float]:
     return seconds
 
 
+def sharded(job: dict[str, Any]) -> dict[str, float]:
+    """Bytes that training takes on this rank, by what they are for, and seconds of a step."""
+    import disttensor as keras
+    from disttensor import distributed, layers
+
+    def network(width: int, depth: int) -> tuple[keras.Model, Any]:
+        model = keras.Sequential([keras.Input((width,)), *(layers.Dense(width, "relu") for _ in range(depth))])
+        optimizer: Any = keras.optimizers.Adam()
+        if job["stage"]:
+            optimizer = keras.optimizers.ShardedOptimizer(optimizer, stage=job["stage"])
+        model.compile(optimizer, "mse")
+        return model, optimizer
+
+    x = np.random.default_rng(0).normal(size=(job["rows"] * distributed.size(), job["width"])).astype("float32")
+    rows = np.ones((distributed.size(), 16), np.float32)
+    network(16, 1)[0].fit(rows, rows, distributed.size(), verbose=0)  # what any first training loads and compiles
+    before = _proportional_set_size()
+    model, optimizer = network(job["width"], job["depth"])
+    model.fit(x, x, len(x), epochs=3, verbose=0)
+    start = time.perf_counter()
+    model.fit(x, x, len(x), epochs=job["steps"], verbose=0)
+    seconds = (time.perf_counter() - start) / job["steps"]
+    plans = list(model.train_function.plans)
+    slots = [v for v in optimizer.variables if v.shape]
+    return {
+        "weights": sum(v.memory.nbytes for v in model.weights),
+        "state": sum(v.memory.nbytes for v in slots),
+        "bucket": keras.config.bucket_bytes(),
+        "arena": max(plan.memory().arena for plan in plans),
+        "measured": _proportional_set_size() - before,
+        "seconds": seconds,
+    }
+
+
+def _proportional_set_size() -> int:
+    """Bytes of memory of this process, of what it shares with others its part."""
+    gc.collect()
+    text = Path("/proc/self/smaps_rollup").read_text()
+    return 1024 * int(next(line.split()[1] for line in text.splitlines() if line.startswith("Pss:")))
+
+
 def _meet(folder: Path, number: int, ranks: int) -> None:
     """Return when all have called it, whether they are coupled or not."""
     (folder / f"{number}-{os.getpid()}").touch()
@@ -98,7 +140,11 @@ def _meet(folder: Path, number: int, ranks: int) -> None:
         time.sleep(0.001)
 
 
-ACTIVITIES: dict[str, Callable[[dict[str, Any]], Any]] = {"allreduce": allreduce, "training": training}
+ACTIVITIES: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "allreduce": allreduce,
+    "training": training,
+    "sharded": sharded,
+}
 
 
 def main() -> None:

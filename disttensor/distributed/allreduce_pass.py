@@ -29,6 +29,7 @@ from disttensor import config, dtypes
 from disttensor.context import Spec
 from disttensor.distributed.buckets import MAX_RUNS, all_reduce, all_reduce_start, all_reduce_wait, layout, unpack
 from disttensor.distributed.collectives import weighted_sum_of_ranks
+from disttensor.distributed.sharding import scatter_start, scatter_wait, whole_tensors
 from disttensor.graph import Graph, Node, Value, register
 from disttensor.ops.core import fence
 
@@ -49,8 +50,9 @@ def insert_allreduce(graph: Graph) -> Graph:
     """
     buckets = _Buckets(graph)
     graph = graph.contract(buckets.members, buckets.build)
-    orders = buckets.orders(graph)
-    return _in_order(graph, [_calls(graph), list(buckets.starts.values())], orders)
+    calls = _calls(graph)
+    orders = buckets.orders(graph, [node for node in calls if node.op in (scatter_start, scatter_wait)])
+    return _in_order(graph, [calls, list(buckets.starts.values())], orders)
 
 
 class _Buckets:
@@ -115,13 +117,19 @@ class _Buckets:
             parts[id(node)] = Node("operator", node.specs, unpack, summed.outputs, place, order=(*order, 1)).outputs
         return parts
 
-    def orders(self, graph: Graph) -> dict[int, tuple[int, ...]]:
+    def orders(self, graph: Graph, scatters: Sequence[Node]) -> dict[int, tuple[int, ...]]:
         """Places in the program, if any bucket is started.
 
         First what the first start needs, then what the second needs beside that, and so on; what no start needs; and
-        what waits for buckets, sorted by the last of them.
+        what waits for buckets, sorted by the last of them. Scatters are waited for behind the next one's start.
+
+        Parameters
+        ----------
+        graph : Graph
+        scatters : sequence of Node
+            All `scatter_start` and `scatter_wait` in the order in which they are called.
         """
-        starts = list(self.starts.values())
+        starts = [*self.starts.values(), *(node for node in scatters if node.op is scatter_start)]
         stage = dict.fromkeys((id(node) for node in graph.nodes), len(starts))
         for number in reversed(range(len(starts))):
             stage.update(dict.fromkeys(_ancestors(graph, [starts[number]]), number))
@@ -130,12 +138,23 @@ class _Buckets:
             bucket = max((after.get(id(v.node), -1) for v in node.inputs), default=-1)
             after[id(node)] = max(bucket, self._waits.get(id(node), -1))
         last = len(starts) + 1
+        early = {
+            id(node): (stage[id(before)], 0, *before.order, 1)
+            for before, node in itertools.pairwise(scatters)
+            if node.op is scatter_wait and node is not scatters[-1]
+        }
+        # A gather comes right behind what it gathers, which then takes no memory any more.
+        late: dict[int, tuple[int, ...]] = {}
+        for node in graph.nodes:
+            late[id(node)] = node.order
+            if node.op is whole_tensors:
+                late[id(node)] = (*max(late[id(v.node)] for v in node.inputs), 1)
         # Three numbers and more: fusion keeps what differs in the first two apart.
         return {
-            id(n): (stage[id(n)], 0, *n.order) if after[id(n)] < 0 else (last, after[id(n)], *n.order)
+            id(n): (stage[id(n)], 0, *late[id(n)]) if after[id(n)] < 0 else (last, after[id(n)], *late[id(n)])
             for n in graph.nodes
             if starts
-        }
+        } | early
 
 
 def _stages(graph: Graph) -> dict[int, int]:
@@ -175,25 +194,36 @@ def _by_weight(bucket: Sequence[Node]) -> list[list[Node]]:
 
 
 def _calls(graph: Graph) -> list[Node]:
-    """The communication that is waited for where it is: in program order as far as one does not need another."""
+    """The communication that is waited for where it is: in program order as far as one does not need another.
+
+    A scatter comes as early as it can. It is waited for right behind the next one, so that it travels while the
+    gradients of the next are computed.
+    """
     calls: list[Node] = []
+    waits: dict[int, Node] = {}
     needs: dict[int, int] = {}  # of each node the calls that lie before it, as a set of bits
     for node in graph.nodes:
         needs[id(node)] = 0
         for value in node.inputs:
             needs[id(node)] |= needs[id(value.node)]
-        if _communicates(node) and node.op not in (all_reduce_start, all_reduce_wait):
+        if node.op is scatter_wait:
+            waits[id(node.inputs[0].node)] = node
+        elif _communicates(node) and node.op not in (all_reduce_start, all_reduce_wait):
             calls.append(node)
             needs[id(node)] |= 1 << len(calls) - 1
     ordered: list[Node] = []
     done = 0
-    waiting = [(node.order, number) for number, node in enumerate(calls)]
+    waiting = [((node.op is not scatter_start, *node.order), number) for number, node in enumerate(calls)]
     while waiting:
         place = next(p for p in sorted(waiting) if not needs[id(calls[p[1]])] & ~(done | 1 << p[1]))
         waiting.remove(place)
         ordered.append(calls[place[1]])
         done |= 1 << place[1]
-    return ordered
+    starts = [node for node in ordered if node.op is scatter_start]
+    behind = {id(b): [waits[id(a)]] for a, b in itertools.pairwise(starts)}
+    if starts:
+        behind.setdefault(id(starts[-1]), []).append(waits[id(starts[-1])])
+    return [call for node in ordered for call in (node, *behind.get(id(node), ()))]
 
 
 def _in_order(graph: Graph, chains: Sequence[Sequence[Node]], orders: dict[int, tuple[int, ...]]) -> Graph:

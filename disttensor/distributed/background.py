@@ -11,10 +11,11 @@ calls, need not be the same on all ranks; only the order of those begun here mus
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,6 +64,22 @@ def native(array: np.ndarray, runs: Sequence[int], weights: Sequence[np.ndarray]
     return channel.native(array, runs, weights, at_once) if isinstance(channel, _Within) else None
 
 
+def start_scatter(message: np.ndarray) -> Handle:
+    """Begin to sum a message over all ranks, of which each gets one row; see `start`.
+
+    Parameters
+    ----------
+    message : ndarray, shape (ranks, n)
+        A row for each rank. Not to be touched until the end, and spoilt then, but for this rank's row.
+
+    Returns
+    -------
+    Handle
+        Of this rank's row, the sum.
+    """
+    return _channel_of(world.data_group()).scatter(message)
+
+
 def open_channel(comm: Communicator) -> None:
     """Make what `start` needs, unless it is there already; collective."""
     _channel_of(comm)
@@ -83,6 +100,15 @@ class _Within:
     def sum_now(self, array: np.ndarray, weights: Weights) -> None:
         _aligned(self._at_once).all_reduce(array, weights=weights)
 
+    def scatter(self, message: np.ndarray) -> Handle:
+        group = _aligned(self._started)
+        row = message[group.rank]
+        if group.reducer is None:
+            return Handle(row, lambda: _scatter(group, message), lambda: False)
+        # The whole sum in shared memory is faster than half of one by the MPI library.
+        whole = group.all_reduce_async(message.reshape(-1))
+        return Handle(row, functools.partial(_finish, whole), whole.test)
+
     def native(
         self, array: np.ndarray, runs: Sequence[int], weights: Sequence[np.ndarray], at_once: bool
     ) -> NativeSum | None:
@@ -98,6 +124,14 @@ def _aligned(group: MPICommunicator) -> MPICommunicator:
     return group
 
 
+def _finish(handle: Handle) -> None:
+    handle.wait()
+
+
+def _scatter(group: Communicator, message: np.ndarray) -> None:
+    np.copyto(message[group.rank], group.reduce_scatter(message.reshape(-1)))
+
+
 class _Courier:
     """A thread that sums arrays in the order in which they were handed over."""
 
@@ -110,26 +144,31 @@ class _Courier:
         self._comm.all_reduce(array, weights=weights)
 
     def send(self, array: np.ndarray, weights: Weights) -> Handle:
-        task = _Task(array, weights)
+        return self._put(array, lambda: self._group.all_reduce(array, weights=weights))
+
+    def scatter(self, message: np.ndarray) -> Handle:
+        return self._put(message[self._group.rank], lambda: _scatter(self._group, message))
+
+    def _put(self, result: np.ndarray, function: Callable[[], Any]) -> Handle:
+        task = _Task(function)
         self._tasks.put(task)
-        return Handle(array, task.wait, task.done.is_set)
+        return Handle(result, task.wait, task.done.is_set)
 
     def _work(self) -> None:
         with denormals.flushed():
             while True:
-                self._tasks.get().run(self._group)
+                self._tasks.get().run()
 
 
 class _Task:
-    def __init__(self, array: np.ndarray, weights: Weights) -> None:
-        self._array = array
-        self._weights = weights
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
         self._error: BaseException | None = None
         self.done = threading.Event()
 
-    def run(self, group: Communicator) -> None:
+    def run(self) -> None:
         try:
-            group.all_reduce(self._array, weights=self._weights)
+            self._function()
         except BaseException as error:  # raised where the result is waited for
             self._error = error
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -62,6 +63,22 @@ def share_of(name: str, array: np.ndarray, rank: int, size: int) -> tuple[int, .
             f"the number of ranks, {size}. Pad it to {-(-array.shape[0] // size) * size} rows."
         )
     return (array.shape[0] // size, *array.shape[1:])
+
+
+def check_bounds(name: str, array: np.ndarray, bounds: Sequence[int], rank: int, size: int) -> np.ndarray:
+    """Require a contiguous array with one axis, and bounds of a stretch of it for every rank; return the array."""
+    check_array(name, array, rank)
+    ascending = all(a <= b for a, b in itertools.pairwise(bounds))
+    if array.ndim != 1 or not array.flags.c_contiguous or not array.flags.writeable:
+        raise ShapeError(
+            f"{name}() on rank {rank} needs a writable, contiguous array with one axis, got shape {array.shape}."
+        )
+    if len(bounds) != size + 1 or not ascending or bounds[0] != 0 or bounds[-1] != array.size:
+        raise ShapeError(
+            f"{name}() on rank {rank} got bounds {list(bounds)}; they must be {size + 1} numbers that ascend from 0 to "
+            f"the length of the array, {array.size}."
+        )
+    return array
 
 
 def check_target(name: str, target: np.ndarray, shape: tuple[int, ...], dtype: np.dtype[Any], rank: int) -> np.ndarray:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike
 from disttensor import dtypes
 from disttensor.distributed.checks import (
     check_array,
+    check_bounds,
     check_color,
     check_items,
     check_reduction,
@@ -218,6 +219,29 @@ class Communicator(Protocol):
         """
         ...
 
+    def all_gather_in_place(self, array: np.ndarray, bounds: Sequence[int]) -> np.ndarray:
+        """Give every rank all elements of an array of which each has a stretch.
+
+        Parameters
+        ----------
+        array : ndarray, one axis, contiguous
+            Of the same length and dtype on all ranks. Rank r has elements ``bounds[r]`` to ``bounds[r + 1]``; the
+            others are overwritten.
+        bounds : sequence of int, length size + 1
+            Ascending from 0 to the length, the same on all ranks.
+
+        Returns
+        -------
+        ndarray
+            `array`.
+
+        Raises
+        ------
+        ShapeError
+            If bounds and array do not fit.
+        """
+        ...
+
     def all_to_all(self, array: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Send item r of `array` to rank r; item r of the result came from rank r.
 
@@ -350,6 +374,10 @@ class SerialCommunicator:
         """A copy of `array`; see `Communicator.all_gatherv`."""
         check_rows("all_gatherv", array, self.rank)
         return array.copy()
+
+    def all_gather_in_place(self, array: np.ndarray, bounds: Sequence[int]) -> np.ndarray:
+        """`array`; see `Communicator.all_gather_in_place`."""
+        return check_bounds("all_gather_in_place", array, bounds, self.rank, self.size)
 
     def all_to_all(self, array: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """A copy of `array`; see `Communicator.all_to_all`."""

@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from disttensor import config, dtypes
 from disttensor.distributed import activity, choice
 from disttensor.distributed.checks import (
     check_array,
+    check_bounds,
     check_color,
     check_items,
     check_reduction,
@@ -292,6 +293,14 @@ class MPICommunicator:
         counts = rows * (receive.size // max(target.shape[0], 1))
         self._call("all_gatherv", array, self.mpi.Allgatherv, send, [receive, counts])
         return _land(receive, target)
+
+    def all_gather_in_place(self, array: np.ndarray, bounds: Sequence[int]) -> np.ndarray:
+        """See `Communicator.all_gather_in_place`."""
+        words = _words(check_bounds("all_gather_in_place", array, bounds, self.rank, self.size))
+        starts = np.asarray(bounds) * (words.size // max(array.size, 1))
+        stretches = [words, (np.diff(starts), starts[:-1])]
+        self._call("all_gather", array, self.mpi.Allgatherv, self._MPI.IN_PLACE, stretches)
+        return array
 
     def all_to_all(self, array: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """See `Communicator.all_to_all`."""

@@ -1,25 +1,29 @@
 """Each rank one part of every gradient, and of every variable the parts of all ranks: for sharded optimizer state.
 
 A bucket of tensors is cut as `FlatPartition` says. Its message has a row for each rank: that rank's part of the first
-tensor, of the second, and so on, and zeros, so that rows are of equal length.
+tensor, of the second, and so on, and zeros, so that rows are of equal length. So that memory falls with the number of
+ranks, no gradient outlives its message, at most three messages lie in memory at a time, and weights are gathered in the
+memory of the variables.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from disttensor.context import Spec
-from disttensor.distributed import world
+from disttensor.distributed import background, world
 from disttensor.distributed.collectives import scale_into, weight_of
+from disttensor.distributed.communicator import Handle
 from disttensor.distributed.partition import FlatPartition
-from disttensor.graph import Graph, Node, Value, register
-from disttensor.ops.registry import Example, apply, operator
+from disttensor.ops.registry import apply, operator
 from disttensor.tensor import Tensor
 
 Shapes = tuple[tuple[int, ...], ...]
+
+_LONG = 1 << 16  # bytes of a tensor that is worth a message of its own
 
 
 def _pieces(shapes: Shapes) -> Iterator[tuple[int, int, slice, slice]]:
@@ -39,68 +43,124 @@ def _row_length(shapes: Shapes) -> int:
     return max(piece[3].stop for piece in _pieces(shapes))
 
 
+class _Messages:
+    """Memory of messages, which ranks of a host share where they can; used again as soon as a message is complete."""
+
+    def __init__(self) -> None:
+        self._free: list[np.ndarray] = []
+
+    def take(self, shape: tuple[int, int], dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+        """Memory, and an array in it."""
+        nbytes = shape[0] * shape[1] * dtype.itemsize
+        memory = next((m for m in self._free if m.nbytes >= nbytes), None)
+        if memory is None:
+            if self._free:
+                self._free.pop()  # too small
+            memory = world.data_group().shared_empty((nbytes,), np.uint8)
+        else:
+            self._free = [m for m in self._free if m is not memory]
+        return memory, memory[:nbytes].view(dtype).reshape(shape)
+
+    def give_back(self, memory: np.ndarray) -> None:
+        """What was taken, the smallest first."""
+        self._free = sorted([*self._free, memory], key=lambda m: m.nbytes)
+
+
+_messages = _Messages()
+_under_way: dict[int, tuple[np.ndarray, Handle]] = {}  # by the address of the mark that stands for a message
+
+
 @operator(communicates=True)
-def parts_of_weighted_sum(out: np.ndarray, *values_and_weights: np.ndarray) -> None:
-    """This rank's row of Σᵣ over the ranks of a bucket of tensors x₁, x₂, … with their weights: x₁, w₁, x₂, w₂, …"""
-    values, weights = values_and_weights[::2], values_and_weights[1::2]
-    group = world.data_group()
-    message = np.zeros((group.size, out.size), out.dtype)
-    for i, rank, elements, place in _pieces(tuple(x.shape for x in values)):
-        x = np.ascontiguousarray(values[i]).reshape(-1)[elements]
-        scale_into(message[rank, place], x, float(weights[i]))
-    group.reduce_scatter(message.reshape(-1), out=out)
+def scatter_start(mark: np.ndarray, *values_and_weights: np.ndarray) -> None:
+    """Begin Σᵣ over the ranks of a bucket of tensors x₁, x₂, … with their weights: x₁, w₁, x₂, w₂, …
+
+    The result stands for the message in `scatter_wait`, alone.
+    """
+    _packed(mark, *values_and_weights)()
 
 
-@parts_of_weighted_sum.infer
+@scatter_start.infer
 def _(*values_and_weights: Spec) -> Spec:
-    shapes = tuple(x.shape for x in values_and_weights[::2])
-    return Spec((_row_length(shapes),), values_and_weights[0].dtype)
+    return Spec((1,), values_and_weights[0].dtype)
+
+
+@scatter_start.bind
+def _packed(mark: np.ndarray, *values_and_weights: np.ndarray) -> Callable[[], None]:
+    values, weights = values_and_weights[::2], values_and_weights[1::2]
+    shapes = tuple(x.shape for x in values)
+    pieces, shape = list(_pieces(shapes)), (world.data_group().size, _row_length(shapes))
+    ends = [max(place.stop for _, rank, _, place in pieces if rank == r) for r in range(shape[0])]
+
+    def call() -> None:
+        memory, message = _messages.take(shape, values[0].dtype)
+        flat = [x.reshape(-1) for x in values]
+        factors = [float(weight) for weight in weights]
+        for i, rank, elements, place in pieces:
+            scale_into(message[rank, place], flat[i][elements], factors[i])
+        for row, end in zip(message, ends, strict=True):
+            row[end:] = 0
+        _under_way[mark.ctypes.data] = memory, background.start_scatter(message)
+
+    return call
 
 
 @operator(communicates=True)
-def rows_of_ranks(out: np.ndarray, *parts: np.ndarray, shapes: Shapes) -> None:
-    """The message of a bucket of which each rank has its parts: a row for each rank, in one array."""
-    row = np.zeros(out.shape[1:], out.dtype)
-    np.concatenate(parts, out=row[: sum(part.size for part in parts)])
-    world.data_group().all_gather(row, out=out)
+def scatter_wait(out: np.ndarray, mark: np.ndarray, *, length: int) -> None:
+    """This rank's row of the sum that `scatter_start` began: its part of the first tensor, of the second, and so on."""
+    memory, handle = _under_way.pop(mark.ctypes.data)
+    row = handle.wait()
+    assert row is not None
+    np.copyto(out, row)
+    _messages.give_back(memory)
 
 
-@rows_of_ranks.infer
-def _(*parts: Spec, shapes: Shapes) -> Spec:
-    return Spec((world.data_group().size, _row_length(shapes)), parts[0].dtype)
+@scatter_wait.infer
+def _(mark: Spec, *, length: int) -> Spec:
+    return Spec((length,), mark.dtype)
 
 
-@operator(examples=[Example((1, 7), shapes=((2, 2), (3,)), number=1), Example((1, 1), shapes=((),), number=0)])
-def tensor_of_rows(out: np.ndarray, rows: np.ndarray, *, shapes: Shapes, number: int) -> None:
-    """One tensor of a bucket, from the rows of all ranks."""
-    flat = out.reshape(-1)
-    for i, rank, elements, place in _pieces(shapes):
-        if i == number:
-            flat[elements] = rows[rank, place]
+@operator(communicates=True, into_variables=True)
+def whole_tensors(outs: tuple[np.ndarray, ...], *parts: np.ndarray, shapes: Shapes) -> None:
+    """Tensors of which each rank has a part: long ones by a message each, where they lie, short ones by one for all."""
+    _gathered(outs, *parts, shapes=shapes)()
 
 
-@tensor_of_rows.infer
-def _(rows: Spec, *, shapes: Shapes, number: int) -> Spec:
-    return Spec(shapes[number], rows.dtype)
+@whole_tensors.infer
+def _(*parts: Spec, shapes: Shapes) -> tuple[Spec, ...]:
+    return tuple(Spec(shape, part.dtype) for shape, part in zip(shapes, parts, strict=True))
 
 
-@register
-def scatter_early(graph: Graph) -> Graph:
-    """Send the gradients of a bucket when the last one is there, so that they take memory no longer."""
+@whole_tensors.bind
+def _gathered(outs: tuple[np.ndarray, ...], *parts: np.ndarray, shapes: Shapes) -> Callable[[], None]:
+    group = world.data_group()
+    bounds = [FlatPartition(shape, group).bounds for shape in shapes]
+    flat = [out.reshape(-1) for out in outs]
+    own = [x[b[group.rank] : b[group.rank + 1]] for x, b in zip(flat, bounds, strict=True)]
+    long = [i for i, out in enumerate(outs) if out.nbytes >= _LONG]
+    short = [i for i, out in enumerate(outs) if out.nbytes < _LONG]
+    pieces = list(_pieces(tuple(shapes[i] for i in short)))
+    rows = np.zeros((group.size, max((place.stop for *_, place in pieces), default=0)), outs[0].dtype)
+    places = [(flat[short[i]][elements], rows[rank, place], rank) for i, rank, elements, place in pieces]
 
-    def moved(node: Node, inputs: Sequence[Value]) -> Sequence[Value] | None:
-        if node.op is not parts_of_weighted_sum:
-            return None
-        order = (*max(value.node.order for value in inputs), 0)
-        return Node(node.kind, node.specs, node.op, inputs, node.attrs, node.source, order).outputs
+    def call() -> None:
+        for i in long:
+            np.copyto(own[i], parts[i])
+            group.all_gather_in_place(flat[i], bounds[i])
+        if short:
+            row = np.concatenate([parts[i] for i in short])
+            rows[group.rank, : row.size] = row
+            group.all_gather_in_place(rows.reshape(-1), [rank * rows.shape[1] for rank in range(group.size + 1)])
+            for elements, place, _ in places:
+                np.copyto(elements, place)
 
-    if not any(node.op is parts_of_weighted_sum for node in graph.nodes):
-        return graph
-    return graph.rewrite(moved)
+    return call
 
 
 def scatter_mean(gradients: Sequence[Tensor]) -> list[Tensor]:
     """Of each gradient's mean over the global batch this rank's part, in one message.
+
+    In a traced function the message travels while the gradients of the next one are computed, and then takes no memory
+    any more (`allreduce_pass`).
 
     Parameters
     ----------
@@ -112,18 +172,14 @@ def scatter_mean(gradients: Sequence[Tensor]) -> list[Tensor]:
     list of Tensor, one axis each
     """
     pairs: list[Any] = [t for g in gradients for t in (g, weight_of(g.shard))]
-    row = apply(parts_of_weighted_sum, pairs, {})
-    found, start = [], 0
-    for gradient in gradients:
-        bounds = FlatPartition(gradient.shape, world.data_group()).bounds
-        length = bounds[world.data_group().rank + 1] - bounds[world.data_group().rank]
-        found.append(row[start : start + length])
-        start += length
-    return found
+    length = _row_length(tuple(g.shape for g in gradients))
+    row = apply(scatter_wait, [apply(scatter_start, pairs, {})], {"length": length})
+    own = [piece for piece in _pieces(tuple(g.shape for g in gradients)) if piece[1] == world.data_group().rank]
+    return [row[place] for _, _, _, place in own]
 
 
 def gather_parts(parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
-    """The whole tensors, of which each rank has a part, in one message.
+    """The whole tensors, of which each rank has a part; in a plan, straight into the variables that they are for.
 
     Parameters
     ----------
@@ -132,6 +188,4 @@ def gather_parts(parts: Sequence[Tensor], shapes: Sequence[tuple[int, ...]]) -> 
     shapes : sequence of tuple of int
         Of the whole tensors.
     """
-    known = tuple(tuple(shape) for shape in shapes)
-    rows = apply(rows_of_ranks, list(parts), {"shapes": known})
-    return [apply(tensor_of_rows, [rows], {"shapes": known, "number": i}) for i in range(len(known))]
+    return list(apply(whole_tensors, list(parts), {"shapes": tuple(tuple(shape) for shape in shapes)}))

@@ -30,7 +30,7 @@ from disttensor.distributed.communicator import Communicator
 from disttensor.distributed.summation_tree import SumOverRanks, are_siblings
 from disttensor.errors import ShapeError, TracingError
 from disttensor.graph import Graph, Node, Plan, Value, trace
-from disttensor.graph.function import Call, assembler
+from disttensor.graph.function import Call, Read, Write, assembler
 from disttensor.graph.passes import optimize
 from disttensor.graph.tracing import Traced
 from disttensor.kernels import denormals
@@ -268,15 +268,19 @@ class DividedCall:
         self._for_all = [np.asarray(n, np.int64) for total in self._totals for n in (total, 0)]
         siblings = [are_siblings(self._parts, (v - 1, v), (v, v + 1)) for v in range(self._first, self._last)]
         self._is_first = [np.asarray(i == 0 or not pair) for i, pair in enumerate(siblings)]
-        self._lock = threading.Lock()
+        inputs = [aligned_empty(t.shape, t.dtype) for t in call.inputs]
+        self._inputs = [*inputs, *(np.zeros((), np.int64) for _ in self._for_all)]
+        self._lock = threading.RLock()
 
     def run(self, call: Call) -> Any:
         """The function's result; outputs with rows have those of this rank."""
         return self._assemble(list(map(Tensor.wrap, self._run([t.array for t in call.inputs]))))
 
-    def repeat(self, arrays: Sequence[np.ndarray]) -> Any:
+    def repeat(self, write: Write, read: Read) -> Any:
         """See `Concrete.repeat`."""
-        return self._assemble(self._run(arrays[: len(self._sharded)]))
+        with self._lock:
+            write(self._inputs)
+            return self._assemble([read(array) for array in self._run(self._inputs[: len(self._sharded)])])
 
     def _run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         results: dict[int, list[np.ndarray]] = {i: [] for numbers in self._row_outputs for i in numbers}

@@ -245,7 +245,7 @@ def _is_element(node: Node, operand: int | None = None, result: int | None = Non
 def _in_place_updates(graph: Graph, root: dict[Key, Key], position: dict[int, int]) -> dict[Key, Variable]:
     """Which results may be computed straight into the variable that they update.
 
-    The variable's old value must not be read later, and not by the same step but element for element.
+    The variable's old value must not be read later, and by the same step only element for element.
     """
     readers: dict[int, list[tuple[int, Node | None, Value]]] = {}
     for node in graph.nodes:
@@ -261,12 +261,15 @@ def _in_place_updates(graph: Graph, root: dict[Key, Key], position: dict[int, in
         counts[_key(value)] = counts.get(_key(value), 0) + 1
     found: dict[Key, Variable] = {}
     for variable, value in graph.updates.items():
-        if not _is_elementwise(value.node) or not _is_element(value.node, result=value.slot) or counts[_key(value)] > 1:
+        elementwise = _is_elementwise(value.node) and _is_element(value.node, result=value.slot)
+        fills = value.node.op is not None and value.node.op.into_variables
+        if not (elementwise or fills) or counts[_key(value)] > 1:
             continue
         leaf = leaves.get(id(variable))
         writer = position[id(value.node)]
         safe = leaf is None or all(
-            at < writer or (node is value.node and read.node is leaf) for at, node, read in readers.get(id(leaf), ())
+            at < writer or (elementwise and node is value.node and read.node is leaf)
+            for at, node, read in readers.get(id(leaf), ())
         )
         if safe:
             found[_key(value)] = variable

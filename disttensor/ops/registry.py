@@ -125,6 +125,9 @@ class Operator:
     overwrites : tuple of (int, int)
         Results, and for each an operand whose memory it may take over in a plan if nothing else reads that: of each
         place the kernel, or what is bound, reads the operand before it writes the result, and not afterwards.
+    into_variables : bool
+        Whether a plan may have the results computed in the memory of variables that they update, if nothing reads the
+        old values later or in the operator itself. (Elementwise operators do so without being told.)
     allocate_rule : callable or None
         ``allocate_rule(spec)`` gives the memory in which a plan puts the result; None: in its arena.
     destinations_rule : callable or None
@@ -149,6 +152,7 @@ class Operator:
     communicates: bool = False
     in_place: bool = False
     overwrites: tuple[tuple[int, int], ...] = ()
+    into_variables: bool = False
     allocate_rule: Callable[[Spec], np.ndarray] | None = None
     destinations_rule: Callable[..., Sequence[np.ndarray | None]] | None = None
 
@@ -223,6 +227,7 @@ def operator(
     communicates: bool = False,
     in_place: bool = False,
     overwrites: tuple[tuple[int, int], ...] = (),
+    into_variables: bool = False,
 ) -> Callable[[Callable[..., None]], Operator]:
     """Declare an operator by its kernel; add rules with ``@name.infer``, ``@name.gradient`` and ``@name.view``."""
 
@@ -234,7 +239,7 @@ def operator(
         return Operator(
             kernel.__name__, kernel, inspect.getdoc(kernel) or "", missing, signature=inspect.Signature(parameters),
             examples=examples, domain=domain, dtypes=kinds, communicates=communicates, in_place=in_place,
-            overwrites=overwrites,
+            overwrites=overwrites, into_variables=into_variables,
         )  # fmt: skip
 
     return declare

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from disttensor import distributed, dtypes, ops
+from disttensor import config, distributed, dtypes, ops
 from disttensor.context import state
 from disttensor.distributed.collectives import parts, sync_mean
 from disttensor.distributed.partition import FlatPartition, whole_array
@@ -16,9 +16,6 @@ from disttensor.optimizers.optimizer import Optimizer
 from disttensor.optimizers.wrapping_optimizer import WrappingOptimizer
 from disttensor.saving.registration import serialize_keras_object
 from disttensor.tensor import Tensor, Variable, convert_to_tensor
-
-_BUCKET_BYTES = 16 << 20
-"""A message takes no further variable once it is as long as this."""
 
 
 class _Part:
@@ -79,8 +76,9 @@ class ShardedOptimizer(WrappingOptimizer):
         accumulation work as usual; clipping by norms costs one more small message.
     stage : {1, 2}, default 2
         With 1 every rank gets the whole sum of the gradients, with 2 its part (a reduce-scatter). Then ranks exchange
-        their parts of the new weights. 2 sends two thirds of what 1 sends, as much as without sharding, and frees
-        gradients earlier. In deterministic mode both add up whole gradients.
+        their parts of the new weights. 2 sends two thirds of what 1 sends, as much as without sharding, and in a traced
+        function needs memory for this rank's part of the gradients and a few messages only. In deterministic mode both
+        add up whole gradients.
     name : str, optional
 
     Raises
@@ -166,7 +164,8 @@ class ShardedOptimizer(WrappingOptimizer):
         for part in self._parts:
             part.begin()
         self.inner_optimizer.apply_mean(gradients, variables)
-        for bucket in _buckets([(part.value, part) for part in self._parts if part.is_changed]):
+        # Those that were updated first come first, as the inner optimizer goes from the first variable to the last.
+        for bucket in reversed(_buckets([(part.value, part) for part in self._parts if part.is_changed])):
             shapes = [part.variable.shape for _, part in bucket]
             for whole, (_, part) in zip(gather_parts([v for v, _ in bucket], shapes), bucket, strict=True):
                 part.variable.assign(whole)
@@ -189,13 +188,16 @@ class ShardedOptimizer(WrappingOptimizer):
 
 
 def _buckets(pairs: Sequence[tuple[Tensor, Any]]) -> list[list[tuple[Tensor, Any]]]:
-    """Tensors of one dtype for one message each: the last variables, whose gradients are there first, come first."""
+    """Tensors of one dtype for one message each: the last variables, whose gradients are there first, come first.
+
+    A message takes no further tensor once it is as long as `config.bucket_bytes`.
+    """
     found: list[list[tuple[Tensor, Any]]] = []
     open_buckets: dict[str, list[tuple[Tensor, Any]]] = {}
     sizes: dict[str, int] = {}
     for tensor, part in reversed(pairs):
         bucket = open_buckets.get(tensor.dtype)
-        if bucket is None or sizes[tensor.dtype] >= _BUCKET_BYTES:
+        if bucket is None or sizes[tensor.dtype] >= config.bucket_bytes():
             bucket = open_buckets[tensor.dtype] = []
             sizes[tensor.dtype] = 0
             found.append(bucket)

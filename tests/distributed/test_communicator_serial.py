@@ -53,6 +53,9 @@ def test_gathered_arrays_are_copies(comm, x):
     assert comm.all_gather(x).shape == (1, 2, 3)
     np.testing.assert_array_equal(comm.all_gatherv(x), x)
     np.testing.assert_array_equal(comm.all_to_all(x[:1]), x[:1])
+    flat = x.reshape(-1).copy()
+    assert comm.all_gather_in_place(flat, [0, flat.size]) is flat
+    np.testing.assert_array_equal(flat, x.reshape(-1))
 
 
 def test_objects_look_as_after_a_journey(comm):
@@ -77,6 +80,12 @@ def test_place(comm):
         (DTypeError, "no max", lambda c: c.all_reduce(np.zeros(2, complex), "max")),
         (ShapeError, r"\(2,\).*\(3,\)", lambda c: c.all_reduce(np.zeros(2), out=np.zeros(3))),
         (ShapeError, "scalar", lambda c: c.all_gatherv(np.array(1.0))),
+        (
+            ShapeError,
+            "ascend from 0 to the length of the array, 3",
+            lambda c: c.all_gather_in_place(np.zeros(3), [0, 2]),
+        ),
+        (ShapeError, "with one axis", lambda c: c.all_gather_in_place(np.zeros((2, 2)), [0, 4])),
         (ShapeError, "number of ranks, 1", lambda c: c.all_to_all(np.zeros(2))),
         (ArgumentError, "'mean'.*sum, max, min", lambda c: c.all_reduce(np.zeros(2), "mean")),
         (ArgumentError, "read-only", lambda c: c.all_reduce(np.broadcast_to(1.0, 3))),

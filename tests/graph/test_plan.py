@@ -12,7 +12,7 @@ from disttensor.context import Spec
 from disttensor.graph import Graph, Node, Plan, function
 from disttensor.graph.memory import ALIGNMENT, Lifetime, place
 from disttensor.ops.recurrent import lstm_sequence
-from disttensor.ops.registry import OPERATORS, operator
+from disttensor.ops.registry import OPERATORS, apply, operator
 from disttensor.tensor import Tensor, Variable
 
 
@@ -135,6 +135,40 @@ def test_a_variable_is_updated_in_its_own_memory():
     assert [float(count()[0]) for _ in range(3)] == [10, 20, 30]
     assert counter.memory is memory
     assert memory[0] == 3
+
+
+@pytest.fixture
+def two_copies():
+    """An operator whose results may lie in the variables that they update."""
+
+    @operator(into_variables=True)
+    def two_copies_for_test(outs, x):
+        np.copyto(outs[0], x)
+        np.copyto(outs[1], x)
+
+    two_copies_for_test.infer(lambda x: (x, x))
+    yield two_copies_for_test
+    del OPERATORS["two_copies_for_test"]
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_results_fill_the_variables_that_they_update_unless_old_values_are_read_later(two_copies, late):
+    a, b = Variable(np.zeros(1000)), Variable(np.ones(1000))
+
+    @function
+    def fill(x):
+        old = a.value
+        first, second = apply(two_copies, [x], {})
+        a.assign(first)
+        b.assign(second)
+        return ops.sum(old + first * 0) if late else ops.sum(x)
+
+    x = np.arange(1000.0)
+    assert [float(fill(x)) for _ in range(2)] == ([0, x.sum()] if late else [x.sum()] * 2)
+    np.testing.assert_array_equal(a.numpy(), x)
+    np.testing.assert_array_equal(b.numpy(), x)
+    inside = sum(buffer.operator == "two_copies_for_test" for buffer in fill.plans[0].memory().buffers)
+    assert inside == late  # of a, whose old values are read later
 
 
 def test_old_values_are_read_before_they_are_overwritten():

@@ -79,6 +79,12 @@ def check_moves(dtype: str) -> None:
     rows = [data(r, (3 * ((r + 1) % P), 2), dtype) for r in range(P)]
     equal(comm.all_gatherv(rows[comm.rank]), np.concatenate(rows))
     equal(comm.all_gatherv(rows[-1]), np.concatenate([rows[-1]] * P))
+    bounds = [0, *np.cumsum([len(r) for r in rows]).tolist()]
+    whole = np.concatenate([r[:, 0] for r in rows])
+    mine = np.zeros_like(whole)
+    mine[bounds[comm.rank] : bounds[comm.rank + 1]] = rows[comm.rank][:, 0]
+    assert comm.all_gather_in_place(mine, bounds) is mine
+    equal(mine, whole)
     want = np.stack([data(r, (P, 5), dtype)[comm.rank] for r in range(P)])
     equal(comm.all_to_all(data(comm.rank, (P, 5), dtype)), want)
 
@@ -151,6 +157,7 @@ def check_errors() -> None:
     raises(ShapeError, "multiple of", lambda: comm.reduce_scatter(np.zeros(P + 1)))
     raises(ShapeError, "number of ranks", lambda: comm.all_to_all(np.zeros((P + 1, 2))))
     raises(ShapeError, "scalar", lambda: comm.all_gatherv(np.array(1.0)))
+    raises(ShapeError, f"{P + 1} numbers", lambda: comm.all_gather_in_place(np.zeros(3), [0] * P))
     last = comm.rank == P - 1
     odd = np.zeros(3 if last else 2)
     raises(ShapeError, rf"0.*: float64\[2\]; rank {P - 1}: float64\[3\]", lambda: comm.all_gather(odd))

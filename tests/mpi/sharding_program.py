@@ -78,6 +78,36 @@ def check_options() -> None:
     compare(lambda: optimizers.Adam(0.01, gradient_accumulation_steps=2), "accumulation")
 
 
+def check_messages() -> None:
+    """Many short messages, between sums of batch statistics; ranks without rows; gradients do not pile up."""
+    config.set_bucket_bytes(64 << 10)
+    width, rows = 128, comm.size - 1  # rank 0 has none
+    x = np.random.default_rng(1).normal(size=(rows, width)).astype("float32")
+    results = []
+    for optimizer in (optimizers.Adam(0.01), ShardedOptimizer(optimizers.Adam(0.01))):
+        keras.utils.set_random_seed(3)
+        stack = [layers.BatchNormalization() if i % 3 == 2 else layers.Dense(width, "tanh") for i in range(12)]
+        model = keras.Sequential([keras.Input((width,)), *stack])
+        model.compile(optimizer, "mse")
+        history = model.fit(x, x, rows, epochs=6, verbose=0).history["loss"]
+        results.append((history, model.get_weights()))
+    np.testing.assert_allclose(*(history for history, _ in results), rtol=1e-4)
+    for a, b in zip(*(weights for _, weights in results), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+    plan = model.train_function.plans[-1]
+    names = [node.name for node, _ in plan.calls]
+    starts = [i for i, name in enumerate(names) if name == "scatter_start"]
+    waits = [i for i, name in enumerate(names) if name == "scatter_wait"]
+    assert len(starts) == len(waits) == 8, names
+    assert all(start < wait for start, wait in zip(starts[1:], waits, strict=False))
+    assert any(name == "matrix_product" for name in names[starts[-2] : waits[-2]]), names
+    # The parts of all gradients; those of a message; what backward passes keep.
+    weights = sum(v.memory.nbytes for v in model.trainable_variables)
+    limit = weights / comm.size + 2 * (width + 1) * width * 4 + 50_000
+    assert plan.memory().arena < limit, (plan.memory(), limit)
+    config.set_bucket_bytes(4 << 20)
+
+
 def check_eager_and_scaled() -> None:
     results = []
     for optimizer in (ShardedOptimizer(optimizers.Adam(0.01)), optimizers.Adam(0.01)):
@@ -114,8 +144,10 @@ def resume(job: str) -> None:
 
 if __name__ == "__main__":
     if JOB == "compare":
-        for check in (check_equality, check_options, check_eager_and_scaled):
+        for check in (check_equality, check_options, check_messages, check_eager_and_scaled):
             check()
+    elif JOB == "messages":
+        check_messages()
     elif JOB == "deterministic":
         config.enable_determinism(shards=8)
         compare(lambda: optimizers.Adam(0.01), "deterministic")

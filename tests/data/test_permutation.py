@@ -39,17 +39,17 @@ def test_seeds_and_epochs_give_other_orders():
     assert len(orders) == 25
 
 
-@pytest.mark.parametrize("n", [2, 3, 4])
+@pytest.mark.parametrize("n", [2, 4])
 def test_small_orders_are_equally_likely(n):
     counts = dict.fromkeys(itertools.permutations(range(n)), 0)
-    for epoch in range(600):
+    for epoch in range(300):
         counts[tuple(Permutation(n, 11, epoch)(np.arange(n)).tolist())] += 1
     assert stats.chisquare(list(counts.values())).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("n", [7, 33, 100])
+@pytest.mark.parametrize("n", [7, 33])
 def test_every_row_goes_to_every_place_equally_often(n):
-    draws = 1500
+    draws = 600
     counts = np.zeros((n, n))
     for epoch in range(draws):
         counts[np.arange(n), Permutation(n, 23, epoch)(np.arange(n))] += 1

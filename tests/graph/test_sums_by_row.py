@@ -10,6 +10,8 @@ import pytest
 import disttensor as dt
 from disttensor import ops
 from disttensor.errors import OutOfRangeError
+from disttensor.ops.gathering import scatter_add
+from disttensor.ops.registry import apply
 from disttensor.tensor import Tensor, Variable
 
 ROWS, IDS = 40, (6, 5)
@@ -118,3 +120,17 @@ def test_a_gradient_that_two_loops_need_is_summed_once(rng: np.random.Generator)
     function = dt.function(clipped)
     assert function(x, ids).numpy().tobytes() == clipped(x, ids).numpy().tobytes()
     assert operators(function.graph(x, ids)).count("order_by_row") == 1
+
+
+@pytest.mark.parametrize("width", [8, 20])
+def test_updates_may_be_one_number_in_all_places(width: int) -> None:
+    """Which elsewhere becomes a number in the loop."""
+    ones = Tensor.wrap(np.broadcast_to(np.float32(1), (6, width)))
+
+    def step(table: Tensor, ids: Tensor) -> Tensor:
+        return table - 0.5 * apply(scatter_add, [ones, ids], {"axes": (0,), "position": 0, "shape": (ROWS, width)})
+
+    ids, table = np.array([3, 0, 3, -1, 39, 3]), np.arange(ROWS * width, dtype="float32").reshape(ROWS, width)
+    planned, arrays = dt.function(step), (Tensor.wrap(table), Tensor.wrap(ids))
+    assert planned(*arrays).numpy().tobytes() == step(*arrays).numpy().tobytes()
+    assert "order_by_row" in operators(planned.graph(*arrays))

@@ -332,7 +332,8 @@ class _Builder:
             old = through_broadcast(old)[0]
         if id(old.node) in self.inside:
             return _Member((id(old.node), old.slot))
-        if new.node.kind == "constant" and _is_uniform(new.node.source) and new.spec.dtype in loops.DTYPES:
+        is_number = new.node.kind == "constant" and _is_uniform(new.node.source) and new.spec.dtype in loops.DTYPES
+        if is_number and access != "anywhere":
             return Literal(new.node.source.flat[0].item())
         key = (id(new.node), new.slot, access)
         if key not in self.external:

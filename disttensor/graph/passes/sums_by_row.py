@@ -7,6 +7,7 @@ added in their order either way, so no bit changes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from disttensor import dtypes
@@ -17,6 +18,9 @@ from disttensor.ops.row_sums import order_by_row, sum_by_row
 
 _ROW_BYTES = 1 << 14
 """A loop sums a row on its thread's stack; longer ones stay what they are."""
+
+_MOST = 2**31 - 3
+"""Rows and indices are counted in 32 bits."""
 
 
 def sum_by_rows(graph: Graph) -> Graph:
@@ -40,8 +44,9 @@ def _fits(node: Node, users: Sequence[Node | None]) -> bool:
     spec, attrs = node.specs[0], node.attrs
     if spec.dtype not in ("float32", "float64") or len(spec.shape) != 2 or attrs["axes"] != (0,):
         return False
-    width = spec.shape[1]
-    if width < LEAST_COLUMNS or width * dtypes.itemsize(spec.dtype) > _ROW_BYTES:
+    rows, width = spec.shape
+    indices = math.prod(node.inputs[1].spec.shape)
+    if width < LEAST_COLUMNS or max(rows, indices) > _MOST or width * dtypes.itemsize(spec.dtype) > _ROW_BYTES:
         return False
     recipes = [recipe_of(user) if user is not None else None for user in users]
     return all(recipe is not None and recipe.shape == spec.shape for recipe in recipes)

@@ -147,16 +147,19 @@ def bind_rnn_gradient(outs: Arrays, u: np.ndarray, mask: np.ndarray, h: np.ndarr
 
 
 @_through_float32
-def lstm(outs: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, c0: np.ndarray, mask: np.ndarray) -> None:
-    """Long short-term memory: c = f·c + i·g, h = o·tanh(c), with i, f, o = σ(·), g = tanh(·) of z + h @ u.
+def lstm(
+    outs: Arrays, z: np.ndarray, u: np.ndarray, bias: np.ndarray, h0: np.ndarray, c0: np.ndarray, mask: np.ndarray,
+) -> None:  # fmt: skip
+    """Long short-term memory: c = f·c + i·g, h = o·tanh(c), with i, f, o = σ(·), g = tanh(·) of z + bias + h @ u.
 
     Parameters
     ----------
     outs : (h, c, gates), arrays of shapes (batch, steps, units), the same, and (batch, steps, 4·units)
         States and gates after each step; the gates in the order i, f, g, o.
     z : array, shape (batch, steps, 4·units)
-        Projected inputs, bias included, in the order of the gates.
+        Projected inputs, in the order of the gates.
     u : array, shape (units, 4·units)
+    bias : array, shape (4·units,)
     h0, c0 : arrays, shape (batch, units)
     mask : bool array, shape (batch, steps)
 
@@ -165,14 +168,14 @@ def lstm(outs: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, c0: np.ndar
     Hochreiter and Schmidhuber, "Long short-term memory", Neural Computation 9 (1997). Gers, Schmidhuber and Cummins,
     "Learning to forget: continual prediction with LSTM", Neural Computation 12 (2000).
     """
-    bind_lstm(outs, z, u, h0, c0, mask)()
+    bind_lstm(outs, z, u, bias, h0, c0, mask)()
 
 
 def bind_lstm(
-    outs: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, c0: np.ndarray, mask: np.ndarray,
+    outs: Arrays, z: np.ndarray, u: np.ndarray, bias: np.ndarray, h0: np.ndarray, c0: np.ndarray, mask: np.ndarray,
 ) -> NativeCall:  # fmt: skip
     """`lstm` on fixed arrays."""
-    return _bind("lstm", ("h", "c", "gates"), outs, z=z, u=u, h0=h0, c0=c0, mask=mask)
+    return _bind("lstm", ("h", "c", "gates"), outs, z=z, u=u, bias=bias, h0=h0, c0=c0, mask=mask)
 
 
 @_through_float32

@@ -255,7 +255,7 @@ def rnn_gradient(shape: Shape) -> Function:
 def lstm(shape: Shape) -> Function:
     """The native kernel of `disttensor.kernels.recurrent.lstm`."""
     s = SequenceKernel("lstm", shape)
-    f, weights, products = s.f, s.pack(4), s.rows(4)
+    f, weights, bias, products = s.f, s.pack(4), s.a["bias"], s.rows(4)
     with f.loop(0, s.steps) as step:
         s.multiply(products.matrix(), s.state(step), weights, s.units * 4, s.units)
 
@@ -264,10 +264,11 @@ def lstm(shape: Shape) -> Function:
             h, c, c_before = s.row("h", 1, batch, step), s.row("c", 1, batch, step), s.before("c", "c0", batch, step)
 
             def vector(place: Value) -> None:
-                gated = [
-                    (tanh if gate == 2 else sigmoid)(f, s.load(z, place, gate) + s.load(product, place, gate))
+                inner = [
+                    s.load(z, place, gate) + s.load(bias, place, gate) + s.load(product, place, gate)
                     for gate in range(4)
                 ]
+                gated = [(tanh if gate == 2 else sigmoid)(f, value) for gate, value in enumerate(inner)]
                 i, j, g, _ = gated
                 cell = j * s.load(c_before, place) + i * g
                 for gate, value in enumerate(gated):

@@ -161,8 +161,9 @@ class LSTMCell(RecurrentCell):
     def call_sequence(
         self, sequences: Tensor, states: Sequence[Tensor], mask: Tensor, training: bool
     ) -> tuple[Tensor, list[Tensor]]:
-        z = self._project(sequences, self.bias if self.use_bias else None, training)
-        h, c, _ = lstm_sequence(z, self.recurrent_kernel, *states, mask)
+        z = self._project(sequences, None, training)
+        bias = self.bias if self.use_bias else ops.zeros((4 * self.units,), z.dtype)
+        h, c, _ = lstm_sequence(z, self.recurrent_kernel, bias, *states, mask)
         return h, [h[:, -1], c[:, -1]]
 
 

@@ -60,6 +60,11 @@ def _check(name: str, z: Spec, u: Spec, mask: Spec, states: list[Spec], gates: i
     return z.shape[0], z.shape[1], units
 
 
+def _check_bias(name: str, z: Spec, u: Spec, bias: Spec) -> None:
+    if bias != Spec(u.shape[1:], z.dtype):
+        raise ShapeError(f"{name}: bias must have shape {u.shape[1:]} and dtype {z.dtype}, got {bias}.")
+
+
 def _weight_gradient(states: Tensor, slopes: Tensor) -> Tensor:
     """Σ states[b, t]ᵀ·slopes[b, t] over batch and steps, as one matrix product."""
     rows = math.prod(states.shape[:2])
@@ -138,15 +143,17 @@ def _(ctx: Any, *weights: Tensor) -> list[Tensor | None]:
 
 @operator(
     examples=[
-        Example((2, 3, 8), (2, 8), (2, 2), (2, 2), _MASK),
-        Example((2, 1, 4), (1, 4), (2, 1), (2, 1), _OPEN),
-        Example((0, 2, 4), (1, 4), (0, 1), (0, 1), _EMPTY),
+        Example((2, 3, 8), (2, 8), (8,), (2, 2), (2, 2), _MASK),
+        Example((2, 1, 4), (1, 4), (4,), (2, 1), (2, 1), _OPEN),
+        Example((0, 2, 4), (1, 4), (4,), (0, 1), (0, 1), _EMPTY),
     ],
     overwrites=((2, 0),),
 )
-def lstm_sequence(out: Arrays, z: np.ndarray, u: np.ndarray, h0: np.ndarray, c0: np.ndarray, mask: np.ndarray) -> None:
+def lstm_sequence(
+    out: Arrays, z: np.ndarray, u: np.ndarray, bias: np.ndarray, h0: np.ndarray, c0: np.ndarray, mask: np.ndarray
+) -> None:
     """Long short-term memory: h, c and gates after each step, see `disttensor.kernels.recurrent.lstm`."""
-    kernels.lstm(out, z, u, h0, c0, mask)
+    kernels.lstm(out, z, u, bias, h0, c0, mask)
 
 
 @lstm_sequence.bind
@@ -155,17 +162,19 @@ def _(out: Arrays, *arrays: np.ndarray) -> Bound:
 
 
 @lstm_sequence.infer
-def _(z: Spec, u: Spec, h0: Spec, c0: Spec, mask: Spec) -> tuple[Spec, ...]:
+def _(z: Spec, u: Spec, bias: Spec, h0: Spec, c0: Spec, mask: Spec) -> tuple[Spec, ...]:
     shape = _check("lstm_sequence", z, u, mask, [h0, c0], 4)
+    _check_bias("lstm_sequence", z, u, bias)
     return Spec(shape, z.dtype), Spec(shape, z.dtype), z
 
 
 @lstm_sequence.gradient
 def _(ctx: Any, gh: Tensor, gc: Tensor, gg: Tensor) -> tuple[Tensor | None, ...]:
-    _, u, h0, c0, mask = ctx.inputs
+    _, u, _, h0, c0, mask = ctx.inputs
     h, c, gates = ctx.outputs
     dz, dh0, dc0 = lstm_sequence_gradient(u, c0, mask, c, gates, gh, gc, gg)
-    return dz, _weight_gradient(previous(h, h0), dz), dh0, dc0, None
+    of_bias = reduce_sum(dz, axes=(0, 1), keepdims=False)
+    return dz, _weight_gradient(previous(h, h0), dz), of_bias, dh0, dc0, None
 
 
 @operator(
@@ -225,8 +234,7 @@ def _(out: Arrays, *arrays: np.ndarray) -> Bound:
 @gru_sequence.infer
 def _(z: Spec, u: Spec, bias: Spec, h0: Spec, mask: Spec) -> tuple[Spec, ...]:
     batch, steps, units = _check("gru_sequence", z, u, mask, [h0], 3)
-    if bias != Spec((3 * units,), z.dtype):
-        raise ShapeError(f"gru_sequence: bias must have shape {(3 * units,)} and dtype {z.dtype}, got {bias}.")
+    _check_bias("gru_sequence", z, u, bias)
     return Spec((batch, steps, units), z.dtype), Spec((batch, steps, 4 * units), z.dtype)
 
 

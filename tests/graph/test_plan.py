@@ -74,15 +74,16 @@ def test_an_operand_is_overwritten_also_through_a_view_of_all_of_it():
 
 def test_operators_say_which_operands_they_overwrite():
     rng = np.random.default_rng(0)
-    z, u, h, c = (rng.normal(size=s).astype("float32") for s in ((3, 5, 32), (8, 32), (3, 8), (3, 8)))
+    shapes = ((3, 5, 32), (8, 32), (32,), (3, 8), (3, 8))
+    z, u, bias, h, c = (rng.normal(size=shape).astype("float32") for shape in shapes)
     mask = rng.random((3, 5)) < 0.8
 
     def gates(z):
-        return lstm_sequence(ops.sin(z), u, h, c, mask)[2]
+        return lstm_sequence(ops.sin(z), u, bias, h, c, mask)[2]
 
     def gates_and_operand(z):
         wave = ops.sin(z)
-        return lstm_sequence(wave, u, h, c, mask)[2], ops.cos(wave)
+        return lstm_sequence(wave, u, bias, h, c, mask)[2], ops.cos(wave)
 
     planned = function(gates)
     assert planned.plan(z).memory().buffers[0].spec.shape == z.shape

@@ -28,10 +28,10 @@ def slow_rnn(z: np.ndarray, u: np.ndarray, h: np.ndarray, mask: np.ndarray) -> A
     return [np.stack(states, 1)]
 
 
-def slow_lstm(z: np.ndarray, u: np.ndarray, h: np.ndarray, c: np.ndarray, mask: np.ndarray) -> Arrays:
+def slow_lstm(z: np.ndarray, u: np.ndarray, bias: np.ndarray, h: np.ndarray, c: np.ndarray, mask: np.ndarray) -> Arrays:
     states = []
     for t in range(z.shape[1]):
-        i, f, g, o = np.split(z[:, t] + h @ u, 4, axis=1)
+        i, f, g, o = np.split(z[:, t] + bias + h @ u, 4, axis=1)
         live = mask[:, t, None]
         gates = live * np.concatenate([sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)], axis=1)
         c = np.where(live, sigmoid(f) * c + sigmoid(i) * np.tanh(g), c)
@@ -68,7 +68,7 @@ def slow_gru_before(z: np.ndarray, u: np.ndarray, h: np.ndarray, mask: np.ndarra
 STATE = (BATCH, UNITS)
 CELLS: dict[str, tuple[Callable[..., None], Callable[..., Arrays], int, list[tuple[int, ...]]]] = {
     "rnn": (recurrent.rnn, slow_rnn, 1, [STATE]),
-    "lstm": (recurrent.lstm, slow_lstm, 4, [STATE, STATE]),
+    "lstm": (recurrent.lstm, slow_lstm, 4, [(4 * UNITS,), STATE, STATE]),
     "gru": (recurrent.gru, slow_gru, 3, [(3 * UNITS,), STATE]),
     "gru_before": (recurrent.gru_before, slow_gru_before, 3, [STATE]),
 }
@@ -117,7 +117,7 @@ def gradients_of(cell: str, inputs: Arrays, weights: Arrays) -> Arrays:
         recurrent.rnn_gradient(found := (np.empty_like(inputs[0]), state), u, mask, outs[0], weights[0])
     elif cell == "lstm":
         found = (np.empty_like(inputs[0]), state, np.empty_like(state))
-        recurrent.lstm_gradient(found, u, inputs[3], mask, outs[1], outs[2], *weights)
+        recurrent.lstm_gradient(found, u, inputs[4], mask, outs[1], outs[2], *weights)
     elif cell == "gru":
         found = (np.empty_like(inputs[0]), np.empty_like(inputs[0]), state)
         recurrent.gru_gradient(found, u, inputs[3], mask, *outs, *weights)

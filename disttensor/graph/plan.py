@@ -242,6 +242,11 @@ def _is_element(node: Node, operand: int | None = None, result: int | None = Non
     return bool(level == "full")
 
 
+def _reads_by_element(node: Node, value: Value) -> bool:
+    """Whether an elementwise node reads a value at the place of the result alone."""
+    return all(_is_element(node, operand=i) for i, v in enumerate(node.inputs) if v == value)
+
+
 def _in_place_updates(graph: Graph, root: dict[Key, Key], position: dict[int, int]) -> dict[Key, Variable]:
     """Which results may be computed straight into the variable that they update.
 
@@ -268,7 +273,7 @@ def _in_place_updates(graph: Graph, root: dict[Key, Key], position: dict[int, in
         leaf = leaves.get(id(variable))
         writer = position[id(value.node)]
         safe = leaf is None or all(
-            at < writer or (elementwise and node is value.node and read.node is leaf)
+            at < writer or (elementwise and node is value.node and read.node is leaf and _reads_by_element(node, read))
             for at, node, read in readers.get(id(leaf), ())
         )
         if safe:
@@ -335,9 +340,9 @@ def _in_place_operands(
         if node.op is None:
             continue
         if _is_elementwise(node):
-            operands = [i for i in range(len(node.inputs)) if _is_element(node, operand=i)]
+            operands = [v for v in node.inputs if _reads_by_element(node, v)]
             results = [v for v in node.outputs if _is_element(node, result=v.slot)]
-            pairs = [(v, node.inputs[i]) for v in results for i in operands]
+            pairs = [(result, operand) for result in results for operand in operands]
         else:
             pairs = [(node.outputs[result], node.inputs[operand]) for result, operand in node.op.overwrites]
         taken: set[Key] = set()

@@ -134,3 +134,18 @@ def test_updates_may_be_one_number_in_all_places(width: int) -> None:
     planned, arrays = dt.function(step), (Tensor.wrap(table), Tensor.wrap(ids))
     assert planned(*arrays).numpy().tobytes() == step(*arrays).numpy().tobytes()
     assert "order_by_row" in operators(planned.graph(*arrays))
+
+
+def test_what_is_summed_from_anywhere_is_not_overwritten(rng: np.random.Generator) -> None:
+    """Though it has the shape of the table, and is read element by element as well."""
+    ids = Tensor.wrap(rng.permutation(ROWS))
+    start = rng.normal(size=(ROWS, 8)).astype("float32")
+
+    def add_rows(x: Tensor) -> Tensor:
+        return x + 0.5 * apply(scatter_add, [x, ids], {"axes": (0,), "position": 0, "shape": (ROWS, 8)})
+
+    twice = dt.function(lambda x: add_rows(ops.sin(x)))
+    assert twice(start).numpy().tobytes() == add_rows(ops.sin(Tensor.wrap(start))).numpy().tobytes()
+    variable = Variable(start)
+    dt.function(lambda: variable.assign(add_rows(variable.value)))()
+    assert variable.numpy().tobytes() == add_rows(Tensor.wrap(start)).numpy().tobytes()

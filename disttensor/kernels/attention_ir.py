@@ -76,22 +76,49 @@ class _Rows:
         """A number."""
         return self.f.constant(self.shape.scalar, value)
 
-    def prepare(self, row: Value, seen: Value, padded: Value, scale: Value, a: dict[str, Value], extra: Value) -> None:
-        """Scale a row of products, apply mask or bias, and put −∞ behind the keys that the query sees."""
-        f, size, scalar = self.f, self.size, self.shape.scalar
-        factor = self.splat(scale)
-        with f.loop(0, padded, LANES) as first:
+    def prepare(self, row: Value, seen: Value, scale: Value, a: dict[str, Value], extra: Value) -> Value:
+        """Scale a row of products, apply mask or bias, and put −∞ behind the keys that the query sees.
+
+        Returns how far the row is ready: to the next multiple of 16 behind what is seen.
+        """
+        f, size = self.f, self.size
+        factor, last = self.splat(scale), seen // LANES * LANES
+        end = (seen + (LANES - 1)) // LANES * LANES
+        with f.loop(0, end, LANES) as first:
             self.store(row, first, [v * factor for v in self.load(row, first)])
-        with f.when(a["extra_kind"].equals(1)), f.loop(0, seen) as key:
-            byte = f.load("i8", f.at(extra, key * a["extra_key"]), 1)
-            with f.when(byte.equals(0)):
-                f.store(self.one(-math.inf), f.at(row, key * size), size)
-        with f.when(a["extra_kind"].equals(2)), f.loop(0, seen) as key:
-            place = f.at(row, key * size)
-            bias = f.load(scalar, f.at(extra, key * a["extra_key"]), size)
-            f.store(f.load(scalar, place, size) + bias, place, size)
-        with f.loop(seen, padded) as key:
+        is_mask, is_bias = a["extra_kind"].equals(1), a["extra_kind"].equals(2)
+        with f.when(is_mask):
+            whole = f.select(a["extra_key"].equals(1), last, 0)
+            with f.loop(0, whole, LANES) as first:
+                self.store(row, first, self._masked(self.load(row, first), f.at(extra, first)))
+            with f.loop(whole, seen) as key:
+                byte = f.load("i8", f.at(extra, key * a["extra_key"]), 1)
+                with f.when(byte.equals(0)):
+                    f.store(self.one(-math.inf), f.at(row, key * size), size)
+        with f.when(is_bias):
+            whole = f.select(a["extra_key"].equals(size), last, 0)
+            with f.loop(0, whole, LANES) as first:
+                pairs = zip(self.load(row, first), self.load(extra, first), strict=True)
+                self.store(row, first, [v + bias for v, bias in pairs])
+            with f.loop(whole, seen) as key:
+                place = f.at(row, key * size)
+                bias = f.load(self.shape.scalar, f.at(extra, key * a["extra_key"]), size)
+                f.store(f.load(self.shape.scalar, place, size) + bias, place, size)
+        with f.loop(seen, end) as key:
             f.store(self.one(-math.inf), f.at(row, key * size), size)
+        return end
+
+    def _masked(self, values: Sequence[Value], mask: Value) -> list[Value]:
+        """16 numbers, −∞ where a mask has the byte 0."""
+        f, blind = self.f, self.f.constant(self.vector, -math.inf)
+        lanes = self.shape.lanes
+        masks = [f.load(f"<{lanes} x i8>", f.at(mask, lane), 1) for lane in range(0, LANES, lanes)]
+        return [f.select(m._compare("ne", 0), v, blind) for v, m in zip(values, masks, strict=True)]
+
+    def clear(self, row: Value, first: Value, end: Value) -> None:
+        """Zeros in a stretch of a row whose ends are multiples of 16."""
+        with self.f.loop(first, end, LANES) as place:
+            self.store(row, place, [self.f.constant(self.vector, 0)] * len(self.offsets))
 
 
 def _start(name: str, shape: Shape) -> tuple[Function, dict[str, Value], _Rows]:
@@ -137,11 +164,11 @@ class _Block:
         y = (self.of(right), self.rows.size, self.a[f"{right}_row"])
         self.multiply((to, self.row_bytes), x, y, (self.count, self.keys, self.a[size]))
 
-    def prepare(self, row: Value, number: Value) -> None:
+    def prepare(self, row: Value, number: Value) -> Value:
         """See `_Rows.prepare`."""
         query = self.top + number
         seen = self.f.select(self.a["causal"] > 0, self.f.minimum(query + 1, self.keys), self.keys)
-        self.rows.prepare(row, seen, self.padded, self.a["scale"], self.a, self.of("extra", query))
+        return self.rows.prepare(row, seen, self.a["scale"], self.a, self.of("extra", query))
 
 
 def _memory(f: Function, a: dict[str, Value], rows: _Rows, matrices: int) -> tuple[Value, list[Value]]:
@@ -165,20 +192,21 @@ def forward(shape: Shape) -> Function:
         block.products(scores, "q", "k", "size")
         with f.loop(0, block.count) as number:
             row = f.at(scores, number * block.row_bytes)
-            block.prepare(row, number)
+            end = block.prepare(row, number)
             least = f.constant(shape.vector, -3.4028234663852886e38 if size == 4 else -1.7976931348623157e308)
             highest = [f.variable(least) for _ in rows.offsets]
-            with f.loop(0, block.padded, LANES) as first:
+            with f.loop(0, end, LANES) as first:
                 for running, value in zip(highest, rows.load(row, first), strict=True):
                     running.set(f.select(running.get() > value, running.get(), value))
             top_score = _reduced(f, [h.get() for h in highest], lambda x, y: f.select(x > y, x, y))
             base = rows.splat(top_score)
             sums = [f.variable(f.constant(shape.vector, 0)) for _ in rows.offsets]
-            with f.loop(0, block.padded, LANES) as first:
+            with f.loop(0, end, LANES) as first:
                 found = [exponential(f, v - base) for v in rows.load(row, first)]
                 rows.store(row, first, found)
                 for running, value in zip(sums, found, strict=True):
                     running.set(running.get() + value)
+            rows.clear(row, end, block.padded)
             total = _reduced(f, [s.get() for s in sums], lambda x, y: x + y)
             is_blind = total.equals(0)
             divisor = f.select(is_blind, rows.one(1), total)
@@ -232,14 +260,16 @@ def _differentiate(block: _Block, scores: Value, slopes: Value) -> None:
     block.products(slopes, "g", "v", "value_size")
     with f.loop(0, block.count) as number:
         row, slope = f.at(scores, number * block.row_bytes), f.at(slopes, number * block.row_bytes)
-        block.prepare(row, number)
+        end = block.prepare(row, number)
         lse, delta = (rows.splat(f.load(rows.shape.scalar, block.of(n, top + number), size)) for n in ("lse", "delta"))
         factor = rows.splat(a["scale"])
-        with f.loop(0, block.padded, LANES) as first:
+        with f.loop(0, end, LANES) as first:
             p = [exponential(f, v - lse) for v in rows.load(row, first)]
             rows.store(row, first, p)
             d = [x * (y - delta) * factor for x, y in zip(p, rows.load(slope, first), strict=True)]
             rows.store(slope, first, d)
+        for array in (row, slope):
+            rows.clear(array, end, block.padded)
     by_keys, by_queries = (size, block.row_bytes), (block.row_bytes, size)
     turned = (block.keys, a["value_size"], block.count), (block.keys, a["size"], block.count)
     block.multiply(

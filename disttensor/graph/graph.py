@@ -259,7 +259,7 @@ class Graph:
         share_common_subexpressions: nothing to do
         drop_dead_code: nothing to do
         insert_allreduce: nothing to do
-        scatter_early: nothing to do
+        sum_by_rows: nothing to do
         fuse_elementwise: 3 → 2 operators: gone add, multiply; new fused
         <BLANKLINE>
         operators, in the order in which they run:

@@ -30,7 +30,6 @@ def test_each_pass_says_what_it_changed():
         "share_common_subexpressions: 7 → 4 operators: gone add, multiply, sin",
         "drop_dead_code: nothing to do",
         "insert_allreduce: nothing to do",
-        "scatter_early: nothing to do",
         "sum_by_rows: nothing to do",
         "fuse_elementwise: 4 → 3 operators: gone 2 add, multiply; new 2 fused",
     ]

@@ -62,12 +62,12 @@ _blocked_seconds: defaultdict[str, float] = defaultdict(float)
 
 
 class Native(NamedTuple):
-    """Sums of a group that machine code does, where no thread tells of them.
+    """What machine code does for a group, where no thread tells of it.
 
     Attributes
     ----------
     entered : callable
-        How many of them this rank has entered.
+        How many collectives of the group this rank has entered; what was not told of was an all-reduce.
     waited : callable
         How many seconds it has waited for others meanwhile, in parts called "computing".
     """
@@ -137,7 +137,11 @@ def waiting() -> list[Collective]:
 
 def entered() -> dict[str, tuple[int, str]]:
     """For each group, the number and the name of the last collective that this process has entered."""
-    return _entered | {group: (native.entered(), "all_reduce") for group, native in _natives.items()}
+    found = dict(_entered)
+    for group, native in _natives.items():
+        if (number := native.entered()) != found.get(group, (0, ""))[0]:
+            found[group] = number, "all_reduce"
+    return found
 
 
 def enter(part: str) -> str:

@@ -1,10 +1,11 @@
 """Which all-reduce a group uses, and from which length on: measured once for a set of hosts, and remembered.
 
-The MPI library's is best for short arrays and may be best between hosts; the one in shared memory wins by far for long
-ones. Where they meet depends on the library, on the number of ranks, and on whether each has a core of its own. So the
-first all-reduce of a group that is long enough to matter tries both, with arrays that lie where gradients do, in shared
-memory. They take turns, and the best time of each counts: what disturbs one call of many says nothing about either. The
-finding is kept on disk for later runs; ``DISTTENSOR_ALLREDUCE`` or `config.set_all_reduce_algorithm` overrides it.
+The one in shared memory wins by far for long arrays; the MPI library's may be best for short ones, and between hosts.
+Where they meet depends on the library, on the number of ranks, and on whether each has a core of its own. So the first
+all-reduces of a group that are long enough to matter, or many, try both, with arrays that lie where gradients do, in
+shared memory. They take turns, and the best time of each counts: what disturbs one call of many says nothing about
+either. The finding is kept on disk for later runs; ``DISTTENSOR_ALLREDUCE`` or `config.set_all_reduce_algorithm`
+overrides it.
 """
 
 from __future__ import annotations
@@ -22,15 +23,17 @@ import numpy as np
 from disttensor import config
 from disttensor.distributed.node_memory import NodeMemory
 from disttensor.distributed.shared_reduce import SharedReducer
+from disttensor.distributed.short_reduce import ShortReducer
 from disttensor.errors import DistributedError
 from disttensor.kernels import disk_cache
 
 SMALLEST = 1 << 12
-"""Bytes; shorter arrays are always left to the MPI library."""
+"""Bytes; an array as long as this makes a group choose at once, while shorter ones must come often."""
+OFTEN = 16
 
-_SIZES = [SMALLEST << shift for shift in range(0, 10, 2)]
+_SIZES = [64 << shift for shift in range(0, 16, 3)]
 _REPEATS = 15
-_VERSION = 3  # of what is kept on disk
+_VERSION = 4  # of what is kept on disk
 
 
 class Choice:
@@ -39,13 +42,31 @@ class Choice:
     Attributes
     ----------
     reducer : SharedReducer or None
+    short : ShortReducer or None
+        What is used for arrays as short as it takes, instead of `reducer`.
     threshold : int
-        Bytes from which on `reducer` is used.
+        Bytes from which on either is used; the MPI library sums what is shorter.
     """
 
-    def __init__(self, reducer: SharedReducer | None = None, threshold: int = 0) -> None:
+    def __init__(
+        self, reducer: SharedReducer | None = None, short: ShortReducer | None = None, threshold: int = 0
+    ) -> None:
         self.reducer = reducer
+        self.short = short
         self.threshold = threshold
+
+    def short_for(self, array: np.ndarray, op: str) -> ShortReducer | None:
+        """What combines an array that is short, if anything but the MPI library; the same on all ranks."""
+        short = self.short
+        possible = short is not None and self.threshold <= array.nbytes <= short.limit
+        return short if short is not None and possible and short.takes(array.dtype, op) else None
+
+    def reducer_for(self, array: np.ndarray) -> SharedReducer | None:
+        """What combines any other array, if anything but the MPI library; the same on all ranks."""
+        reducer = self.reducer
+        return (
+            reducer if reducer is not None and array.nbytes >= self.threshold and reducer.takes(array.dtype) else None
+        )
 
 
 def choose(comm: Any, memory: NodeMemory | None, places: list[list[int]]) -> Choice:
@@ -63,10 +84,14 @@ def choose(comm: Any, memory: NodeMemory | None, places: list[list[int]]) -> Cho
     reducer = _reducer(comm, memory, places, way)
     if reducer is None or memory is None:
         return Choice()
-    if way != "auto":
-        return Choice(reducer, SMALLEST)
-    threshold = _remembered(comm, reducer, memory)
-    return Choice(reducer, threshold) if threshold else Choice()
+    if comm.nodes > 1:
+        return Choice(reducer, None, SMALLEST)
+    short: ShortReducer | None = ShortReducer(comm.mpi, memory, [segment for _, segment in places], _cores(comm))
+    assert short is not None
+    found = Choice(reducer, short if short.usable else None)
+    if way == "auto":
+        found.threshold = _remembered(comm, found, memory)
+    return found if found.threshold <= _SIZES[-1] else Choice()
 
 
 def in_memory(comm: Any, memory: NodeMemory | None, places: list[list[int]]) -> Choice:
@@ -86,60 +111,55 @@ def _reducer(comm: Any, memory: NodeMemory | None, places: list[list[int]], way:
     if way == "mpi" or not possible or (way == "auto" and comm.nodes > 1):
         return None
     assert memory is not None
-    local = [rank for rank, (host, _) in enumerate(places) if host == comm.node]
-    cores = min(sum(comm.core_counts[rank] for rank in local), os.cpu_count() or 1)
-    reducer = SharedReducer(
-        comm.mpi, memory, local, [places[rank][1] for rank in local], min(hosts.values()), len(hosts), cores
-    )
+    segments = [places[rank][1] for rank in comm.here]
+    reducer = SharedReducer(comm.mpi, memory, comm.here, segments, min(hosts.values()), len(hosts), _cores(comm))
     return reducer if reducer.usable else None
 
 
-def _remembered(comm: Any, reducer: SharedReducer, memory: NodeMemory) -> int:
-    """The threshold from the disk, or measured now; 0 if the MPI library is always faster."""
+def _cores(comm: Any) -> int:
+    """How many cores the ranks of this host have together."""
+    return min(sum(comm.core_counts[rank] for rank in comm.here), os.cpu_count() or 1)
+
+
+def _remembered(comm: Any, found: Choice, memory: NodeMemory) -> int:
+    """The threshold from the disk, or measured now; more than all sizes if the MPI library is always faster."""
     hosts = sorted(Counter(comm.hosts).items())
     key = json.dumps([_VERSION, comm.library, hosts, sorted(Counter(comm.core_counts).items())])
     file = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-    found = None
+    threshold = None
     if comm.rank == 0:
         with contextlib.suppress(OSError, ValueError):
-            found = json.loads((disk_cache.root() / "allreduce" / file).read_bytes())
-    found = comm.broadcast_object(found)
-    if not isinstance(found, int):
-        found = _measure(comm, reducer, memory)
+            threshold = json.loads((disk_cache.root() / "allreduce" / file).read_bytes())
+    threshold = comm.broadcast_object(threshold)
+    if not isinstance(threshold, int):
+        threshold = _measure(comm, found, memory)
         if comm.rank == 0:
-            content = json.dumps(found).encode()
+            content = json.dumps(threshold).encode()
             disk_cache.get_or_make("allreduce", file, lambda: content)
-    return found
+    return threshold
 
 
-def _measure(comm: Any, reducer: SharedReducer, memory: NodeMemory) -> int:
-    """From which size on, of those tried, sums in shared memory are faster than the library's."""
+def _measure(comm: Any, found: Choice, memory: NodeMemory) -> int:
+    """From which size on, of those tried, sums in shared memory are faster than the library's; 0 if they always are."""
     block = memory.empty((_SIZES[-1] // 4,), np.dtype(np.float32))
     longest = np.empty(_SIZES[-1] // 4, np.float32) if block is None else block
     longest.fill(0)
-    threshold = 0
+    threshold = 2 * _SIZES[-1]
     for size in reversed(_SIZES):
         array = longest[: size // 4]
         best = np.full(2, np.inf)
         for _ in range(_REPEATS):
-            for i, way in enumerate((_by_memory, _by_library)):
+            for i, way in enumerate((found, Choice())):
+                comm.use(way)
                 comm.mpi.Barrier()
                 start = time.perf_counter()
-                way(comm, reducer, array)
+                comm.all_reduce(array)
                 best[i] = min(best[i], time.perf_counter() - start)
         comm.mpi.Allreduce(_in_place(), best)
         if best[0] > best[1]:
             break
-        threshold = size
+        threshold = size if size > _SIZES[0] else 0
     return threshold
-
-
-def _by_memory(comm: Any, reducer: SharedReducer, array: np.ndarray) -> None:
-    reducer.all_reduce(array, array, "sum")
-
-
-def _by_library(comm: Any, reducer: SharedReducer, array: np.ndarray) -> None:
-    comm.mpi.Allreduce(_in_place(), array)
 
 
 def _in_place() -> Any:

@@ -128,12 +128,16 @@ class ReplicaCheck:
         self._interval = config.consistency_interval() if interval is None else interval
         self._next = self._interval
 
+    def is_due(self, step: int) -> bool:
+        """Whether it is time after so many steps; the same on all ranks, if they ask after the same steps."""
+        return bool(self._interval) and step >= self._next
+
     def message(self, step: int) -> np.ndarray:
         """`DIGEST_BYTES` bytes to combine over ranks by "max": of the variables if it is time after so many steps.
 
         All ranks ask after the same steps.
         """
-        if not self._interval or step < self._next:
+        if not self.is_due(step):
             return np.zeros(DIGEST_BYTES, np.uint8)
         self._next = step + self._interval
         import xxhash

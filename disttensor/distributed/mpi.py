@@ -36,6 +36,7 @@ from disttensor.distributed.communicator import Handle
 from disttensor.distributed.environment import Launcher
 from disttensor.distributed.node_memory import NodeMemory
 from disttensor.distributed.shared_reduce import SharedReducer
+from disttensor.distributed.short_reduce import ShortReducer
 from disttensor.distributed.weights import Weights, check_weights, scale
 from disttensor.errors import DistributedError
 from disttensor.tensor import aligned_empty
@@ -126,6 +127,8 @@ class MPICommunicator:
     mpi : mpi4py.MPI.Comm
     members : tuple of int
         The ranks of this group, as numbered in the world.
+    here : list of int
+        Those ranks of the group, as it numbers them, that share this host.
     """
 
     def __init__(self, mpi: Any, memory: NodeMemory | None = None) -> None:
@@ -134,7 +137,9 @@ class MPICommunicator:
         self.mpi = mpi
         self.library: str = MPI.Get_library_version()
         self._memory = memory
-        self._choice: Choice | None = None
+        self._choice = Choice()
+        self._is_chosen = False
+        self._sums = 0  # before that
         self.rank: int = mpi.rank
         self.size: int = mpi.size
         self._MPI = MPI
@@ -164,13 +169,26 @@ class MPICommunicator:
         self.hosts = tuple(fact[2] for fact in facts)
         self._places = [[firsts.index(fact[1]), fact[3]] for fact in facts]
         self.core_counts = tuple(fact[4] for fact in facts)
+        self.here = [rank for rank, (node, _) in enumerate(self._places) if node == self.node]
 
     def all_reduce(
         self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None, weights: Weights | None = None
     ) -> np.ndarray:
         """See `Communicator.all_reduce`."""
+        short = self._choice.short
+        if short is not None and out is None and weights is None and self._is_plain(array, op, short):
+            self._count += 1
+            if short.begin(array, array, op) != 1:
+                self._call("all_reduce", array, short.finish, array, op, number=self._count)
+            return array
         target = self._target(array, op, out, weights)
-        if (reducer := self._reducer(array)) is not None:
+        self._choose(array)
+        if (short := self._choice.short_for(array, op)) is not None:
+            source = array if weights is None else _weighted(array, target, weights)
+            send, receive = _flat_pair(source, target)
+            self._call("all_reduce", array, short.all_reduce, send, receive, op)
+            return _land(receive, target)
+        if (reducer := self._choice.reducer_for(array)) is not None:
             send, receive = _flat_pair(array, target)
             self._call("all_reduce", array, reducer.all_reduce, send, receive, op, weights)
             return _land(receive, target)
@@ -180,12 +198,23 @@ class MPICommunicator:
         self._call("all_reduce", array, self.mpi.Allreduce, send, receive, self._op(array, op))
         return _land(receive, target)
 
+    def _is_plain(self, array: np.ndarray, op: str, short: ShortReducer) -> bool:
+        """Whether there is nothing to check, convert or tell: an array as the ones before, which nobody watches."""
+        return (
+            type(array) is np.ndarray
+            and self._choice.threshold <= array.nbytes <= short.limit
+            and (array.dtype, op) in short.kinds
+            and array.flags.carray
+            and activity.observer is None
+        )
+
     def all_reduce_async(
         self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None, weights: Weights | None = None
     ) -> Handle:
         """See `Communicator.all_reduce_async`."""
         target = self._target(array, op, out, weights)
-        if (reducer := self._reducer(array)) is not None:
+        self._choose(array)
+        if (reducer := self._choice.reducer_for(array)) is not None:
             send, receive = _flat_pair(array, target)
             operation = self._call("all_reduce", array, reducer.start, send, receive, op, weights)
             number, start = self._count, time.monotonic()
@@ -216,16 +245,20 @@ class MPICommunicator:
         return aligned_empty(shape, dtypes.standardize_dtype(numpy_dtype)) if found is None else found
 
     def sum_in_memory(self) -> None:
-        """Sum arrays of any length in shared memory, if that is possible at all; collective."""
-        self._choice = choice.in_memory(self, self._memory, self._places)
+        """Sum arrays of any length in shared memory, as plans do, if that is possible at all; collective."""
+        self.use(choice.in_memory(self, self._memory, self._places))
         if (reducer := self.reducer) is not None:
             native = activity.Native(lambda: reducer.entered, lambda: reducer.waited)
             activity.add_native(self._group, native)
 
+    def use(self, found: Choice) -> None:
+        """Let this be what sums."""
+        self._choice, self._is_chosen = found, True
+
     @property
     def reducer(self) -> SharedReducer | None:
-        """What sums in shared memory; None before it is needed, or where it is not used."""
-        return None if self._choice is None else self._choice.reducer
+        """What sums long arrays in shared memory; None before it is needed, or where it is not used."""
+        return self._choice.reducer
 
     def align(self, number: int) -> None:
         """Let the next collective be that after number so many, as machine code counts where it sums for this group."""
@@ -236,15 +269,17 @@ class MPICommunicator:
         assert self.reducer is not None
         self._call("all_reduce", array, self.reducer.finish_native, number, number=number)
 
-    def _reducer(self, array: np.ndarray) -> SharedReducer | None:
-        """What sums an array instead of the MPI library, if anything does; the same on all ranks."""
-        if self._choice is None:
-            if array.nbytes < choice.SMALLEST:
-                return None
-            self._choice = choice.choose(self, self._memory, self._places)
-        reducer = self._choice.reducer
-        takes = reducer is not None and array.nbytes >= self._choice.threshold and reducer.takes(array.dtype)
-        return reducer if takes else None
+    def _choose(self, array: np.ndarray) -> None:
+        """Decide what sums, if an array is long enough to matter, or one of many; all ranks do at the same call."""
+        if self._is_chosen:
+            return
+        self._sums += 1
+        if array.nbytes < choice.SMALLEST and self._sums < choice.OFTEN:
+            return
+        self.use(Choice())  # while it is found out
+        self.use(choice.choose(self, self._memory, self._places))
+        if (short := self._choice.short) is not None:
+            activity.add_native(self._group, activity.Native(lambda: self._count, lambda: short.waited))
 
     def reduce_scatter(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> np.ndarray:
         """See `Communicator.reduce_scatter`."""

@@ -51,7 +51,7 @@ _BOUND = 256  # combinations that are kept ready to be called
 _NAMES = {dtypes.to_numpy(name): name for name in dtypes.ALL}
 _REAL = {"complex64": "float32", "complex128": "float64"}
 _KINDS = [(op, name) for op in REDUCTIONS for name in dtypes.ALL]
-_CODES = {kind: code for code, kind in enumerate(_KINDS)}
+CODES = {kind: code for code, kind in enumerate(_KINDS)}
 
 
 Run = tuple[int, int, tuple[float, ...]]
@@ -217,7 +217,7 @@ class SharedReducer:
     def facts(self, kind: tuple[str, str], array: np.ndarray, runs: Sequence[int], in_place: bool = True) -> list[int]:
         """What a notice says beside weights."""
         offset = self._memory.offset(array) if in_place else -1
-        return [_CODES[kind], array.nbytes, offset, hash(tuple(runs))]
+        return [CODES[kind], array.nbytes, offset, hash(tuple(runs))]
 
     def _adopt(self) -> None:
         """Take over what machine code has entered, and not completed yet."""
@@ -284,10 +284,7 @@ class SharedReducer:
                 self._queue.remove(operation)
                 self.ledger[COMPLETED] = operation.number
                 self._wait_for(1, operation.number, 0, 0)
-                raise DistributedError(
-                    f"all_reduce() needs the same operation, dtype and length on all ranks, but rank "
-                    f"{self._local[self._me]} called it with {_describe(mine)} and rank {r} with {_describe(notice)}."
-                )
+                raise disagreement(self._local[self._me], mine, r, notice)
         return [notice[2] for notice in notices]
 
     def _weighted_runs(self, operation: Operation) -> list[Run]:
@@ -478,6 +475,14 @@ def _address(array: np.ndarray) -> int:
 
 def _pointers(addresses: Sequence[int]) -> Any:
     return (ctypes.c_void_p * len(addresses))(*addresses)
+
+
+def disagreement(rank: int, mine: Any, other: int, theirs: Any) -> DistributedError:
+    """What to raise where two ranks called different things, each given by its code and bytes."""
+    return DistributedError(
+        f"all_reduce() needs the same operation, dtype and length on all ranks, but rank {rank} called it with "
+        f"{_describe(mine)} and rank {other} with {_describe(theirs)}."
+    )
 
 
 def _describe(notice: Any) -> str:

@@ -39,16 +39,26 @@ IS_DOUBLE = WEIGHTS_AT + 4
 BLOCK_WORDS = IS_DOUBLE + 4
 
 _LOOKS = 1000  # at a counter, before the core is offered to others
-_OFFERS = 2000  # of the core, before sleeping
+_OFFERS_PER_LOOK = 2  # of the core, before sleeping
 _NAPS = 12  # of a native that waits: 2 ms, about
 _FIRST_NAP_NS, _LONGEST_NAP_NS = 5_000, 200_000
 
+# Words of the ledger of short arrays: exchanges so far, nanoseconds that this rank waited, how long it looks, ranks,
+# this rank, and tables of addresses: of all counters, and of all places for arrays, one set after the other. Words of a
+# kind of exchange: the ledger, its code, the bytes of a number, and the function that combines (see `shared_memory`).
+SHORT_NUMBER, SHORT_WAITED, SHORT_LOOKS, SHORT_RANKS, SHORT_ME, SHORT_COUNTERS, SHORT_PLACES = range(7)
+SHORT_WORDS = SHORT_PLACES + 1
+KIND_WORDS = 4
+SHORT_HEAD = 64
+"""Bytes before each place, for what its rank calls."""
+
+_EXCHANGE = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * 4)
 _MEET = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, *[ctypes.c_int64] * 4)
 
 
 def looks(ranks: int, cores: int) -> int:
-    """How often to look before offering the core: hardly ever where ranks wait for each other's cores."""
-    return _LOOKS if ranks <= cores else 20
+    """How often to look before offering the core: a tenth where ranks wait for each other's cores."""
+    return _LOOKS if ranks <= cores else _LOOKS // 10
 
 
 @functools.cache
@@ -62,6 +72,18 @@ def meet() -> Callable[[Any, int, int, int, int, int, int], int]:
     return _MEET(_addresses()["meet"])
 
 
+@functools.cache
+def exchange() -> tuple[Callable[..., int], Callable[..., int]]:
+    """An all-reduce of arrays that are so short that every rank reads all: two functions.
+
+    ``exchange(kind, bytes, array, out)`` puts the array where others see it, waits for theirs, and combines them in
+    `out`, which may be the array. It returns 1; 0 if it gave up to wait; or 2 if a rank has come with another code or
+    length. ``complete(kind, bytes, naps, out)`` goes on where it gave up, as often as it takes. All arguments are
+    integers. There are two sets of places by turns: who enters an exchange is done with all arrays of the one before.
+    """
+    return _EXCHANGE(_addresses()["exchange"]), _EXCHANGE(_addresses()["complete"])
+
+
 def addresses() -> Mapping[str, int]:
     """Where `start`, `gather` and `finish` are."""
     return _addresses()
@@ -69,7 +91,9 @@ def addresses() -> Mapping[str, int]:
 
 @functools.cache
 def _addresses() -> Mapping[str, int]:
-    return machine.load(ir.module([_start(), _gather(), _finish()], executor.processor_source(), _WAIT, _MEETING))
+    return machine.load(
+        ir.module([_start(), _gather(), _finish()], executor.processor_source(), _WAIT, _MEETING, _SHORT)
+    )
 
 
 def _start() -> Function:
@@ -213,7 +237,8 @@ entry:
   %nanoseconds = getelementptr i64, ptr %time, i64 1
   store i64 0, ptr %time
   store i64 {_FIRST_NAP_NS}, ptr %nanoseconds
-  %offers = add i64 %looks, {_OFFERS}
+  %several = mul i64 %looks, {_OFFERS_PER_LOOK}
+  %offers = add i64 %looks, %several
   %all.naps = add i64 %offers, %naps
   %only = icmp eq i64 %naps, 0
   br label %next
@@ -299,4 +324,96 @@ define i32 @meet(ptr %counters, i64 %count, ptr %mine, i64 %value, i64 %goal, i6
   %result = zext i1 %came to i32
   ret i32 %result
 }
+"""
+
+_SHORT = f"""
+%short = type {{ i64, i64, i64, i64, i64, ptr, ptr }} ; the words of its ledger
+
+declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
+
+define internal ptr @places(ptr %ledger) nounwind {{
+  %number = load i64, ptr %ledger
+  %ranks.at = getelementptr %short, ptr %ledger, i64 0, i32 {SHORT_RANKS}
+  %ranks = load i64, ptr %ranks.at
+  %table.at = getelementptr %short, ptr %ledger, i64 0, i32 {SHORT_PLACES}
+  %table = load ptr, ptr %table.at
+  %turn = and i64 %number, 1
+  %skip = mul i64 %turn, %ranks
+  %places = getelementptr ptr, ptr %table, i64 %skip
+  ret ptr %places
+}}
+
+define i32 @exchange(ptr %kind, i64 %bytes, ptr %in, ptr %out) nounwind {{
+  %ledger = load ptr, ptr %kind
+  %kind.code = getelementptr i64, ptr %kind, i64 1
+  %code = load i64, ptr %kind.code
+  %before = load i64, ptr %ledger
+  %number = add i64 %before, 1
+  store i64 %number, ptr %ledger
+  %me.at = getelementptr %short, ptr %ledger, i64 0, i32 {SHORT_ME}
+  %me = load i64, ptr %me.at
+  %places = call ptr @places(ptr %ledger)
+  %place.at = getelementptr ptr, ptr %places, i64 %me
+  %place = load ptr, ptr %place.at
+  %code.at = getelementptr i8, ptr %place, i64 -{SHORT_HEAD}
+  %bytes.at = getelementptr i64, ptr %code.at, i64 1
+  store i64 %code, ptr %code.at
+  store i64 %bytes, ptr %bytes.at
+  call void @llvm.memcpy.p0.p0.i64(ptr %place, ptr %in, i64 %bytes, i1 false)
+  %counters.at = getelementptr %short, ptr %ledger, i64 0, i32 {SHORT_COUNTERS}
+  %counters = load ptr, ptr %counters.at
+  %counter.at = getelementptr ptr, ptr %counters, i64 %me
+  %counter = load ptr, ptr %counter.at
+  store atomic i64 %number, ptr %counter release, align 8
+  %result = call i32 @complete(ptr %kind, i64 %bytes, i64 {_NAPS}, ptr %out)
+  ret i32 %result
+}}
+
+define i32 @complete(ptr %kind, i64 %bytes, i64 %naps, ptr %out) nounwind {{
+entry:
+  %ledger = load ptr, ptr %kind
+  %kind.code = getelementptr i64, ptr %kind, i64 1
+  %code = load i64, ptr %kind.code
+  %target = alloca ptr
+  store ptr %out, ptr %target
+  %number = load i64, ptr %ledger
+  %waited.at = getelementptr %short, ptr %ledger, i64 0, i32 {SHORT_WAITED}
+  %looks.at = getelementptr %short, ptr %ledger, i64 0, i32 {SHORT_LOOKS}
+  %looks = load i64, ptr %looks.at
+  %ranks.at = getelementptr %short, ptr %ledger, i64 0, i32 {SHORT_RANKS}
+  %ranks = load i64, ptr %ranks.at
+  %counters.at = getelementptr %short, ptr %ledger, i64 0, i32 {SHORT_COUNTERS}
+  %counters = load ptr, ptr %counters.at
+  %places = call ptr @places(ptr %ledger)
+  %came = call i1 @wait(ptr %counters, i64 %ranks, i64 %number, i64 %looks, i64 %naps, ptr %waited.at)
+  br i1 %came, label %each, label %late
+late:
+  ret i32 0
+each:
+  %r = phi i64 [0, %entry], [%r.next, %same]
+  %place.at = getelementptr ptr, ptr %places, i64 %r
+  %place = load ptr, ptr %place.at
+  %code.at = getelementptr i8, ptr %place, i64 -{SHORT_HEAD}
+  %bytes.at = getelementptr i64, ptr %code.at, i64 1
+  %their.code = load i64, ptr %code.at
+  %their.bytes = load i64, ptr %bytes.at
+  %same.code = icmp eq i64 %their.code, %code
+  %same.bytes = icmp eq i64 %their.bytes, %bytes
+  %fits = and i1 %same.code, %same.bytes
+  br i1 %fits, label %same, label %other
+other:
+  ret i32 2
+same:
+  %r.next = add i64 %r, 1
+  %more = icmp slt i64 %r.next, %ranks
+  br i1 %more, label %each, label %all
+all:
+  %kind.unit = getelementptr i64, ptr %kind, i64 2
+  %unit = load i64, ptr %kind.unit
+  %count = sdiv i64 %bytes, %unit
+  %kind.combine = getelementptr i64, ptr %kind, i64 3
+  %combine = load ptr, ptr %kind.combine
+  call void %combine(ptr %places, ptr %target, i64 0, i64 %count)
+  ret i32 1
+}}
 """

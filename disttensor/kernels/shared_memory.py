@@ -34,7 +34,12 @@ def combine(dtype: str, op: str, sources: int, targets: int) -> Callable[[Any, A
     sources, targets : int
         How many there are.
     """
-    return _COMBINE(machine.load(_combine_source(dtype, op, sources, targets))["combine"])
+    return _COMBINE(combine_address(dtype, op, sources, targets))
+
+
+def combine_address(dtype: str, op: str, sources: int, targets: int) -> int:
+    """Where the function of `combine` is, for machine code."""
+    return machine.load(_combine_source(dtype, op, sources, targets))["combine"]
 
 
 @functools.cache

@@ -42,7 +42,7 @@ def equal(got, want):
 
 def check_all(dtype):
     """In place in shared memory, in place elsewhere, both mixed among ranks, and into another array."""
-    for size in (4097, 70_001):
+    for size in (1, 33, 4097, 70_001):
         for op in ("sum",) if dtypes.is_complex(dtype) else REDUCE:
             want = reduced(size, dtype, op)
             for shared in (True, False, RANK % 2 == 0):

@@ -1,0 +1,137 @@
+"""All-reduce of short arrays among the ranks of a host: each puts its own where all see it, and combines all of them.
+
+Ranks meet once, where a sum of long arrays takes two meetings, and most of the time it costs is Python's. The ranks'
+elements are combined in their order, as long arrays' are.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from disttensor import dtypes
+from disttensor.distributed.node_memory import NodeMemory
+from disttensor.distributed.shared_reduce import CODES, disagreement
+from disttensor.errors import DistributedError
+from disttensor.kernels import meeting, shared_memory
+
+_LINE = 64
+_MOST = 1 << 15  # bytes of an array
+_READ = 1 << 17  # bytes that a rank reads at most
+_NAPS = 500  # at most 0.1 s of sleep before Python sees to signals
+_REAL = {"complex64": "float32", "complex128": "float64"}
+
+
+class ShortReducer:
+    """All-reduce of contiguous arrays of at most `limit` bytes; making one is collective.
+
+    Parameters
+    ----------
+    mpi : mpi4py.MPI.Comm
+        The ranks of one host. Messages are sent in it when the object is made.
+    memory : NodeMemory
+    segments : sequence of int
+        Whose segment of `memory` each rank owns.
+    cores : int
+        That the ranks have together.
+
+    Attributes
+    ----------
+    usable : bool
+        Whether every rank got the memory it needs; the same on all.
+    kinds : dict
+        By dtype and operation, what this rank has combined before.
+    """
+
+    def __init__(self, mpi: Any, memory: NodeMemory, segments: Sequence[int], cores: int) -> None:
+        ranks = mpi.size
+        self.limit = min(_MOST, _READ // ranks // _LINE * _LINE)
+        self._exchange, self._complete = meeting.exchange()
+        self._ledger = (ctypes.c_int64 * meeting.SHORT_WORDS)()
+        self._address = ctypes.addressof(self._ledger)
+        place = meeting.SHORT_HEAD + self.limit
+        block = memory.empty((_LINE + 2 * place,), np.dtype(np.uint8))
+        starts = np.empty(ranks, np.int64)
+        if block is not None:
+            block[:_LINE] = 0
+        mpi.Allgather(np.array([-1 if block is None else memory.offset(block)]), starts)
+        self.usable = bool(starts.min() >= 0)
+        self._block = block  # keeps it
+        blocks = [memory.addresses[s] + int(start) for s, start in zip(segments, starts, strict=True)]
+        places = [b + _LINE + turn * place + meeting.SHORT_HEAD for turn in (0, 1) for b in blocks]
+        self._tables = (ctypes.c_void_p * ranks)(*blocks), (ctypes.c_void_p * (2 * ranks))(*places)
+        tables = [ctypes.addressof(table) for table in self._tables]
+        for word, fact in enumerate([meeting.looks(ranks, cores), ranks, mpi.rank, *tables], meeting.SHORT_LOOKS):
+            self._ledger[word] = fact
+        self.kinds: dict[tuple[np.dtype[Any], str], int] = {}
+        self._blocks: list[Any] = []
+
+    def takes(self, dtype: np.dtype[Any], op: str) -> bool:
+        """Whether arrays of this dtype can be combined here."""
+        name = dtypes.standardize_dtype(dtype)
+        return shared_memory.combines(_REAL.get(name, name)) and (op == "sum" or name not in _REAL)
+
+    @property
+    def waited(self) -> float:
+        """Seconds that this rank has waited for others in machine code."""
+        return int(self._ledger[meeting.SHORT_WAITED]) * 1e-9
+
+    def begin(self, array: np.ndarray, out: np.ndarray, op: str) -> int:
+        """Combine `array` into `out`, flat and contiguous, perhaps the same: 1 when done, otherwise call `finish`."""
+        kind = self.kinds.get((array.dtype, op)) or self._kind(array.dtype, op)
+        place = _address(array)
+        target = place if out is array else _address(out)
+        return self._exchange(kind, array.nbytes, place, target)
+
+    def finish(self, out: np.ndarray, op: str) -> None:
+        """Wait for the others where `begin` gave up.
+
+        Raises
+        ------
+        DistributedError
+            On all ranks, if they called different things.
+        """
+        kind, status = self._kind(out.dtype, op), 0
+        while not status:
+            status = self._complete(kind, out.nbytes, _NAPS, _address(out))
+        if status != 1:
+            raise self._disagreement()
+
+    def all_reduce(self, array: np.ndarray, out: np.ndarray, op: str) -> None:
+        """`begin` and, if need be, `finish`."""
+        if self.begin(array, out, op) != 1:
+            self.finish(out, op)
+
+    def _kind(self, dtype: np.dtype[Any], op: str) -> int:
+        """The address of what machine code has to know of an operation."""
+        found = self.kinds.get((dtype, op))
+        if found is None:
+            name = dtypes.standardize_dtype(dtype)
+            real = _REAL.get(name, name)
+            combine = shared_memory.combine_address(real, op, len(self._tables[0]), 1)
+            words = (ctypes.c_int64 * meeting.KIND_WORDS)(
+                self._address, CODES[op, name], dtypes.itemsize(real), combine
+            )
+            self._blocks.append(words)
+            found = self.kinds[dtype, op] = ctypes.addressof(words)
+        return found
+
+    def _disagreement(self) -> DistributedError:
+        ranks = len(self._tables[0])
+        turn = self._ledger[meeting.SHORT_NUMBER] % 2
+        heads = [place - meeting.SHORT_HEAD for place in self._tables[1][turn * ranks : (turn + 1) * ranks]]
+        calls = [(ctypes.c_int64 * 2).from_address(head)[:] for head in heads]
+        me = self._ledger[meeting.SHORT_ME]
+        other = next(r for r, call in enumerate(calls) if call != calls[me])
+        return disagreement(me, calls[me], other, calls[other])
+
+
+def _address(array: np.ndarray) -> int:
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))  # in less time
+    except (TypeError, ValueError, BufferError):  # read-only, empty, or of a dtype that buffers do not have
+        address: int = array.__array_interface__["data"][0]
+        return address

@@ -28,8 +28,9 @@ from disttensor.errors import DistributedError
 from disttensor.kernels import disk_cache
 
 SMALLEST = 1 << 12
-"""Bytes; an array as long as this makes a group choose at once, while shorter ones must come often."""
+"""Bytes; an array as long as this makes a group choose at once, as does a sum that is rounded."""
 OFTEN = 16
+"""How many of all others make it choose."""
 
 _SIZES = [64 << shift for shift in range(0, 16, 3)]
 _REPEATS = 15

@@ -182,7 +182,7 @@ class MPICommunicator:
                 self._call("all_reduce", array, short.finish, array, op, number=self._count)
             return array
         target = self._target(array, op, out, weights)
-        self._choose(array)
+        self._choose(array, op)
         if (short := self._choice.short_for(array, op)) is not None:
             source = array if weights is None else _weighted(array, target, weights)
             send, receive = _flat_pair(source, target)
@@ -213,7 +213,7 @@ class MPICommunicator:
     ) -> Handle:
         """See `Communicator.all_reduce_async`."""
         target = self._target(array, op, out, weights)
-        self._choose(array)
+        self._choose(array, op)
         if (reducer := self._choice.reducer_for(array)) is not None:
             send, receive = _flat_pair(array, target)
             operation = self._call("all_reduce", array, reducer.start, send, receive, op, weights)
@@ -269,12 +269,16 @@ class MPICommunicator:
         assert self.reducer is not None
         self._call("all_reduce", array, self.reducer.finish_native, number, number=number)
 
-    def _choose(self, array: np.ndarray) -> None:
-        """Decide what sums, if an array is long enough to matter, or one of many; all ranks do at the same call."""
+    def _choose(self, array: np.ndarray, op: str) -> None:
+        """Decide what sums, if an array is long enough to matter, or one of many; all ranks do at the same call.
+
+        Before the first sum that is rounded in any case: its bits must not depend on how many came before.
+        """
         if self._is_chosen:
             return
         self._sums += 1
-        if array.nbytes < choice.SMALLEST and self._sums < choice.OFTEN:
+        is_exact = op != "sum" or array.dtype.kind in "biu"
+        if is_exact and array.nbytes < choice.SMALLEST and self._sums < choice.OFTEN:
             return
         self.use(Choice())  # while it is found out
         self.use(choice.choose(self, self._memory, self._places))

@@ -58,6 +58,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "mpirun" in getattr(item, "fixturenames", ()):
             item.add_marker("mpi")
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(300))  # two such tests share the cores
 
 
 @pytest.fixture(params=["openmpi", "mpich"])

@@ -49,8 +49,8 @@ def matrix_product(out: np.ndarray, x: np.ndarray, y: np.ndarray) -> None:
         wide = np.empty(out.shape, np.float32)
         gemm.multiply(wide, x.astype(np.float32), y.astype(np.float32))
         np.copyto(out, wide, casting="unsafe")
-    else:
-        np.matmul(x, y, out=out, dtype=out.dtype)
+    else:  # numpy chooses its way of summing, and with it the bits, by the layout in memory
+        np.matmul(np.ascontiguousarray(x), np.ascontiguousarray(y), out=out, dtype=out.dtype)
 
 
 @matrix_product.bind

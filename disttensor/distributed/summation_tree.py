@@ -135,11 +135,17 @@ class SumOverRanks:
     def __init__(self, group: Communicator, leaves: int, held: Sequence[Node], size: int, dtype: np.dtype):
         self._group, self._leaves = group, leaves
         self._layout = [largest_nodes(leaves, *leaf_range) for leaf_range in held]
-        chunk = -(-size // group.size)
-        self._gathered = np.zeros((group.size, chunk), dtype)
-        self.result = self._gathered.reshape(-1)[:size]
-        self._buffers = [self.result] if group.size == 1 else []
-        if group.size > 1:
+        # Of two addends the order does not matter: the sum of two nodes is an all-reduce.
+        self._is_pair = group.size == 2 and all(len(part) == 1 for part in self._layout)
+        if group.size == 1 or self._is_pair:
+            self.result = group.shared_empty((size,), dtype)
+            self.result.fill(0)
+            self._buffers = [self.result]
+        else:
+            chunk = -(-size // group.size)
+            self._gathered = np.zeros((group.size, chunk), dtype)
+            self.result = self._gathered.reshape(-1)[:size]
+            self._buffers = []
             self._sent = np.zeros((group.size, max(map(len, self._layout)), chunk), dtype)
             self._received = np.empty_like(self._sent)
 
@@ -148,14 +154,16 @@ class SumOverRanks:
         return TreeSum(self._leaves, self._buffers)
 
     def finish(self, nodes: Sequence[np.ndarray]) -> None:
-        """Compute `result`; with one rank, it is where the local tree has it already.
+        """Compute `result`; with one rank, or two that have a node each, the local tree is there already.
 
         Parameters
         ----------
         nodes : sequence of arrays, shape (size,)
             This rank's, from left to right.
         """
-        if self._group.size == 1:
+        if self._is_pair:
+            self._group.all_reduce(self.result)
+        if self._group.size == 1 or self._is_pair:
             return
         chunk = self._sent.shape[2]
         for number, node in enumerate(nodes):

@@ -309,7 +309,7 @@ PRODUCT = [
 """Parameters of `multiply`; strides in bytes, those of out's columns are the size of an element."""
 
 
-def _multiply(shape: Shape, packed: bool = False, pack_y_from: int = 5, pack_x_from: int = 4) -> Function:
+def _multiply(shape: Shape, packed: bool = False, pack_y_from: int = 5, pack_x_from: int = 9) -> Function:
     """``out = x @ y``, or with `add` ``out += x @ y``; `packed` if y is what `pack` made of it."""
     f = Function("multiply_packed" if packed else "multiply", PRODUCT)
     size, m, n, k = shape.itemsize, f["m"], f["n"], f["k"]
@@ -317,7 +317,10 @@ def _multiply(shape: Shape, packed: bool = False, pack_y_from: int = 5, pack_x_f
     tiles = (m + (shape.rows - 1)) // shape.rows
     panels = (n + (shape.columns - 1)) // shape.columns
     packs_y = f.select(f["y_column"].equals(size), tiles >= pack_y_from, f.constant("i1", 1))
-    packs_x = (panels >= pack_x_from) & (m > 1)
+    # A few panels read x as it lies no slower; but the far columns of a transpose, if many, would drive one another out
+    # of the cache.
+    reads_far = (f["x_row"].equals(size)) & (k > 64)
+    packs_x = (panels >= f.select(reads_far, f.integer(4), pack_x_from)) & (m > 1)
     blocks = (m + (_ROWS_IN_CACHE - 1)) // _ROWS_IN_CACHE
     # One block of x sees each part of y once; for several, all of it is kept.
     at_once = _PANELS_AT_ONCE * shape.columns

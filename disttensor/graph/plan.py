@@ -25,6 +25,7 @@ from disttensor.graph.memory import Lifetime, place
 from disttensor.graph.memory_report import Buffer, Memory, most_alive
 from disttensor.graph.passes.fusion import fused
 from disttensor.kernels import blas, denormals
+from disttensor.kernels.chain import chained
 from disttensor.kernels.native import Bound, NativeSequence, segments
 from disttensor.tensor import Variable, aligned_empty
 
@@ -104,7 +105,7 @@ class Plan:
     @calls.setter
     def calls(self, calls: Sequence[tuple[Node, Bound]]) -> None:
         self._calls = tuple(calls)
-        self._program = segments([call for _, call in calls])
+        self._program = segments(chained([call for _, call in calls]))
         # What comes back to Python runs numpy, and needs its settings; native calls bring their own.
         self._is_native = all(isinstance(call, NativeSequence) for call in self._program)
 

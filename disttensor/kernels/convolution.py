@@ -33,7 +33,7 @@ from disttensor.kernels.convolution_plan import (
     taps,
     units,
 )
-from disttensor.kernels.native import Bound, NativeCall, NativeSequence
+from disttensor.kernels.native import Bound, NativeCall, NativeSequence, aligned
 from disttensor.kernels.windows import Padding, Sizes, offsets, through_float32
 
 # Multiply-adds that make a part for one of several threads; some 6 µs.
@@ -247,7 +247,7 @@ def _product(out: np.ndarray, x: np.ndarray, filters: _Filters, shape: Geometry)
     work = units(volume, itemsize, strides, places_to_multiply())
     share = shape.filters // shape.groups
     functions = code.functions(_KINDS[out.dtype.char])
-    packed = _aligned((shape.groups, _padded(share, itemsize), math.prod(kernel.shape[:-2]) * shape.depth), out.dtype)
+    packed = aligned((shape.groups, _padded(share, itemsize), math.prod(kernel.shape[:-2]) * shape.depth), out.dtype)
     in_kernel = offsets(kernel.shape[:-2], kernel.strides[:-2])
     pack = NativeCall(
         functions["pack"],
@@ -279,7 +279,7 @@ def _kernel_gradient(
     tiles = code.Tiles.of(_KINDS[out.dtype.char])
     chunks, blocks = parts_of_sum(work.count(shape.batch), shape.elements, groups * padded * itemsize)
     functions = code.functions(tiles.kind)
-    partial = _aligned((chunks, groups, padded, shape.elements), out.dtype)
+    partial = aligned((chunks, groups, padded, shape.elements), out.dtype)
     vector = tiles.lanes * itemsize
     wide, narrow = (offsets((shape.elements,), (n * vector,)) for n in (2, 1))
     elements = work.of_channels(shape.depth, itemsize)
@@ -321,14 +321,6 @@ def _padded(filters: int, itemsize: int) -> int:
     """Filters with those that fill the last vector."""
     lanes = code.Tiles.of({4: "float", 8: "double"}[itemsize]).lanes
     return -(-filters // lanes) * lanes
-
-
-def _aligned(shape: Sizes, dtype: np.dtype) -> np.ndarray:
-    """Memory that begins at a cache line."""
-    size = math.prod(shape) * dtype.itemsize
-    raw = np.empty(size + 64, np.uint8)
-    start = -raw.ctypes.data % 64
-    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,23 @@ import numpy as np
 
 from disttensor import config
 from disttensor.kernels import gemm_ir, ir, machine
-from disttensor.kernels.native import NativeCall
+from disttensor.kernels.native import NativeCall, NativeSequence, Pieces, aligned
 from disttensor.kernels.windows import offsets
 
 _GRAIN = 1 << 18
 """Multiplications that make a part for one of several threads: some 6 µs of one core's work."""
 
 _LINES = 256
-"""Rows or columns in a part, if there are so many for each thread, as every part packs the other operand again."""
+"""Rows or columns in a part, if there are so many for each thread, where every part packs the other operand again."""
+
+_PACKING = 16
+"""Multiplications for which there is time while a number is packed."""
+
+_SHARED_ROWS = 64
+"""Rows in a part where the other operand was packed before, once for all."""
+
+_SHARED_BYTES = 1 << 21
+"""Memory that an operand may take that is packed for all parts."""
 
 
 def supports(*arrays: np.ndarray) -> bool:
@@ -47,7 +56,7 @@ def multiply(out: np.ndarray, x: np.ndarray, y: np.ndarray, *, add: bool = False
     out[...] = close
 
 
-def bind(out: np.ndarray, x: np.ndarray, y: np.ndarray, *, add: bool = False) -> NativeCall:
+def bind(out: np.ndarray, x: np.ndarray, y: np.ndarray, *, add: bool = False) -> NativeCall | NativeSequence:
     """A call that computes ``out = x @ y``, or with `add` ``out += x @ y``.
 
     Parameters
@@ -62,18 +71,40 @@ def bind(out: np.ndarray, x: np.ndarray, y: np.ndarray, *, add: bool = False) ->
     if out.size and _is_better_turned(out, x, y):
         return bind(*(a.swapaxes(-1, -2) for a in (out, y, x)), add=add)
     x, y = np.broadcast_to(x, (*batch, m, k)), np.broadcast_to(y, (*batch, k, n))
-    shape = tiles(out.dtype)
-    by_columns = n >= m
+    shape, count = tiles(out.dtype), out.size // max(m * n, 1)
+    shares = count == 1 and _packs_once(shape, m, n, k)
+    by_columns = n >= m and not shares
     unit = shape.columns if by_columns else shape.rows
-    units = -(-max(m, n) // unit) if out.size else 0
-    count = out.size // max(m * n, 1)
-    work = m * n * k // max(units, 1)
+    units = -(-(n if by_columns else m) // unit) if out.size else 0
     places = [offsets(batch, a.strides[:-2]) for a in (out, x, y)]
-    words = [
-        out, x, y, *places, out.strides[-2], *x.strides[-2:], *y.strides[-2:], m, n, k, add, by_columns, unit, units,
-    ]  # fmt: skip
-    grain = max(-(-_GRAIN // max(work, 1)), min(-(-_LINES // unit), -(-count * units // config.threads())))
-    return NativeCall(library(out.dtype.char)["products"], words, count * units, grain)
+    least = -(-_GRAIN // max(m * n * k // max(units, 1), 1))
+    before: list[NativeCall] = []
+    strides = [out.strides[-2], *x.strides[-2:], *y.strides[-2:]]
+    if shares:
+        packed = aligned((k, -(-n // shape.columns) * shape.columns), y.dtype)
+        before, y = [_packing(packed, y[(0,) * len(batch)], shape)], packed
+        grain = max(least, -(-_SHARED_ROWS // unit))
+    else:
+        grain = max(least, min(-(-_LINES // unit), -(-count * units // config.threads())))
+    words = [out, x, y, *places, *strides, m, n, k, add, by_columns, unit, units, shares]
+    pieces = Pieces(unit * n, (out,), whole=(x, y)) if shares and out.flags.c_contiguous else None
+    call = NativeCall(library(out.dtype.char)["products"], words, count * units, grain, pieces=pieces)
+    return NativeSequence([*before, call]) if before else call
+
+
+def _packs_once(shape: gemm_ir.Shape, m: int, n: int, k: int) -> bool:
+    """Whether y is packed once, for all parts, which then are of rows and may be small."""
+    size = k * -(-n // shape.columns) * shape.columns * shape.itemsize
+    is_long = m * n * k >= 4 * _GRAIN and m >= 4 * _SHARED_ROWS
+    return is_long and shape.columns < n <= 2 * m and size <= _SHARED_BYTES
+
+
+def _packing(packed: np.ndarray, y: np.ndarray, shape: gemm_ir.Shape) -> NativeCall:
+    """A call that packs a matrix."""
+    k, n = y.shape
+    grain = -(-_GRAIN // (k * shape.columns * _PACKING))
+    words = [packed, y, *y.strides, n, k]
+    return NativeCall(library(y.dtype.char)["pack_shared"], words, -(-n // shape.columns), grain)
 
 
 def _is_better_turned(out: np.ndarray, x: np.ndarray, y: np.ndarray) -> bool:

@@ -16,9 +16,7 @@ References: Goto & van de Geijn, "Anatomy of high-performance matrix multiplicat
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
+from disttensor.kernels.gemm_packing_ir import PANELS_AT_ONCE, Shape, pack_panels, pack_rows
 from disttensor.kernels.ir import Function, Value
 
 BLOCK = 256
@@ -26,54 +24,8 @@ BLOCK = 256
 
 _ROWS_IN_CACHE = 256
 _COLUMNS_IN_CACHE = 2048
-_PANELS_AT_ONCE = 4
-"""Panels of y that are packed just before they are used: few, as the block of x is to stay in the cache."""
-
 _STEPS_AT_ONCE = 8
 """Steps of k that a large tile takes without looking whether it has come to the end."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes of tiles for a processor.
-
-    Attributes
-    ----------
-    scalar : {"float", "double"}
-    vector_bytes : int
-        Width of a vector register.
-    registers : int
-        How many there are.
-    """
-
-    scalar: str
-    vector_bytes: int
-    registers: int
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of an element."""
-        return 4 if self.scalar == "float" else 8
-
-    @property
-    def lanes(self) -> int:
-        """Elements of a vector."""
-        return self.vector_bytes // self.itemsize
-
-    @property
-    def vector(self) -> str:
-        """The type of a vector."""
-        return f"<{self.lanes} x {self.scalar}>"
-
-    @property
-    def rows(self) -> int:
-        """Rows of the largest tile, which is two vectors wide; two vectors of y and one of x are held besides."""
-        return (self.registers - 3) // 2
-
-    @property
-    def columns(self) -> int:
-        """Columns of a panel of y."""
-        return 2 * self.lanes
 
 
 _TILE = [
@@ -123,130 +75,6 @@ def _tile(shape: Shape, rows: int, vectors: int) -> Function:
             total.set(f.load(vector, target, size) + total.get())
     for total, target in zip(sum(sums, []), sum(targets, []), strict=True):
         f.store(total.get(), target, size)
-    return f
-
-
-def _pack_panels(shape: Shape) -> Function:
-    """Copy rows of y into panels, one after the other: each `columns` wide, rows contiguous, zeros at its right."""
-    parameters = [("ptr", "to"), ("ptr", "y"), ("i64", "y_row"), ("i64", "y_column"), ("i64", "depth"), ("i64", "n")]
-    f = Function("pack_panels", parameters, "internal noinline")
-    size, lanes, width = shape.itemsize, shape.lanes, shape.vector_bytes
-    depth, n, y_row, y_column = f["depth"], f["n"], f["y_row"], f["y_column"]
-    panel_bytes = depth * (2 * width)
-
-    def rows_contiguous() -> None:
-        # Several panels side by side, as memory is read faster in longer runs.
-        several = _PANELS_AT_ONCE * shape.columns
-        wide = n - n._binary("rem", several)
-        with f.loop(0, wide, several) as left:
-            to = f.at(f["to"], (left // shape.columns) * panel_bytes)
-            place = f.at(f["y"], left * size)
-            with f.loop(0, depth) as k:
-                line, target = f.at(place, k * y_row), f.at(to, k * (2 * width))
-                for panel in range(_PANELS_AT_ONCE):
-                    for number in (0, width):
-                        value = f.load(shape.vector, f.at(line, panel * 2 * width + number), size)
-                        f.store(value, f.at(target, panel_bytes * panel, number), size)
-        with f.loop(wide, n, shape.columns) as left:
-            to = f.at(f["to"], (left // shape.columns) * panel_bytes)
-            place = f.at(f["y"], left * size)
-            masks = [f.first_lanes(lanes, n - left - number) for number in (0, lanes)]
-            with f.loop(0, depth) as k:
-                line, target = f.at(place, k * y_row), f.at(to, k * (2 * width))
-                for number, mask in zip((0, width), masks, strict=True):
-                    value = f.load_some(shape.vector, f.at(line, number), mask, size)
-                    f.store(value, f.at(target, number), size)
-
-    def any_strides() -> None:
-        squares = f.select(y_row.equals(size), depth - depth._binary("rem", lanes), 0)
-        with f.loop(0, n, lanes) as left:
-            to = f.at(
-                f["to"], (left // shape.columns) * panel_bytes, left._binary("rem", shape.columns) * size
-            )  # fmt: skip
-            place = f.at(f["y"], left * y_column)
-            first = f.variable(f.integer(0))
-            with f.when(n - left >= lanes):
-                # Columns are contiguous: squares are loaded by columns and turned in registers.
-                with f.loop(0, squares, lanes) as k:
-                    columns = [
-                        f.load(shape.vector, f.at(place, k * size, y_column * number), size) for number in range(lanes)
-                    ]
-                    for number, row in enumerate(_turn(f, columns)):
-                        f.store(row, f.at(to, (k + number) * (2 * width)), size)
-                first.set(squares)
-            with f.loop(first.get(), depth) as k:
-                line, target = f.at(place, k * y_row), f.at(to, k * (2 * width))
-                count = f.minimum(n - left, lanes)
-                with f.loop(0, count) as j:
-                    f.store(f.load(shape.scalar, f.at(line, j * y_column), size), f.at(target, j * size), size)
-                with f.loop(count, lanes) as j:
-                    f.store(f.constant(shape.scalar, 0), f.at(target, j * size), size)
-
-    with f.when(y_column.equals(size)):
-        rows_contiguous()
-    with f.unless(y_column.equals(size)):
-        any_strides()
-    return f
-
-
-def _turn(f: Function, vectors: Sequence[Value]) -> list[Value]:
-    """The transpose of a square of vectors: columns become rows."""
-    lanes = len(vectors)
-    turned = list(vectors)
-    distance = 1
-    while distance < lanes:
-        # Exchange blocks of `distance` across the diagonal of blocks twice as large.
-        low = [i if not i & distance else i - distance + lanes for i in range(lanes)]
-        high = [i + distance if not i & distance else i + lanes for i in range(lanes)]
-        for i in range(lanes):
-            if not i & distance:
-                a, b = turned[i], turned[i + distance]
-                turned[i], turned[i + distance] = f.shuffle(a, b, low), f.shuffle(a, b, high)
-        distance *= 2
-    return turned
-
-
-def _pack_rows(shape: Shape) -> Function:
-    """Copy columns of x into strips: the numbers of one column, then those of the next; `tiles` strips of m rows.
-
-    Whole vectors are stored. What is in excess of a column is overwritten by the next one.
-    """
-    parameters = [
-        ("ptr", "to"), ("ptr", "x"), ("i64", "x_row"), ("i64", "x_column"), ("i64", "m"), ("i64", "depth"),
-        ("i64", "tiles"),
-    ]  # fmt: skip
-    f = Function("pack_rows", parameters, "internal noinline")
-    size, lanes, vector = shape.itemsize, shape.lanes, shape.vector
-    m, depth, tiles, x_row, x_column = (f[p] for p in ("m", "depth", "tiles", "x_row", "x_column"))
-    groups = range(-(-shape.rows // lanes))
-    by_rows = x_column.equals(size)
-    squares = f.select(by_rows, depth - depth._binary("rem", lanes), 0)
-    with f.loop(0, tiles) as tile:
-        top = m * tile // tiles
-        rows = m * (tile + 1) // tiles - top
-        to, place = f.at(f["to"], top * depth * size), f.at(f["x"], top * x_row)
-        with f.when(x_row.equals(size)):
-            masks = [f.first_lanes(lanes, rows - lanes * group) for group in groups]
-            with f.loop(0, depth) as k:
-                line, target = f.at(place, k * x_column), f.at(to, k * rows * size)
-                for group, mask in zip(groups, masks, strict=True):
-                    value = f.load_some(vector, f.at(line, group * shape.vector_bytes), mask, size)
-                    f.store(value, f.at(target, group * shape.vector_bytes), size)
-        with f.unless(x_row.equals(size)):
-            # Rows that a strip lacks are read as its last.
-            lines = [f.at(place, f.minimum(f.integer(row), rows - 1) * x_row) for row in range(len(groups) * lanes)]
-            with f.loop(0, squares, lanes) as k:
-                squared = [
-                    [f.load(vector, f.at(line, k * size), size) for line in lines[g * lanes :][:lanes]] for g in groups
-                ]
-                turned = [_turn(f, vectors) for vectors in squared]
-                for number in range(lanes):
-                    for group in groups:
-                        target = f.at(to, (k + number) * rows * size, group * shape.vector_bytes)
-                        f.store(turned[group][number], target, size)
-            with f.loop(squares, depth) as k, f.loop(0, rows) as row:
-                value = f.load(shape.scalar, f.at(place, row * x_row, k * x_column), size)
-                f.store(value, f.at(to, (k * rows + row) * size), size)
     return f
 
 
@@ -323,7 +151,7 @@ def _multiply(shape: Shape, packed: bool = False, pack_y_from: int = 5, pack_x_f
     packs_x = (panels >= f.select(reads_far, f.integer(4), pack_x_from)) & (m > 1)
     blocks = (m + (_ROWS_IN_CACHE - 1)) // _ROWS_IN_CACHE
     # One block of x sees each part of y once; for several, all of it is kept.
-    at_once = _PANELS_AT_ONCE * shape.columns
+    at_once = PANELS_AT_ONCE * shape.columns
     most = f.select(blocks <= 1, f.integer(at_once), _COLUMNS_IN_CACHE)
     width, height = f.minimum(n, most), f.minimum(m, _ROWS_IN_CACHE)
     block = f.minimum(k, BLOCK)
@@ -403,15 +231,32 @@ def _pack(shape: Shape) -> Function:
     return f
 
 
+def _pack_shared(shape: Shape) -> Function:
+    """The native kernel that packs panels of y, for all threads that use them."""
+    f = Function("pack_shared", [("ptr", "arguments"), ("i64", "start"), ("i64", "stop")])
+    to, y = (f.field(f["arguments"], i, "ptr") for i in range(2))
+    y_row, y_column, n, k = (f.field(f["arguments"], i) for i in range(2, 6))
+    line = shape.columns * shape.itemsize
+    panels = (n + (shape.columns - 1)) // shape.columns
+    left = f["start"] * shape.columns
+    count = f.minimum(f["stop"] * shape.columns, n) - left
+    with f.loop(0, k, BLOCK) as first:
+        depth = f.minimum(k - first, BLOCK)
+        place = f.at(to, (first * panels + f["start"] * depth) * line)
+        f.call("@pack_panels", place, f.at(y, first * y_row, left * y_column), y_row, y_column, depth, count)
+    return f
+
+
 _PRODUCTS = ["out", "x", "y", "out_places", "x_places", "y_places", "out_row", "x_row", "x_column", "y_row"] + [
-    "y_column", "m", "n", "k", "add", "by_columns", "unit", "units"
+    "y_column", "m", "n", "k", "add", "by_columns", "unit", "units", "packed"
 ]  # fmt: skip
 
 
 def _products(shape: Shape) -> Function:
     """The native kernel for a stack: `units` pieces of each product, of `unit` rows or columns.
 
-    The fields of its arguments are listed above; `…_places` are the offsets of the matrices in bytes.
+    The fields of its arguments are listed above; `…_places` are the offsets of the matrices in bytes. If y is `packed`,
+    there is one product, in pieces of rows.
     """
     f = Function("products", [("ptr", "arguments"), ("i64", "start"), ("i64", "stop")])
     pointers = _PRODUCTS[:6]
@@ -426,11 +271,16 @@ def _products(shape: Shape) -> Function:
         top, bottom = f.select(by_columns, zero, begin), f.select(by_columns, a["m"], f.minimum(end, a["m"]))
         left, right = f.select(by_columns, begin, zero), f.select(by_columns, f.minimum(end, a["n"]), a["n"])
         out, x, y = (f.at(a[p], f.load("i64", f.at(a[f"{p}_places"], number * 8), 8)) for p in ("out", "x", "y"))
-        f.call(
-            "@multiply", f.at(out, top * a["out_row"], left * size), a["out_row"], f.at(x, top * a["x_row"]),
-            a["x_row"], a["x_column"], f.at(y, left * a["y_column"]), a["y_row"], a["y_column"], bottom - top,
-            right - left, a["k"], a["add"],
-        )  # fmt: skip
+        arguments = [
+            f.at(out, top * a["out_row"], left * size), a["out_row"], f.at(x, top * a["x_row"]), a["x_row"],
+            a["x_column"], f.at(y, left * a["y_column"]), a["y_row"], a["y_column"], bottom - top, right - left, a["k"],
+            a["add"],
+        ]  # fmt: skip
+        packed = a["packed"] > 0
+        with f.when(packed):
+            f.call("@multiply_packed", *arguments)
+        with f.unless(packed):
+            f.call("@multiply", *arguments)
     return f
 
 
@@ -443,11 +293,12 @@ def functions(shape: Shape) -> tuple[list[Function], str]:
     head = "\n".join([table, "declare noalias ptr @malloc(i64)", "declare void @free(ptr)"])
     return [
         *tiles,
-        _pack_panels(shape),
-        _pack_rows(shape),
+        pack_panels(shape),
+        pack_rows(shape),
         _multiply_block(shape),
         _multiply(shape),
         _multiply(shape, packed=True),
         _pack(shape),
+        _pack_shared(shape),
         _products(shape),
     ], head

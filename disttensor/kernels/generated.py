@@ -9,7 +9,7 @@ import numpy as np
 from disttensor.kernels import copying, machine
 from disttensor.kernels.codegen import size_of, source
 from disttensor.kernels.loop import BLOCK, LANES, Loop, Step
-from disttensor.kernels.native import Bound, NativeCall, NativeSequence, sequence
+from disttensor.kernels.native import Bound, NativeCall, NativeSequence, Pieces, sequence
 
 _WORK = 1 << 20
 """Instructions (about) that make a part for one of several threads."""
@@ -73,12 +73,14 @@ def _native(
     address = machine.load(source(loop, columns * widest <= _KEPT))["loop"]
     least = max(_WORK // loop.cost, LANES) & -LANES
     if loop.is_flat:
-        return NativeCall(address, [*inputs, *outputs, 1, size, size, 0], size, least if size > least else 0)
+        words = [*inputs, *outputs, 1, size, size, 0]
+        return NativeCall(address, words, size, least if size > least else 0, pieces=_pieces(loop, inputs, outputs, 1))
     # Rows without an element have results all the same.
     rows = -(-size // columns) if columns else max(o.size for o in outputs)
     least = max(least // max(columns, 1), 1)
     if not loop.sums_columns:
-        return NativeCall(address, [*inputs, *outputs, columns, rows, size, 0], rows, least if rows > least else 0)
+        words, pieces = [*inputs, *outputs, columns, rows, size, 0], _pieces(loop, inputs, outputs, columns)
+        return NativeCall(address, words, rows, least if rows > least else 0, pieces=pieces)
     block = height or BLOCK
     blocks = max(-(-rows // block), 1)
     targets, more = list(outputs), []
@@ -92,3 +94,12 @@ def _native(
     grain = max(least // block, 1)
     first = NativeCall(address, [*inputs, *targets, columns, rows, size, block], blocks, grain if blocks > grain else 0)
     return NativeSequence([first, *more])
+
+
+def _pieces(loop: Loop, inputs: list[np.ndarray], outputs: list[np.ndarray], columns: int) -> Pieces | None:
+    """What parts of a loop read and write, if there is a result for each element."""
+    if columns < 1 or any(loop.levels[register] != "full" for register in loop.outputs):
+        return None
+    full = [access == "full" for _, access in loop.inputs]
+    pieces, whole = (tuple(x for x, f in zip(inputs, full, strict=True) if f == wanted) for wanted in (True, False))
+    return Pieces(columns, tuple(outputs), pieces, whole)

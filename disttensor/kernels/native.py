@@ -48,8 +48,10 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -57,6 +59,27 @@ import numpy as np
 from disttensor.kernels import executor
 
 _INSTRUCTION_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Which memory a part of a call's work reads and writes.
+
+    Part [start, stop) writes the elements [start·step, stop·step) of each result, as far as there are so many, and
+    reads the same of each of `pieces`, and anything of `whole`. So a call can follow another part by part, while what
+    the first has written is still in the cache (`disttensor.kernels.chain`).
+
+    Attributes
+    ----------
+    step : int
+    results, pieces, whole : tuple of arrays
+        `results` and `pieces` are contiguous.
+    """
+
+    step: int
+    results: tuple[np.ndarray, ...]
+    pieces: tuple[np.ndarray, ...] = ()
+    whole: tuple[np.ndarray, ...] = ()
 
 
 class NativeCall:
@@ -78,17 +101,20 @@ class NativeCall:
     otherwise : callable, optional
         Python that does the kernel's work where it gives up. The kernel tells by word 0 of the block, which it sets
         each time, to 0 if it has done its work; else it has changed nothing.
+    pieces : Pieces, optional
+        What parts of the work read and write.
     """
 
-    __slots__ = ("_instruction", "_keep", "_words", "address", "extent", "grain", "otherwise")
+    __slots__ = ("_instruction", "_keep", "_words", "address", "extent", "grain", "otherwise", "pieces")
 
     def __init__(
         self, address: int, arguments: Sequence[np.ndarray | int | float], extent: int = 1, grain: int = 0,
-        keep: object = None, otherwise: Callable[[], Any] | None = None,
+        keep: object = None, otherwise: Callable[[], Any] | None = None, pieces: Pieces | None = None,
     ):  # fmt: skip
         self.address = address
         self.extent = int(extent)
         self.grain = int(grain)
+        self.pieces = pieces
         self._words = (ctypes.c_int64 * len(arguments))(*map(_word, arguments))
         self._keep = [a for a in arguments if isinstance(a, np.ndarray)], keep
         self.otherwise = otherwise
@@ -99,6 +125,11 @@ class NativeCall:
         """Run the kernel, on `config.threads` threads if its grain allows."""
         if not executor.execute(ctypes.addressof(self._instruction), 1, self.grain > 0) and self.otherwise is not None:
             self.otherwise()
+
+    @property
+    def block(self) -> int:
+        """The address of the block of arguments, which lives as long as the call."""
+        return ctypes.addressof(self._words)
 
     def __iter__(self) -> Iterator[NativeCall]:
         """The native calls that this is: itself."""
@@ -167,6 +198,14 @@ def segments(calls: Sequence[Bound]) -> list[Bound]:
         members: list[Any] = list(group)
         result += [NativeSequence(members)] if is_native else members
     return result
+
+
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Memory that begins at a line of the cache."""
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    return raw[start : start + size].view(dtype).reshape(shape)
 
 
 def _word(value: np.ndarray | int | float) -> int:

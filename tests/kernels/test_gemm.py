@@ -86,11 +86,14 @@ def test_bits_of_an_element_depend_on_its_row_and_column_alone(dtype, transposed
         assert np.array_equal(part, whole[slice(*rows), slice(*columns)])
 
 
-@pytest.mark.parametrize("shape", [(700, 300, 300), (300, 300, 700), (5, 200, 200, 200)])
+@pytest.mark.parametrize("shape", [(700, 300, 300), (300, 300, 700), (401, 270, 500), (5, 200, 200, 200)])
 def test_bits_do_not_depend_on_the_number_of_threads(shape):
     *batch, m, k, n = shape
     rng = np.random.default_rng(2)
-    x, y = rng.normal(size=(*batch, m, k)).astype("float32"), rng.normal(size=(*batch, k, n)).astype("float32")
+    x, y = (
+        rng.normal(size=(*batch, k, m)).astype("float32").swapaxes(-1, -2),
+        rng.normal(size=(*batch, k, n)).astype("float32"),
+    )
     results = []
     before = config.threads()
     for threads in (1, 2, 5):
@@ -100,6 +103,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(shape):
             gemm.multiply(results[-1], x, y)
         finally:
             config.set_threads(before)
+    assert_product(results[0], x, y)
     assert np.array_equal(results[0], results[1])
     assert np.array_equal(results[0], results[2])
 

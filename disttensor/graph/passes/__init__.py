@@ -15,6 +15,7 @@ from disttensor.graph.passes.constant_folding import fold_constants
 from disttensor.graph.passes.dead_code import drop_dead_code
 from disttensor.graph.passes.fusion import fuse_elementwise
 from disttensor.graph.passes.sums_by_row import sum_by_rows
+from disttensor.graph.passes.update_early import update_early
 
 Pass = Callable[[Graph], Graph]
 
@@ -32,11 +33,12 @@ def register(graph_pass: Pass) -> Pass:
 
 
 def optimize(graph: Graph) -> Graph:
-    """Run every pass of the pipeline, and fuse; the result has a `Graph.history`."""
+    """Run every pass of the pipeline, fuse, and sort; the result has a `Graph.history`."""
     history = [("traced", _operators(graph))]
     for graph_pass in (*PIPELINE, sum_by_rows, fuse_elementwise):
         graph = graph_pass(graph)
         history.append((graph_pass.__name__, _operators(graph)))
+    graph = update_early(graph)
     graph.history = tuple(history)
     return graph
 

@@ -1,0 +1,81 @@
+"""Updates of variables run as soon as they can: when their gradient is there and nothing else will read the variable.
+
+Traced, all gradients come first and then the optimizer's updates, so that all gradients have to be in memory at once.
+Moved up, an update stands behind the operator that makes its gradient, can follow it part by part (see
+`disttensor.kernels.chain`), and the gradient's memory is free for the next one.
+
+A graph with sections stays as it is: there, the order says what ranks communicate beside what.
+"""
+
+from __future__ import annotations
+
+import math
+
+from disttensor.graph.graph import Graph, Node
+from disttensor.graph.passes.fusion import fused
+
+_FIRST = (-1,)
+
+
+def update_early(graph: Graph) -> Graph:
+    """The same nodes in another order."""
+    nodes = graph.nodes
+    if not graph.updates or any(node.section for node in nodes):
+        return graph
+    leaves = {id(node.source): node for node in nodes if node.kind == "variable"}
+    users = graph.users()
+    before: dict[int, list[Node]] = {}
+    for variable, value in graph.updates.items():
+        if value.node.op is fused:
+            readers = users[id(leaves[id(variable)])] if id(variable) in leaves else []
+            needs = before.setdefault(id(value.node), [v.node for v in value.node.inputs])
+            # Computed in the variable's own memory, the new value must come after all that read the old one.
+            needs += [reader for reader in readers if reader is not None and reader is not value.node]
+    numbers = _numbers(nodes)
+    orders: dict[int, tuple[int, ...]] = {}
+    for node in nodes:
+        if node.kind in ("variable", "constant"):
+            orders[id(node)] = _FIRST
+        elif id(node) in before and id(node) not in numbers:
+            latest = max((orders.get(id(n), n.order) for n in before[id(node)] if id(n) not in numbers), default=_FIRST)
+            orders[id(node)] = (*latest[:1], 1)
+    for needs in before.values():
+        orders.update((id(node), _FIRST) for node in _with_inputs(needs) if id(node) in numbers)
+    return _in_order(graph, orders)
+
+
+def _numbers(nodes: list[Node]) -> set[int]:
+    """The ids of what is computed of variables and constants alone and is one number, such as a learning rate."""
+    found: set[int] = set()
+    for node in nodes:
+        is_leaf = node.kind in ("variable", "constant")
+        is_number = node.kind == "operator" and all(math.prod(spec.shape) == 1 for spec in node.specs)
+        if is_leaf or (is_number and all(id(v.node) in found for v in node.inputs)):
+            found.add(id(node))
+    return found
+
+
+def _with_inputs(nodes: list[Node]) -> list[Node]:
+    """The nodes and all that they are computed of."""
+    found = {id(node): node for node in nodes}
+    stack = list(nodes)
+    while stack:
+        for value in stack.pop().inputs:
+            if id(value.node) not in found:
+                found[id(value.node)] = value.node
+                stack.append(value.node)
+    return list(found.values())
+
+
+def _in_order(graph: Graph, orders: dict[int, tuple[int, ...]]) -> Graph:
+    new: dict[int, Node] = {}
+    for node in graph.nodes:
+        inputs = [new[id(v.node)].outputs[v.slot] for v in node.inputs]
+        order = orders.get(id(node), node.order)
+        if order == node.order:
+            new[id(node)] = node.with_inputs(inputs)
+        else:
+            new[id(node)] = Node(node.kind, node.specs, node.op, inputs, node.attrs, node.source, order)
+    outputs = [new[id(v.node)].outputs[v.slot] for v in graph.outputs]
+    updates = {variable: new[id(v.node)].outputs[v.slot] for variable, v in graph.updates.items()}
+    return Graph(graph.inputs, outputs, updates)

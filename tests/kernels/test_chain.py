@@ -1,0 +1,108 @@
+"""A loop follows the product that it reads part by part, and nothing else changes."""
+
+import numpy as np
+import pytest
+
+from disttensor.kernels import gemm, generated
+from disttensor.kernels.chain import chained
+from disttensor.kernels.loop import Literal, Writing
+from disttensor.kernels.native import NativeCall, segments
+
+M, K, N = 401, 270, 300
+
+
+@pytest.fixture
+def arrays():
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(size=shape).astype("float32") for name, shape in _SHAPES.items()}
+
+
+_SHAPES = {"x": (M, K), "y": (K, N), "g": (M, N), "w": (M, N), "bias": (N,), "rate": (), "other": (N, N)}
+
+
+def _update():
+    write = Writing(("float32", "full"), ("float32", "full"), ("float32", "scalar"))
+    return write.loop(write("subtract", 1, write("multiply", 0, 2)))
+
+
+def _activation():
+    write = Writing(("float32", "full"), ("float32", "row"))
+    return write.loop(write("maximum", write("add", 0, 1), Literal(0.0)))
+
+
+def _softmax():
+    write = Writing(("float32", "full"))
+    exponentials = write("exp", write("subtract", 0, write("max", 0)))
+    return write.loop(write("divide", exponentials, write("sum", exponentials)))
+
+
+def _run(calls):
+    for call in segments(calls):
+        call()
+
+
+@pytest.mark.parametrize("name", ["update", "activation", "softmax"])
+def test_a_loop_that_follows_gives_the_same_bits(arrays, name):
+    a = arrays
+    loop, inputs, target = {
+        "update": (_update(), [a["g"], a["w"], a["rate"]], "w"),
+        "activation": (_activation(), [a["g"], a["bias"]], "g"),
+        "softmax": (_softmax(), [a["g"]], "w"),
+    }[name]
+    calls = [gemm.bind(a["g"], a["x"], a["y"]), generated.bind(loop, inputs, [a[target]], N)]
+    before = a["w"].copy()
+    _run(calls)
+    wanted = a[target].copy()
+    a["w"][...], a["g"][...] = before, np.nan
+    found = chained(calls)
+    assert len(found) == 2  # what packs, and the chain
+    _run(found)
+    assert np.array_equal(a[target], wanted)
+    product = a["x"] @ a["y"]
+    if name == "update":
+        assert np.allclose(wanted, before - product * a["rate"], atol=1e-3)
+    if name == "activation":
+        assert np.allclose(wanted, np.maximum(product + a["bias"], 0), atol=1e-3)
+
+
+def _not_chained(first, second):
+    found = chained([first, second])
+    return [call for bound in found for call in bound] == [*first, *second]
+
+
+def test_what_reads_other_places_does_not_follow(arrays):
+    a = arrays
+    write = Writing(("float32", "full"), ("float32", "row"))
+    loop = write.loop(write("add", 0, 1))
+    product = gemm.bind(a["g"], a["x"], a["y"])
+    assert _not_chained(product, generated.bind(loop, [a["g"], a["g"][0]], [a["w"]], N))
+
+
+def test_what_overwrites_an_operand_does_not_follow(arrays):
+    a = arrays
+    g = a["g"][:N]
+    first = gemm.bind(g, a["w"][:N], a["other"])
+    second = generated.bind(_update(), [g, a["w"][:N], a["rate"]], [a["w"][:N]], N)
+    assert _not_chained(first, second)
+    apart = np.empty_like(g)
+    assert not _not_chained(first, generated.bind(_update(), [g, apart, a["rate"]], [apart], N))
+
+
+def test_what_reads_something_else_does_not_follow(arrays):
+    a = arrays
+    first = gemm.bind(a["g"], a["x"], a["y"])
+    assert _not_chained(first, generated.bind(_activation(), [a["w"], a["bias"]], [a["w"]], N))
+
+
+def test_sums_of_columns_do_not_follow(arrays):
+    a = arrays
+    write = Writing(("float32", "full"))
+    loop = write.loop(write("sum_rows", 0))
+    first = gemm.bind(a["g"], a["x"], a["y"])
+    second = generated.bind(loop, [a["g"]], [np.empty(N, "float32")], N)
+    assert _not_chained(first, second)
+
+
+def test_python_in_between_stays():
+    calls = [lambda: None, NativeCall(0, [], 0), lambda: None]
+    assert chained(calls) == calls

@@ -71,15 +71,18 @@ def _native(
 ) -> NativeCall | NativeSequence:
     widest = max(size_of(dtype) for dtype in loop.dtypes)
     address = machine.load(source(loop, columns * widest <= _KEPT))["loop"]
+    words: list[np.ndarray | int]
     least = max(_WORK // loop.cost, LANES) & -LANES
     if loop.is_flat:
+        pieces = _pieces(loop, inputs, outputs, 1)
         words = [*inputs, *outputs, 1, size, size, 0]
-        return NativeCall(address, words, size, least if size > least else 0, pieces=_pieces(loop, inputs, outputs, 1))
+        return NativeCall(address, words, size, least if size > least else 0, pieces=pieces)
     # Rows without an element have results all the same.
     rows = -(-size // columns) if columns else max(o.size for o in outputs)
     least = max(least // max(columns, 1), 1)
     if not loop.sums_columns:
-        words, pieces = [*inputs, *outputs, columns, rows, size, 0], _pieces(loop, inputs, outputs, columns)
+        pieces = _pieces(loop, inputs, outputs, columns)
+        words = [*inputs, *outputs, columns, rows, size, 0]
         return NativeCall(address, words, rows, least if rows > least else 0, pieces=pieces)
     block = height or BLOCK
     blocks = max(-(-rows // block), 1)

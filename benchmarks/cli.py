@@ -104,6 +104,8 @@ def parser() -> argparse.ArgumentParser:
     made["allreduce"].add_argument("--json", type=Path, metavar="FILE", help="also write all results here")
     made["allreduce"].add_argument("--ranks", nargs="+", type=_positive, default=[2, 4], help="default: 2 4")
     overlap = made["overlap"]
+    libraries = ["disttensor, Open MPI", "disttensor, MPICH"]
+    overlap.add_argument("--mpi", nargs="+", choices=libraries, default=libraries, help="default: both")
     overlap.add_argument("--rate", default="1gbit", help="of the cable (%(default)s)")
     overlap.add_argument("--rows", type=_positive, default=512, help="for each rank (%(default)s)")
     overlap.add_argument("--width", type=_positive, default=1024, help="of three layers (%(default)s)")

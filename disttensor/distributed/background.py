@@ -1,9 +1,9 @@
 """All-reduces that run while this process computes.
 
 Within a host nothing could run by itself: the ranks' cores do all the work of a sum. Entering early tells the others
-that this rank is ready; the sum is done when the first rank waits. Between hosts a thread of its own calls the blocking
-all-reduce, for one array after the other, since a non-blocking collective of an MPI library makes little progress
-unless the library is called again and again, and a plan computes in native code without coming back.
+that this rank is ready; the sum is done when the first rank waits. Between hosts a thread of its own sums one array after the other,
+since a plan computes in native code without coming back, and an MPI library makes no progress unless it is called. The
+thread sleeps most of the time (see `exchange`), as it may have to share its core with what it serves.
 
 Either way there is a group of its own for this. So where a rank begins one, between the other collectives that it
 calls, need not be the same on all ranks; only the order of those begun here must be.
@@ -91,8 +91,8 @@ class _Within:
     def __init__(self, comm: Any) -> None:
         self._started: MPICommunicator = comm.split(0)
         self._at_once: MPICommunicator = comm.split(0)
-        self._started.sum_in_memory()
-        self._at_once.sum_in_memory()
+        self._started.sum_in_memory(natively=True)
+        self._at_once.sum_in_memory(natively=True)
 
     def send(self, array: np.ndarray, weights: Weights) -> Handle:
         return _aligned(self._started).all_reduce_async(array, weights=weights)
@@ -135,8 +135,10 @@ def _scatter(group: Communicator, message: np.ndarray) -> None:
 class _Courier:
     """A thread that sums arrays in the order in which they were handed over."""
 
-    def __init__(self, comm: Communicator) -> None:
-        self._comm, self._group = comm, comm.split(0)
+    def __init__(self, comm: Any) -> None:
+        self._comm: Communicator = comm
+        self._group: MPICommunicator = comm.split(0)
+        self._group.sum_in_memory()
         self._tasks: queue.SimpleQueue[_Task] = queue.SimpleQueue()
         threading.Thread(target=self._work, name="disttensor-communication", daemon=True).start()
 

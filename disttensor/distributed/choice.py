@@ -82,7 +82,8 @@ def choose(comm: Any, memory: NodeMemory | None, places: list[list[int]]) -> Cho
         host has no shared memory).
     """
     way = comm.broadcast_object(config.all_reduce_algorithm())
-    reducer = _reducer(comm, memory, places, way)
+    # Between hosts a call that blocks is left to the library; sums in the background are not, see `in_memory`.
+    reducer = None if way == "auto" and comm.nodes > 1 else _reducer(comm, memory, places, way)
     if reducer is None or memory is None:
         return Choice()
     if comm.nodes > 1:
@@ -96,7 +97,7 @@ def choose(comm: Any, memory: NodeMemory | None, places: list[list[int]]) -> Cho
 
 
 def in_memory(comm: Any, memory: NodeMemory | None, places: list[list[int]]) -> Choice:
-    """As `choose`, but arrays of any length are summed in shared memory unless the MPI library is asked for."""
+    """As `choose`, but arrays of any length are summed by our own ways unless the MPI library is asked for."""
     return Choice(_reducer(comm, memory, places, comm.broadcast_object(config.all_reduce_algorithm())))
 
 
@@ -107,9 +108,8 @@ def _reducer(comm: Any, memory: NodeMemory | None, places: list[list[int]], way:
             "Use 'hierarchical', or 'auto', in DISTTENSOR_ALLREDUCE or config.set_all_reduce_algorithm()."
         )
     hosts = Counter(host for host, _ in places)
-    possible = memory is not None and all(segment >= 0 for _, segment in places) and max(hosts.values()) > 1
-    # Between hosts nothing is chosen by itself before it has been measured there.
-    if way == "mpi" or not possible or (way == "auto" and comm.nodes > 1):
+    possible = memory is not None and all(segment >= 0 for _, segment in places) and len(places) > 1
+    if way == "mpi" or not possible:
         return None
     assert memory is not None
     segments = [places[rank][1] for rank in comm.here]

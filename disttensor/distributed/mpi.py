@@ -34,6 +34,7 @@ from disttensor.distributed.checks import (
 from disttensor.distributed.choice import Choice
 from disttensor.distributed.communicator import Handle
 from disttensor.distributed.environment import Launcher
+from disttensor.distributed.exchange import PIECE
 from disttensor.distributed.node_memory import NodeMemory
 from disttensor.distributed.shared_reduce import SharedReducer
 from disttensor.distributed.short_reduce import ShortReducer
@@ -64,6 +65,9 @@ def connect(launcher: Launcher) -> MPICommunicator:
     # Windows are shared memory within a host here. Open MPI's UCX component for those across hosts is of no use, and
     # prints an error where there is no fast network.
     os.environ.setdefault("OMPI_MCA_osc", "^ucx")
+    # A longer message waits for a word from its receiver, which over TCP stands in line behind all that was sent before.
+    for limit in ("eager_limit", "rndv_eager_limit", "max_send_size"):
+        os.environ.setdefault(f"OMPI_MCA_btl_tcp_{limit}", str(PIECE + 4096))
     import mpi4py
 
     mpi4py.rc(initialize=False, finalize=True)
@@ -244,10 +248,13 @@ class MPICommunicator:
         found = self._memory.empty(shape, numpy_dtype) if self._memory is not None and self._memory.size else None
         return aligned_empty(shape, dtypes.standardize_dtype(numpy_dtype)) if found is None else found
 
-    def sum_in_memory(self) -> None:
-        """Sum arrays of any length in shared memory, as plans do, if that is possible at all; collective."""
+    def sum_in_memory(self, *, natively: bool = False) -> None:
+        """Sum arrays of any length in shared memory and between hosts ourselves, if possible at all; collective.
+
+        `natively` says that machine code will sum for this group, too; then see to `align`.
+        """
         self.use(choice.in_memory(self, self._memory, self._places))
-        if (reducer := self.reducer) is not None:
+        if natively and (reducer := self.reducer) is not None:
             native = activity.Native(lambda: reducer.entered, lambda: reducer.waited)
             activity.add_native(self._group, native)
 

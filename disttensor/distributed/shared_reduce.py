@@ -5,7 +5,7 @@ combines the elements in the order of ranks, and writes the result to all arrays
 least for P arrays of n bytes that lie in memory. Arrays that do not lie in shared memory pass through a staging area in
 pieces that fit into a cache.
 
-With several hosts each part is combined within the host, then by its owners on all hosts with the MPI library, and then
+With several hosts each part is combined within the host, then by its owners on all hosts (see `exchange`), and then
 written to all arrays of the host: every rank takes its share of the network's work (a hierarchical all-reduce, as in
 Jia et al., "Highly Scalable Deep Learning Training System with Mixed-Precision", 2018).
 
@@ -31,6 +31,7 @@ import numpy as np
 from disttensor import config, dtypes
 from disttensor.distributed import activity
 from disttensor.distributed.checks import REDUCTIONS
+from disttensor.distributed.exchange import Exchange, Sum, part_of
 from disttensor.distributed.node_memory import NodeMemory
 from disttensor.distributed.weights import Weights
 from disttensor.errors import DistributedError
@@ -72,7 +73,7 @@ class Operation:
         self.kind = kind
         self.runs = runs
         self.offsets: list[int] | None = None
-        self.request: Any = None
+        self.request: Sum | None = None
 
 
 class SharedReducer:
@@ -105,7 +106,6 @@ class SharedReducer:
     ) -> None:  # fmt: skip
         from mpi4py import MPI
 
-        self._MPI = MPI
         self._memory = memory
         self._local = list(local)
         self._me = self._local.index(mpi.rank)
@@ -119,11 +119,13 @@ class SharedReducer:
         self.natives: dict[int, Callable[[int], Operation]] = {}
         self.ledger = (ctypes.c_int64 * LEDGER_WORDS)()
         self._bound: dict[tuple[Any, ...], Callable[[], Any]] = {}
-        self._across = None
+        self._is_alone = hosts == 1
+        self._across: Exchange | None = None
         if hosts > 1:
-            self._across = mpi.Split(self._me if self._me < owners else MPI.UNDEFINED, mpi.rank)
+            owner = mpi.Split(self._me if self._me < owners else MPI.UNDEFINED, mpi.rank)
+            self._across = Exchange(owner) if self._me < owners else None
         # Halves would be rounded once on each host and once more between hosts.
-        halves = all(shared_memory.combines(name) for name in ("float16", "bfloat16")) and hosts == 1
+        halves = all(shared_memory.combines(name) for name in ("float16", "bfloat16")) and hosts in (1, mpi.size)
         facts = np.array([self._share(mpi), halves], np.int32)
         mpi.Allreduce(MPI.IN_PLACE, facts, MPI.MIN)
         self.usable = bool(facts[0])
@@ -261,12 +263,12 @@ class SharedReducer:
             if min(offsets) < 0:
                 self._pass_in_pieces(operation, offsets)
             else:
-                self._combine_in_place(operation, offsets, naps)
+                self._combine_in_place(operation, offsets)
             operation.offsets = offsets
         if operation.request is not None:
             if naps:
-                operation.request.Wait()
-            elif not operation.request.Test():
+                operation.request.wait()
+            elif not operation.request.test():
                 return False
             self._spread(operation)
         if not self._wait_for(1, operation.number, operation.number, naps):
@@ -302,33 +304,28 @@ class SharedReducer:
 
     # --- arrays that lie in shared memory
 
-    def _combine_in_place(self, operation: Operation, offsets: list[int], naps: int) -> None:
+    def _combine_in_place(self, operation: Operation, offsets: list[int]) -> None:
         runs = self._weighted_runs(operation)
         key = operation.kind, operation.array.size, *offsets, *runs
         combine = self._bound.get(key)
         if combine is None:
             arrays = [base + offset for base, offset in zip(self._bases, offsets, strict=True)]
-            targets = arrays if self._across is None else arrays[self._me : self._me + 1]
+            targets = arrays if self._is_alone else arrays[self._me : self._me + 1]
             if len(self._bound) == _BOUND:
                 self._bound.clear()
             combine = self._bound[key] = self._bind(operation.kind, arrays, targets, *self.part(operation.array), runs)
         combine()
-        if self._across is not None:
-            part = operation.array[slice(*self.part(operation.array))]
-            operation.request = self._between_hosts(operation, part, naps)
+        operation.request = self._between_hosts(operation, operation.array[slice(*self.part(operation.array))])
 
-    def _between_hosts(self, operation: Operation, part: np.ndarray, naps: int) -> Any:
-        op = {"sum": self._MPI.SUM, "max": self._MPI.MAX, "min": self._MPI.MIN}[operation.kind[0]]
-        if operation.kind[1] == "bool":
-            part = part.view(np.uint8)
-            op = self._MPI.MIN if operation.kind[0] == "min" else self._MPI.MAX
-        if self._me >= self._owners or not part.size:
-            return self._MPI.REQUEST_NULL
-        assert self._across is not None
-        if not naps:
-            return self._across.Iallreduce(self._MPI.IN_PLACE, part, op)
-        self._across.Allreduce(self._MPI.IN_PLACE, part, op)
-        return self._MPI.REQUEST_NULL
+    def _between_hosts(self, operation: Operation, part: np.ndarray) -> Sum | None:
+        if self._across is None or not part.size:
+            return None
+        ones = _ones(self._across.mpi.size)
+
+        def combine(sources: list[int], target: int, count: int) -> None:
+            _bind_run(operation.kind, sources, [target], 0, count, ones)()
+
+        return self._across.start(part, combine)
 
     def _spread(self, operation: Operation) -> None:
         """Write this rank's part, complete now, to the other arrays of the host."""
@@ -368,7 +365,7 @@ class SharedReducer:
         self._pieces += 1
         size = operation.array.itemsize
         staging = self._staging[self._pieces % 2]
-        parts = [_part(count, size, owner, self._owners) for owner in range(len(self._local))]
+        parts = [part_of(count, size, owner, self._owners) for owner in range(len(self._local))]
         start, stop = parts[self._me]
         if arrays[self._me] < 0:
             for first, last in (0, start), (stop, count):
@@ -377,12 +374,14 @@ class SharedReducer:
         sources = [place if address < 0 else address for address, place in zip(arrays, staging, strict=True)]
         sources[self._me] = array
         targets = [staging[self._me], out]
-        if self._across is None:
+        if self._is_alone:
             self._bind(operation.kind, sources, targets, start, stop, runs)()
         else:
             self._bind(operation.kind, sources, targets[:1], start, stop, runs)()
             place = (ctypes.c_uint8 * (count * size)).from_address(staging[self._me])
-            self._between_hosts(operation, np.frombuffer(memoryview(place), operation.array.dtype)[start:stop], 1)
+            part = np.frombuffer(memoryview(place), operation.array.dtype)[start:stop]
+            if (request := self._between_hosts(operation, part)) is not None:
+                request.wait()
             ctypes.memmove(out + start * size, staging[self._me] + start * size, (stop - start) * size)
         self._wait_long(3, self._pieces)
         for owner, (first, last) in enumerate(parts):
@@ -393,7 +392,7 @@ class SharedReducer:
 
     def part(self, array: np.ndarray) -> tuple[int, int]:
         """First and last + 1 of the elements that this rank combines."""
-        return _part(array.size, array.itemsize, self._me, self._owners)
+        return part_of(array.size, array.itemsize, self._me, self._owners)
 
     def _bind(
         self,
@@ -456,16 +455,6 @@ def _bind_run(
 @functools.cache
 def _ones(count: int) -> tuple[float, ...]:
     return (1.0,) * count
-
-
-@functools.cache
-def _part(size: int, itemsize: int, owner: int, owners: int) -> tuple[int, int]:
-    """First and last + 1 of the elements that a rank owns: whole lines of memory; none if it is not an owner."""
-    per_line = max(_LINE // itemsize, 1)
-    lines = -(-size // per_line)
-    cuts = (lines * min(o, owners) // owners * per_line for o in (owner, owner + 1))
-    start, stop = (min(cut, size) for cut in cuts)
-    return start, stop
 
 
 def _address(array: np.ndarray) -> int:

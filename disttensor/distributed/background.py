@@ -1,9 +1,11 @@
 """All-reduces that run while this process computes.
 
 Within a host nothing could run by itself: the ranks' cores do all the work of a sum. Entering early tells the others
-that this rank is ready; the sum is done when the first rank waits. Between hosts a thread of its own sums one array after the other,
-since a plan computes in native code without coming back, and an MPI library makes no progress unless it is called. The
-thread sleeps most of the time (see `exchange`), as it may have to share its core with what it serves.
+that this rank is ready; the sum is done when the first rank waits.
+
+Between hosts a thread sums array after array, since a plan computes in native code without coming back, and an MPI
+library makes no progress unless it is called. The thread sleeps most of the time (see `exchange`), as it may have to
+share its core with what it serves.
 
 Either way there is a group of its own for this. So where a rank begins one, between the other collectives that it
 calls, need not be the same on all ranks; only the order of those begun here must be.

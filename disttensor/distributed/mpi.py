@@ -65,7 +65,7 @@ def connect(launcher: Launcher) -> MPICommunicator:
     # Windows are shared memory within a host here. Open MPI's UCX component for those across hosts is of no use, and
     # prints an error where there is no fast network.
     os.environ.setdefault("OMPI_MCA_osc", "^ucx")
-    # A longer message waits for a word from its receiver, which over TCP stands in line behind all that was sent before.
+    # A longer message waits for a word from its receiver, which over TCP stands in line behind all that was sent.
     for limit in ("eager_limit", "rndv_eager_limit", "max_send_size"):
         os.environ.setdefault(f"OMPI_MCA_btl_tcp_{limit}", str(PIECE + 4096))
     import mpi4py

@@ -4,7 +4,7 @@ The one in shared memory wins by far for long arrays; the MPI library's may be b
 Where they meet depends on the library, on the number of ranks, and on whether each has a core of its own. So the first
 all-reduces of a group that are long enough to matter, or many, try both, with arrays that lie where gradients do, in
 shared memory. They take turns, and the best time of each counts: what disturbs one call of many says nothing about
-either. The finding is kept on disk for later runs; ``DISTTENSOR_ALLREDUCE`` or `config.set_all_reduce_algorithm`
+either. The finding is kept on disk for a day; ``DISTTENSOR_ALLREDUCE`` or `config.set_all_reduce_algorithm`
 overrides it.
 """
 
@@ -35,6 +35,7 @@ OFTEN = 16
 _SIZES = [64 << shift for shift in range(0, 16, 3)]
 _REPEATS = 15
 _VERSION = 4  # of what is kept on disk
+_KEPT_S = 24 * 3600.0  # what was found while others kept the machine busy must not hold for ever
 
 
 class Choice:
@@ -129,8 +130,11 @@ def _remembered(comm: Any, found: Choice, memory: NodeMemory) -> int:
     file = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     threshold = None
     if comm.rank == 0:
+        path = disk_cache.root() / "allreduce" / file
         with contextlib.suppress(OSError, ValueError):
-            threshold = json.loads((disk_cache.root() / "allreduce" / file).read_bytes())
+            if abs(time.time() - path.stat().st_mtime) > _KEPT_S:
+                path.unlink()
+            threshold = json.loads(path.read_bytes())
     threshold = comm.broadcast_object(threshold)
     if not isinstance(threshold, int):
         threshold = _measure(comm, found, memory)

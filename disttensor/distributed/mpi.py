@@ -42,6 +42,9 @@ from disttensor.distributed.weights import Weights, check_weights, scale
 from disttensor.errors import DistributedError
 from disttensor.tensor import aligned_empty
 
+_MOST = 1 << 30
+"""Elements of a message: libraries count them in 32 bits, before MPI 4, and some add up counts."""
+
 _HALVES = frozenset((dtypes.to_numpy("float16"), dtypes.to_numpy("bfloat16")))
 
 
@@ -199,7 +202,9 @@ class MPICommunicator:
         if weights is not None:
             array = _weighted(array, target, weights)
         send, receive = self._reduction_buffers(array, target)
-        self._call("all_reduce", array, self.mpi.Allreduce, send, receive, self._op(array, op))
+        for part in _messages(receive.size):
+            sent = send if send is self._MPI.IN_PLACE else send[part]
+            self._call("all_reduce", array, self.mpi.Allreduce, sent, receive[part], self._op(array, op))
         return _land(receive, target)
 
     def _is_plain(self, array: np.ndarray, op: str, short: ShortReducer) -> bool:
@@ -298,7 +303,14 @@ class MPICommunicator:
         shape = share_of("reduce_scatter", array, self.rank, self.size)
         target = make_target("reduce_scatter", out, shape, array.dtype, self.rank)
         send, receive = _numbers(array), _space(target, _numbers)
-        self._call("reduce_scatter", array, self.mpi.Reduce_scatter_block, send, receive, self._op(array, op))
+        if send.size <= _MOST:
+            self._call("reduce_scatter", array, self.mpi.Reduce_scatter_block, send, receive, self._op(array, op))
+            return _land(receive, target)
+        for owner, share in enumerate(send.reshape(self.size, -1)):
+            for part in _messages(share.size):
+                self._call(
+                    "reduce_scatter", array, self.mpi.Reduce, share[part], receive[part], self._op(array, op), owner
+                )
         return _land(receive, target)
 
     def reduce_scatter_async(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> Handle:
@@ -318,7 +330,14 @@ class MPICommunicator:
         target = make_target("all_gather", out, (self.size, *array.shape), array.dtype, self.rank)
         self.require_alike("all_gather", array)
         send, receive = _words(array), _space(target, _words)
-        self._call("all_gather", array, self.mpi.Allgather, send, receive)
+        if receive.size <= _MOST:
+            self._call("all_gather", array, self.mpi.Allgather, send, receive)
+            return _land(receive, target)
+        for owner, share in enumerate(receive.reshape(self.size, -1)):
+            if owner == self.rank:
+                np.copyto(share, send)
+            for part in _messages(share.size):
+                self._call("all_gather", array, self.mpi.Bcast, share[part], owner)
         return _land(receive, target)
 
     def all_gather_async(self, array: np.ndarray, out: np.ndarray | None = None) -> Handle:
@@ -363,7 +382,8 @@ class MPICommunicator:
         check_target("broadcast", array, array.shape, array.dtype, self.rank)
         self.require_alike("broadcast", array)
         words = _words(array)
-        self._call("broadcast", array, self.mpi.Bcast, words, root)
+        for part in _messages(words.size):
+            self._call("broadcast", array, self.mpi.Bcast, words[part], root)
         return _land(words, array)
 
     def broadcast_object(self, value: Any, root: int = 0) -> Any:
@@ -461,6 +481,11 @@ class MPICommunicator:
             return
         facts = self.all_gather_object([str(array.dtype), list(compared), call])
         raise disagreement(facts, self.members, self.rank, "" if shape is None else "after the first axis ")
+
+
+def _messages(size: int) -> list[slice]:
+    """The parts of a flat array that go in one message each; an empty array is one message, too."""
+    return [slice(start, start + _MOST) for start in range(0, max(size, 1), _MOST)]
 
 
 def _flat_pair(array: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import time
 from pathlib import Path
 
 from tests.mpi.libraries import on_ranks
@@ -56,6 +58,10 @@ def test_measured_once_and_remembered(mpirun, tmp_path):
     assert file.stat().st_mode & 0o077 == 0
     file.write_text("65536")
     assert mpirun(2, CHOICE, env={"XDG_CACHE_HOME": str(tmp_path)}).output == "[True, 65536]\n"
+    file.write_text("12345")  # no threshold that is ever found
+    os.utime(file, (time.time() - 2 * 24 * 3600,) * 2)
+    assert "12345" not in mpirun(2, CHOICE, env={"XDG_CACHE_HOME": str(tmp_path)}).output
+    assert file.read_text() != "12345"
 
 
 def test_mpi_is_chosen_by_rank_0(mpirun):

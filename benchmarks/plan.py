@@ -7,6 +7,7 @@ the step that a prediction starts from is measured on all ranks at once, each tr
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ def run(options: argparse.Namespace) -> None:
             rows.append({"rate": rate, "ranks": ranks, **_measure(rate, ranks, options)})
             print(f"{rate}, {ranks} ranks: {rows[-1]}", file=sys.stderr, flush=True)
     print(f"\n{_table(rows)}\n\nload average at the end: {machine.load()}")
+    cores = len(os.sched_getaffinity(0))
+    if any(row["ranks"] > cores for row in rows):
+        print(f"With more than {cores} ranks several share a core, which a prediction does not know.")
     errors = [abs(row["predicted"] / row["measured"] - 1) for row in rows]
     print(f"largest error {max(errors):.0%}, mean error {sum(errors) / len(errors):.0%}")
     if options.json:

@@ -6,7 +6,7 @@ all-reduce between N = 2ᴸ hosts takes, with the better of two algorithms,
     min(L·(α + b/B),  2·L·α + 2·(N − 1)/N · b/B)                       recursive doubling; Rabenseifner's
 
 and 2·(α + b/B) more where N is no power of two: the hosts beyond one hand their values to others, and get the sums
-back. (Open MPI and MPICH do so for N = 3; a library that uses rings there is faster.) Within a host, where R ranks sum
+back; or, by messages between pairs, 2·(N − 1)·α + 2·(N − 1)/N · b/B, if that is less. Within a host, where R ranks sum
 in memory that they share, it takes 2·α' + 2·R·b/M with the memory's bandwidth M. Gradients become ready one after the
 other in the last two thirds of the step, are packed into buckets, and travel in that order. What of their time lies
 before the end of the computation can be hidden, and `overlap` says which share of it is.
@@ -135,6 +135,7 @@ def all_reduce_parts(size: float, hosts: int, ranks_per_host: int, network: Link
         ways = [
             ((rounds + fold) * network.latency, (rounds + fold) * size / network.bandwidth),
             ((2 * rounds + fold) * network.latency, (2 - 2 / power + fold) * size / network.bandwidth),
+            (2 * (hosts - 1) * network.latency, (2 - 2 / hosts) * size / network.bandwidth),
         ]
         latency, between = min(ways, key=sum)
     if ranks_per_host > 1:

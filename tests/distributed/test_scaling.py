@@ -20,8 +20,9 @@ STEP = Step(0.03, 64, (1 << 20,) * 6, 1)
         (8e6, 2, 1, 1e-4 + 8e6 / 1e8),  # one exchange of everything
         (8e6, 4, 1, 4e-4 + 1.5 * 8e6 / 1e8),  # reduce-scatter and all-gather
         (80, 8, 1, 3 * (1e-4 + 80 / 1e8)),  # short: recursive doubling
-        (8e6, 3, 1, 3 * (1e-4 + 8e6 / 1e8)),  # one host hands its values on, two exchange, one gets the sum back
-        (8e6, 6, 1, 6e-4 + (1.5 + 2) * 8e6 / 1e8),
+        (8e6, 3, 1, 4 * 1e-4 + 4 / 3 * 8e6 / 1e8),  # pairs: each sends two thirds of it twice
+        (80, 3, 1, 3 * (1e-4 + 80 / 1e8)),  # one host hands its values on, two exchange, one gets the sum back
+        (8e6, 6, 1, 1e-3 + 5 / 3 * 8e6 / 1e8),
         (8e6, 1, 4, 2e-5 + 8 * 8e6 / 1e10),
         (8e6, 2, 4, 1e-4 + 8e6 / 1e8 + 2e-5 + 8 * 8e6 / 1e10),
     ],

@@ -64,6 +64,12 @@ def test_measured_once_and_remembered(mpirun, tmp_path):
     assert file.read_text() != "12345"
 
 
+def test_more_than_two_ranks_measure_nothing(mpirun, tmp_path):
+    run = mpirun(3, CHOICE, env={"XDG_CACHE_HOME": str(tmp_path)})
+    assert run.output == "[True, 0]\n", "with more than two, the bits of a sum would depend on what was measured"
+    assert not (tmp_path / "disttensor" / "allreduce").exists()
+
+
 def test_mpi_is_chosen_by_rank_0(mpirun):
     program = "import os\nfrom disttensor import config, distributed\n"
     program += "if distributed.rank() == 0:\n    config.set_all_reduce_algorithm('mpi')\n" + CHOICE

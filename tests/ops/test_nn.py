@@ -69,7 +69,9 @@ def test_activation_and_its_slope_are_those_of_keras(
 ) -> None:
     # Keras takes the mean of both slopes at the kinks of sparse_sigmoid, as nowhere else.
     points = POINTS[np.abs(POINTS) != 1] if name == "sparse_sigmoid" else POINTS
-    assert_like_keras(lambda o, x: getattr(o, name)(x, **options), [points])
+    # Keras's slope of the approximate gelu is a difference of numbers near 1 where it should be nearly 0.
+    rtol = 3e-5 if name == "gelu" else 1e-5
+    assert_like_keras(lambda o, x: getattr(o, name)(x, **options), [points], rtol=rtol)
 
 
 @pytest.mark.parametrize(

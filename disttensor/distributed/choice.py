@@ -28,6 +28,7 @@ from disttensor import config
 from disttensor.distributed.node_memory import NodeMemory
 from disttensor.distributed.shared_reduce import SharedReducer
 from disttensor.distributed.short_reduce import ShortReducer
+from disttensor.distributed.weights import Weights
 from disttensor.errors import DistributedError
 from disttensor.kernels import disk_cache
 
@@ -52,7 +53,7 @@ class Choice:
     short : ShortReducer or None
         What is used for arrays as short as it takes, instead of `reducer`.
     threshold : int
-        Bytes from which on either is used; the MPI library sums what is shorter.
+        Bytes from which on either is used; the MPI library sums what is shorter, if it has no weights.
     """
 
     def __init__(
@@ -62,18 +63,21 @@ class Choice:
         self.short = short
         self.threshold = threshold
 
-    def short_for(self, array: np.ndarray, op: str) -> ShortReducer | None:
+    def short_for(self, array: np.ndarray, op: str, weights: Weights | None) -> ShortReducer | None:
         """What combines an array that is short, if anything but the MPI library; the same on all ranks."""
         short = self.short
-        possible = short is not None and self.threshold <= array.nbytes <= short.limit
+        possible = short is not None and self._least(op, weights) <= array.nbytes <= short.limit
         return short if short is not None and possible and short.takes(array.dtype, op) else None
 
-    def reducer_for(self, array: np.ndarray) -> SharedReducer | None:
+    def reducer_for(self, array: np.ndarray, op: str, weights: Weights | None) -> SharedReducer | None:
         """What combines any other array, if anything but the MPI library; the same on all ranks."""
         reducer = self.reducer
-        return (
-            reducer if reducer is not None and array.nbytes >= self.threshold and reducer.takes(array.dtype) else None
-        )
+        possible = reducer is not None and array.nbytes >= self._least(op, weights) and reducer.takes(array.dtype)
+        return reducer if possible else None
+
+    def _least(self, op: str, weights: Weights | None) -> int:
+        # Of NaN in a maximum, and of weights, the library would make something else, now and then.
+        return self.threshold if op == "sum" and weights is None else 0
 
 
 def choose(comm: Any, memory: NodeMemory | None, places: list[list[int]]) -> Choice:
@@ -99,7 +103,7 @@ def choose(comm: Any, memory: NodeMemory | None, places: list[list[int]]) -> Cho
     found = Choice(reducer, short if short.usable else None)
     if way == "auto" and comm.size == 2:  # with more, the order of a sum, and so its bits, would follow the clock
         found.threshold = _remembered(comm, found, memory)
-    return found if found.threshold <= _SIZES[-1] else Choice()
+    return found
 
 
 def in_memory(comm: Any, memory: NodeMemory | None, places: list[list[int]]) -> Choice:
@@ -129,7 +133,7 @@ def _cores(comm: Any) -> int:
 
 
 def _remembered(comm: Any, found: Choice, memory: NodeMemory) -> int:
-    """The threshold from the disk, or measured now; more than all sizes if the MPI library is always faster."""
+    """The threshold from the disk, or measured now."""
     hosts = sorted(Counter(comm.hosts).items())
     key = json.dumps([_VERSION, comm.library, hosts, sorted(Counter(comm.core_counts).items())])
     file = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"

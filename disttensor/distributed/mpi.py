@@ -190,12 +190,12 @@ class MPICommunicator:
             return array
         target = self._target(array, op, out, weights)
         self._choose(array, op)
-        if (short := self._choice.short_for(array, op)) is not None:
+        if (short := self._choice.short_for(array, op, weights)) is not None:
             source = array if weights is None else _weighted(array, target, weights)
             send, receive = _flat_pair(source, target)
             self._call("all_reduce", array, short.all_reduce, send, receive, op)
             return _land(receive, target)
-        if (reducer := self._choice.reducer_for(array)) is not None:
+        if (reducer := self._choice.reducer_for(array, op, weights)) is not None:
             send, receive = _flat_pair(array, target)
             self._call("all_reduce", array, reducer.all_reduce, send, receive, op, weights)
             return _land(receive, target)
@@ -223,7 +223,7 @@ class MPICommunicator:
         """See `Communicator.all_reduce_async`."""
         target = self._target(array, op, out, weights)
         self._choose(array, op)
-        if (reducer := self._choice.reducer_for(array)) is not None:
+        if (reducer := self._choice.reducer_for(array, op, weights)) is not None:
             send, receive = _flat_pair(array, target)
             operation = self._call("all_reduce", array, reducer.start, send, receive, op, weights)
             number, start = self._count, time.monotonic()

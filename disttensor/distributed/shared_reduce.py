@@ -117,6 +117,7 @@ class SharedReducer:
         self._queue: deque[Operation] = deque()
         self._known = 0  # the last operation that was in the queue
         self.natives: dict[int, Callable[[int], Operation]] = {}
+        self._left_behind: set[int] = set()  # of natives, by plans that ended while they were under way
         self.ledger = (ctypes.c_int64 * LEDGER_WORDS)()
         self._bound: dict[tuple[Any, ...], Callable[[], Any]] = {}
         self._is_alone = hosts == 1
@@ -224,13 +225,20 @@ class SharedReducer:
     def _adopt(self) -> None:
         """Take over what machine code has entered, and not completed yet."""
         for number in range(max(self._known, int(self.ledger[COMPLETED])) + 1, self.entered + 1):
-            self._queue.append(self.natives[self.ledger[OWNERS + number % NOTICES]](number))
+            owner = self.ledger[OWNERS + number % NOTICES]
+            self._queue.append(self.natives[owner](number))
             self.ledger[OWNERS + number % NOTICES] = 0
+            if owner in self._left_behind:
+                self._left_behind.remove(owner)
+                del self.natives[owner]
         self._known = self.entered
 
     def forget_native(self, address: int) -> None:
-        """The plan that this sum belonged to is gone; if the sum is under way, it is kept for the others."""
-        if address not in self.ledger[OWNERS:]:
+        """The plan that this sum belonged to is gone; one that is under way is kept until Python takes it over."""
+        under_way = range(max(self._known, int(self.ledger[COMPLETED])) + 1, self.entered + 1)
+        if address in [self.ledger[OWNERS + number % NOTICES] for number in under_way]:
+            self._left_behind.add(address)
+        else:
             self.natives.pop(address, None)
 
     def finish_native(self, number: int) -> None:

@@ -8,7 +8,7 @@ A sum of a bucket is four instructions of a plan (`disttensor.distributed.native
 rank's notice and announces it; `gather` waits for all notices and looks whether they fit together; `part`
 (`shared_memory`) adds this rank's part; `finish` announces it and waits for all parts. `start`, `gather` and `finish`
 are *resumable* (see `native`): where there is anything that only Python can do, they say so in their first word, and
-have changed nothing.
+Python goes on from what they have announced by then.
 """
 
 from __future__ import annotations

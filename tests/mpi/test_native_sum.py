@@ -47,3 +47,31 @@ def test_a_rank_is_stopped_while_others_wait_for_it_in_a_plan(mpirun):
     code, output = mpirun(3, TRAINING, "SIGSTOP", timeout=60, env={"DISTTENSOR_TIMEOUT": "3"})
     assert code != 0
     assert "It waits for rank 1." in output, output
+
+
+MODELS = """
+import gc
+import numpy as np
+import disttensor as keras
+from disttensor import distributed
+from disttensor.distributed import background, world
+
+x, y = np.ones((64, 64), "f4"), np.ones((64, 1), "f4")
+offsets = set()
+for _ in range(3):
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(4096, activation="relu"), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.fit(x, y, batch_size=32, epochs=2, verbose=0)
+    del model
+    gc.collect()
+    probe = distributed.communicator().shared_empty((1,), "f4")
+    offsets.add(world.data_group()._memory.offset(probe))
+    del probe
+assert not background._channel_of(world.data_group())._started.reducer.natives
+assert len(offsets) == 1, offsets  # what the models had is free again
+"""
+
+
+def test_a_plan_that_is_gone_leaves_no_shared_memory_behind(mpirun):
+    code, output = mpirun(2, MODELS)
+    assert code == 0, output

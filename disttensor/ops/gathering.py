@@ -191,6 +191,11 @@ def _(x: Spec, *indices: Spec, axes: tuple[int, ...], position: int) -> Spec:
     return Spec((*rest[:position], *chosen, *rest[position:]), x.dtype)
 
 
+@gather.refuses
+def _(x: Spec, *indices: Spec, axes: tuple[int, ...], position: int) -> list[tuple[int, int]]:
+    return [(i, x.shape[axis]) for i, axis in enumerate(axes, 1)]
+
+
 @gather.gradient
 def _(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     x, *indices = ctx.inputs
@@ -250,6 +255,11 @@ def _(
         add()
 
     return run
+
+
+@scatter_add.refuses
+def _(x: Spec, *indices: Spec, axes: tuple[int, ...], position: int, shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    return [(i, shape[axis]) for i, axis in enumerate(axes, 1)]
 
 
 @scatter_add.infer

@@ -118,6 +118,9 @@ class Operator:
         Where random inputs of tests may lie, one interval for each input (the last is repeated).
     dtypes : tuple of str
         For which kinds of dtypes it is defined: "float", "complex", "int", "bool".
+    refuses_rule : callable or None
+        ``refuses_rule(*specs, **attrs)`` gives a pair for each input whose values the kernel may refuse by raising: its
+        number, and the size of the axis that it points into.
     communicates : bool
         Whether ranks exchange data in it; such an operator is never folded.
     in_place : bool
@@ -143,6 +146,7 @@ class Operator:
     view_rule: Callable[..., Any] | None = None
     bind_rule: Callable[..., Bound] | None = None
     loop_rule: Callable[..., tuple[Loop, tuple[int, ...], int] | None] | None = None
+    refuses_rule: Callable[..., Sequence[tuple[int, int]]] | None = None
     program: Callable[..., formulas.Program] | None = None
     rule: str | None = None
     signature: inspect.Signature = field(default_factory=inspect.Signature)
@@ -192,6 +196,11 @@ class Operator:
     def destinations(self, rule: Callable[..., Any]) -> Callable[..., Any]:
         """Decorator: which parts of the result are the inputs, unchanged."""
         self.destinations_rule = rule
+        return rule
+
+    def refuses(self, rule: Callable[..., Sequence[tuple[int, int]]]) -> Callable[..., Sequence[tuple[int, int]]]:
+        """Decorator: which inputs hold indices that must be in range."""
+        self.refuses_rule = rule
         return rule
 
     def loop(self, rule: Callable[..., tuple[Loop, tuple[int, ...], int] | None]) -> Callable[..., Any]:

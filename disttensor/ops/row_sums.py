@@ -50,6 +50,11 @@ def _(out: tuple[np.ndarray, np.ndarray], indices: np.ndarray, *, rows: int) -> 
     return sequence([indexing.bind_check(indices, rows, complain), indexing.bind_order(*out, indices)])
 
 
+@order_by_row.refuses
+def _(indices: Spec, *, rows: int) -> list[tuple[int, int]]:
+    return [(0, rows)]
+
+
 @order_by_row.infer
 def _(indices: Spec, *, rows: int) -> tuple[Spec, Spec]:
     require_integers("scatter", [indices])

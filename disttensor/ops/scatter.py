@@ -57,6 +57,11 @@ def scatter_into(
     np.copyto(out, result.reshape(x.shape), casting="unsafe")
 
 
+@scatter_into.refuses
+def _(x: Spec, values: Spec, *indices: Spec, reduction: str | None) -> list[tuple[int, int]]:
+    return [(i, size) for i, size in enumerate(x.shape[: len(indices)], 2)]
+
+
 @scatter_into.infer
 def _(x: Spec, values: Spec, *indices: Spec, reduction: str | None) -> Spec:
     wanted = _values_shape("scatter_update", x, list(indices))

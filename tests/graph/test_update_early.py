@@ -62,3 +62,40 @@ def test_an_update_follows_its_gradient_and_waits_for_readers_of_the_old_value()
     at = {variable: places[id(value.node)] for variable, value in plan.graph.updates.items()}
     products = [i for i, node in enumerate(plan.graph.nodes) if node.name == "matrix_product"]
     assert at[v] < products[-1] < at[w]
+
+
+def test_a_step_that_raises_has_changed_nothing():
+    table, v = dt.Variable(np.ones((4, 3), "float32")), dt.Variable(np.ones(3, "float32"))
+    count = dt.Variable(0.0)
+
+    @dt.function
+    def step(x, indices):
+        g = x * x + x
+        y = ops.take(table, indices, axis=0)
+        v.assign_add(g)
+        count.assign_add(1.0)
+        return y
+
+    x = dt.constant(np.ones(3, "float32"))
+    step(x, dt.constant(np.array([1, 2])))
+    with pytest.raises(dt.errors.OutOfRangeError):
+        step(x, dt.constant(np.array([1, 99])))
+    assert v.numpy().tolist() == [3, 3, 3]
+    assert count.numpy() == 1
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "nadam"])
+def test_training_on_words_out_of_range_changes_nothing(optimizer):
+    embedding = dt.layers.Embedding(16, 300)
+    model = dt.Sequential([dt.layers.Input((4,), dtype="int32"), embedding, dt.layers.Flatten(), dt.layers.Dense(1)])
+    model.compile(optimizer, "mse")
+    x, y = np.arange(8, dtype="int32").reshape(2, 4), np.ones((2, 1), "float32")
+    model.train_on_batch(x, y)
+    state = [*model.variables, *model.optimizer.variables]
+    before = [variable.numpy() for variable in state]
+    with pytest.raises(dt.errors.OutOfRangeError):
+        model.train_on_batch(x * 10, y)
+    for variable, value in zip(state, before, strict=True):
+        assert np.array_equal(variable.numpy(), value), variable.path
+    model.train_on_batch(x, y)
+    assert model.optimizer.iterations == 2

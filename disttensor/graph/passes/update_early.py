@@ -4,7 +4,8 @@ Traced, all gradients come first and then the optimizer's updates, so that all g
 Moved up, an update stands behind the operator that makes its gradient, can follow it part by part (see
 `disttensor.kernels.chain`), and the gradient's memory is free for the next one.
 
-A graph with sections stays as it is: there, the order says what ranks communicate beside what.
+No update runs before the last operator that may raise, such as one that finds an index out of range: a step that raises
+has changed nothing. A graph with sections stays as it is: there, the order says what ranks communicate beside what.
 """
 
 from __future__ import annotations
@@ -31,17 +32,35 @@ def update_early(graph: Graph) -> Graph:
             needs = before.setdefault(id(value.node), [v.node for v in value.node.inputs])
             # Computed in the variable's own memory, the new value must come after all that read the old one.
             needs += [reader for reader in readers if reader is not None and reader is not value.node]
-    numbers = _numbers(nodes)
+    checks = _checks(nodes)
+    first = max(((*node.order[:1], 1) for node in checks), default=_FIRST)
+    # Such as learning rates; but not those that the checks themselves wait for.
+    numbers = _numbers(nodes) - {id(node) for node in _with_inputs(checks)}
     orders: dict[int, tuple[int, ...]] = {}
     for node in nodes:
         if node.kind in ("variable", "constant"):
             orders[id(node)] = _FIRST
         elif id(node) in before and id(node) not in numbers:
-            latest = max((orders.get(id(n), n.order) for n in before[id(node)] if id(n) not in numbers), default=_FIRST)
+            latest = max([first, *(orders.get(id(n), n.order) for n in before[id(node)] if id(n) not in numbers)])
             orders[id(node)] = (*latest[:1], 1)
     for needs in before.values():
-        orders.update((id(node), _FIRST) for node in _with_inputs(needs) if id(node) in numbers)
+        moved = [node for node in _with_inputs(needs) if id(node) in numbers and node.kind == "operator"]
+        orders.update((id(node), first) for node in moved)
     return _in_order(graph, orders)
+
+
+def _checks(nodes: list[Node]) -> list[Node]:
+    """The operators that may raise, without those that look at what has been looked at before."""
+    seen: set[tuple[int, int, int]] = set()
+    found = []
+    for node in nodes:
+        if node.op is not None and node.op.refuses_rule is not None:
+            pairs = node.op.refuses_rule(*[v.node.specs[v.slot] for v in node.inputs], **node.attrs)
+            looked_at = {(id(node.inputs[i].node), node.inputs[i].slot, size) for i, size in pairs}
+            if not looked_at <= seen:
+                found.append(node)
+            seen |= looked_at
+    return found
 
 
 def _numbers(nodes: list[Node]) -> set[int]:

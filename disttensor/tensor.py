@@ -299,15 +299,12 @@ class Variable(Operable):
     """
 
     __slots__ = (
-        "_array", "_snapshot", "_taken", "_trainable", "aggregation", "autocast", "constraint", "dtype", "name",
-        "partition", "path", "regularizer", "shape", "__weakref__",
+        "_array", "_snapshot", "_trainable", "aggregation", "autocast", "constraint", "dtype", "name", "partition",
+        "path", "regularizer", "shape", "__weakref__",
     )  # fmt: skip
 
     trainable_changes = 0
     """How often any variable was made trainable or not; while it stays the same, so does the answer for each."""
-
-    _writes = 0
-    _write_numbers = itertools.count(1)
 
     def __init__(
         self,
@@ -336,7 +333,6 @@ class Variable(Operable):
         self._array = aligned_empty(tensor.shape, tensor.dtype)
         np.copyto(self._array, tensor.array)
         self._snapshot: Tensor | None = None
-        self._taken = 0
         self._trainable = bool(trainable)
         self.autocast = autocast
         self.aggregation = aggregation
@@ -377,8 +373,7 @@ class Variable(Operable):
         elif state.tracer is not None:
             tensor = state.tracer.read(self)
         else:
-            if self._snapshot is None or self._taken != Variable._writes:
-                self._taken = Variable._writes
+            if self._snapshot is None:
                 self._snapshot = Tensor.wrap(self._array.copy())
             tensor = self._snapshot
         for recorder in state.recorders:
@@ -402,11 +397,6 @@ class Variable(Operable):
     def touch(self) -> None:
         """Forget the snapshot, because `memory` was written."""
         self._snapshot = None
-
-    @classmethod
-    def touch_all(cls) -> None:
-        """Forget the snapshots of all variables, which takes less time than that of a few by themselves."""
-        Variable._writes = next(cls._write_numbers)
 
     def numpy(self) -> np.ndarray:
         """The present value as a new numpy array."""

@@ -1,9 +1,9 @@
 """The plan: a graph made ready to run again and again.
 
 Everything that can be settled beforehand is: the order, the place of every intermediate in one arena, which results
-are views of others, which elementwise results may overwrite an operand, and which may be written straight into a
-variable or into their part of a larger result. A run copies the inputs in, calls the kernels, and copies the outputs
-out.
+are views of others, which results may overwrite an operand, and which may be written straight into a variable or into
+their part of a larger result. A run copies the inputs in, calls the kernels, and copies the outputs out; with `replay`
+the caller does the copying.
 """
 
 from __future__ import annotations
@@ -95,6 +95,7 @@ class Plan:
         self._inputs = [arrays[_key(Value(n))] for n in graph.inputs]
         self._outputs = [arrays[_key(v)] for v in graph.outputs]
         self._staged, self._commits = _commits(graph, layout, arrays)
+        self._updated = list(graph.updates)
         self.calls = _kernel_calls(layout, arrays)
 
     @property
@@ -153,8 +154,8 @@ class Plan:
                 staged = [a.copy() for a in self._staged]
                 for memory, array, stage in self._commits:
                     np.copyto(memory, array if stage is None else staged[stage])
-            if self.graph.updates:
-                Variable.touch_all()
+            for variable in self._updated:
+                variable.touch()
         return outputs
 
     def source(self, call: int | None = None) -> str:

@@ -61,7 +61,8 @@ class GraphTracer:
 
     def write(self, variable: Variable, value: Tensor) -> None:
         """The variable has this value from here on."""
-        symbolic = value if value.is_symbolic else self._symbolic(self.value_of(value))
+        # A tensor of its own: a tape must not take what else is computed of the assigned one for the variable's.
+        symbolic = self._symbolic(self.value_of(value), value.shard)
         self.trainable.setdefault(id(variable), (variable, variable.trainable))
         self._current[id(variable)] = symbolic
         self.updates[variable] = self.value_of(symbolic)

@@ -144,3 +144,17 @@ def test_variables_made_while_tracing_keep_their_first_value():
         return made[0].value
 
     assert [float(count()) for _ in range(3)] == [11, 12, 13]
+
+
+def test_gradient_of_a_variable_that_was_assigned_an_argument():
+    v = dt.Variable(np.zeros(3, "float32"))
+
+    def slope(x):
+        v.assign(x)
+        with dt.GradientTape() as tape:
+            loss = ops.sum(v * x)
+        return tape.gradient(loss, v)
+
+    x = dt.constant(np.array([1, 2, 3], "float32"))
+    assert np.array_equal(slope(x), x)  # not also that of the argument
+    assert np.array_equal(dt.function(slope)(x), x)

@@ -86,6 +86,7 @@ class Trouble(keras.callbacks.Callback):
             elif DEED in ("suspended in compute", "suspended in a collective"):
                 suspend_in(1.0)
             elif DEED == "other collective":
+                time.sleep(0.5)  # so that the other rank's collective is the first that takes too long
                 group.barrier()
         elif batch == 3 and DEED == "suspended in a collective":
             time.sleep(2)

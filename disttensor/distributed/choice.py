@@ -98,8 +98,7 @@ def choose(comm: Any, memory: NodeMemory | None, places: list[list[int]]) -> Cho
         return Choice()
     if comm.nodes > 1:
         return Choice(reducer, None, SMALLEST)
-    short: ShortReducer | None = ShortReducer(comm.mpi, memory, [segment for _, segment in places], _cores(comm))
-    assert short is not None
+    short = ShortReducer(comm.mpi, memory, [segment for _, segment in places], _cores(comm), reducer)
     found = Choice(reducer, short if short.usable else None)
     if way == "auto" and comm.size == 2:  # with more, the order of a sum, and so its bits, would follow the clock
         found.threshold = _remembered(comm, found, memory)

@@ -84,6 +84,11 @@ class NativeSum:
 
     def _start(self) -> None:
         block = self._sum
+        if block.number > self._reducer.ledger[meeting.COMPLETED]:
+            # A plan left it open, by an error on all ranks; completing it spoils what the array holds by now.
+            content = block.array.copy()
+            self._wait()
+            np.copyto(block.array, content)
         self._group.align(self._reducer.entered)
         with denormals.flushed():
             weights = [(count, float(weight)) for count, weight in zip(block.runs, self._weights, strict=True)]

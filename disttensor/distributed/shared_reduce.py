@@ -47,6 +47,8 @@ _SPLIT = 1 << 20  # a part of so many bytes is combined by another thread
 
 _ALL = (-1,)  # one run of all elements, without weights
 
+_NOTHING = np.empty(0, np.float32)
+
 _BOUND = 256  # combinations that are kept ready to be called
 
 _NAMES = {dtypes.to_numpy(name): name for name in dtypes.ALL}
@@ -118,6 +120,7 @@ class SharedReducer:
         self._known = 0  # the last operation that was in the queue
         self.natives: dict[int, Callable[[int], Operation]] = {}
         self._left_behind: set[int] = set()  # of natives, by plans that ended while they were under way
+        self.waits_in_vain: Callable[[], Callable[[int, int], None] | None] = lambda: None  # see `ShortReducer`
         self.ledger = (ctypes.c_int64 * LEDGER_WORDS)()
         self._bound: dict[tuple[Any, ...], Callable[[], Any]] = {}
         self._is_alone = hosts == 1
@@ -254,7 +257,23 @@ class SharedReducer:
     def finish(self, operation: Operation) -> None:
         """Wait until the operation is complete; the others must call `finish` or `test`, too."""
         while not self._progress(operation, _NAPS):
-            pass
+            if operation.number == self.entered and (look := self.waits_in_vain()) is not None:
+                look(CODES[operation.kind], operation.array.nbytes)
+
+    def has_entered(self, rank: int, number: int) -> bool:
+        """Whether a rank of this host has entered operation number so many."""
+        return ctypes.c_int64.from_address(self._counters[0][rank]).value >= number
+
+    def enter_otherwise(self, code: int, nbytes: int) -> None:
+        """Enter the next operation as who has called something else, so that the others see what, and raise."""
+        self._adopt()
+        self.ledger[ENTERED] = self._known = number = self.entered + 1
+        self.ledger[OWNERS + number % NOTICES] = 0
+        self._notices[self._me][number % NOTICES][:3] = [~code, nbytes, -1]
+        operation = Operation(number, _NOTHING, _NOTHING, ("sum", "float32"), _ALL)
+        operation.offsets = []  # there is nothing to combine
+        self._queue.append(operation)
+        self._wait_for(0, number, 0, 0)
 
     def _progress(self, operation: Operation, naps: int) -> bool:
         while self._queue and self._queue[0].number <= operation.number:
@@ -475,13 +494,16 @@ def _pointers(addresses: Sequence[int]) -> Any:
 
 
 def disagreement(rank: int, mine: Any, other: int, theirs: Any) -> DistributedError:
-    """What to raise where two ranks called different things, each given by its code and bytes."""
+    """What to raise where two ranks called different things, each given by its code (see `_describe`) and bytes."""
+    same = _describe(mine) == _describe(theirs)
     return DistributedError(
         f"all_reduce() needs the same operation, dtype and length on all ranks, but rank {rank} called it with "
-        f"{_describe(mine)} and rank {other} with {_describe(theirs)}."
+        f"{_describe(mine)} and rank {other} with {_describe(theirs)}"
+        f"{', one of them in the background' if same else ''}."
     )
 
 
 def _describe(notice: Any) -> str:
-    op, dtype = _KINDS[notice[0]]
+    code = notice[0]
+    op, dtype = _KINDS[~code if code < 0 else code]  # negative: of a short array where others are long, or reversely
     return f"op={op!r} and {notice[1] // dtypes.itemsize(dtype)} elements of {dtype}"

@@ -2,11 +2,15 @@
 
 Ranks meet once, where a sum of long arrays takes two meetings, and most of the time it costs is Python's. The ranks'
 elements are combined in their order, as long arrays' are.
+
+If one rank calls this while another waits in a sum of a long array, each would wait for the other. The one in the long
+sum sees it, and comes here as who has called something else; those here do the same there; so all see it, and raise.
 """
 
 from __future__ import annotations
 
 import ctypes
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +18,7 @@ import numpy as np
 
 from disttensor import dtypes
 from disttensor.distributed.node_memory import NodeMemory
-from disttensor.distributed.shared_reduce import CODES, disagreement
+from disttensor.distributed.shared_reduce import CODES, SharedReducer, disagreement
 from disttensor.errors import DistributedError
 from disttensor.kernels import meeting, shared_memory
 
@@ -37,6 +41,8 @@ class ShortReducer:
         Whose segment of `memory` each rank owns.
     cores : int
         That the ranks have together.
+    reducer : SharedReducer
+        What combines the same group's long arrays.
 
     Attributes
     ----------
@@ -46,10 +52,14 @@ class ShortReducer:
         By dtype and operation, what this rank has combined before.
     """
 
-    def __init__(self, mpi: Any, memory: NodeMemory, segments: Sequence[int], cores: int) -> None:
+    def __init__(
+        self, mpi: Any, memory: NodeMemory, segments: Sequence[int], cores: int, reducer: SharedReducer
+    ) -> None:
         ranks = mpi.size
         self.limit = min(_MOST, _READ // ranks // _LINE * _LINE)
         self._exchange, self._complete = meeting.exchange()
+        self._meet = meeting.meet()
+        self._reducer = reducer
         self._ledger = (ctypes.c_int64 * meeting.SHORT_WORDS)()
         self._address = ctypes.addressof(self._ledger)
         place = meeting.SHORT_HEAD + self.limit
@@ -68,6 +78,8 @@ class ShortReducer:
             self._ledger[word] = fact
         self.kinds: dict[tuple[np.dtype[Any], str], int] = {}
         self._blocks: list[Any] = []
+        if self.usable:
+            reducer.waits_in_vain = weakref.WeakMethod(self._look_for_others)
 
     def takes(self, dtype: np.dtype[Any], op: str) -> bool:
         """Whether arrays of this dtype can be combined here."""
@@ -76,7 +88,7 @@ class ShortReducer:
 
     @property
     def waited(self) -> float:
-        """Seconds that this rank has waited for others in machine code."""
+        """Seconds that this rank has waited for others in `begin`."""
         return int(self._ledger[meeting.SHORT_WAITED]) * 1e-9
 
     def begin(self, array: np.ndarray, out: np.ndarray, op: str) -> int:
@@ -94,15 +106,19 @@ class ShortReducer:
         DistributedError
             On all ranks, if they called different things.
         """
-        kind, status = self._kind(out.dtype, op), 0
+        kind, status, waited = self._kind(out.dtype, op), 0, self._ledger[meeting.SHORT_WAITED]
         while not status:
             status = self._complete(kind, out.nbytes, _NAPS, _address(out))
+            self._ledger[meeting.SHORT_WAITED] = waited  # who calls this is known to wait
         if status != 1:
             raise self._disagreement()
 
     def all_reduce(self, array: np.ndarray, out: np.ndarray, op: str) -> None:
         """`begin` and, if need be, `finish`."""
-        if self.begin(array, out, op) != 1:
+        waited = self._ledger[meeting.SHORT_WAITED]
+        status = self.begin(array, out, op)
+        self._ledger[meeting.SHORT_WAITED] = waited
+        if status != 1:
             self.finish(out, op)
 
     def _kind(self, dtype: np.dtype[Any], op: str) -> int:
@@ -120,13 +136,35 @@ class ShortReducer:
         return found
 
     def _disagreement(self) -> DistributedError:
-        ranks = len(self._tables[0])
-        turn = self._ledger[meeting.SHORT_NUMBER] % 2
-        heads = [place - meeting.SHORT_HEAD for place in self._tables[1][turn * ranks : (turn + 1) * ranks]]
-        calls = [(ctypes.c_int64 * 2).from_address(head)[:] for head in heads]
+        calls = [head[:] for head in self._heads(self._ledger[meeting.SHORT_NUMBER])]
         me = self._ledger[meeting.SHORT_ME]
+        if min(code for code, _ in calls) < 0:
+            self._reducer.enter_otherwise(*calls[me])
         other = next(r for r, call in enumerate(calls) if call != calls[me])
         return disagreement(me, calls[me], other, calls[other])
+
+    def _heads(self, number: int) -> list[Any]:
+        """What each rank calls in exchange number so many: its code, and bytes."""
+        ranks, turn = len(self._tables[0]), number % 2
+        places = self._tables[1][turn * ranks : (turn + 1) * ranks]
+        return [(ctypes.c_int64 * 2).from_address(place - meeting.SHORT_HEAD) for place in places]
+
+    def _look_for_others(self, code: int, nbytes: int) -> None:
+        """This rank waits in the sum of a long array: if another waits here for it, come as who has called that.
+
+        The other came here before that sum, and cannot get there; so this is no matter of time.
+        """
+        counters, ranks = self._tables[0], len(self._tables[0])
+        me, before = self._ledger[meeting.SHORT_ME], self._ledger[meeting.SHORT_NUMBER]
+        number, sums = before + 1, self._reducer.entered
+        for r in range(ranks):
+            one = (ctypes.c_void_p * 1)(counters[r])
+            # Its counter here is read first.
+            if self._meet(one, 1, counters[me], before, number, 0, 0) and not self._reducer.has_entered(r, sums):
+                self._heads(number)[me][:] = [~code, nbytes]
+                self._ledger[meeting.SHORT_NUMBER] = number
+                self._meet(counters, ranks, counters[me], number, number, 0, 0)
+                return
 
 
 def _address(array: np.ndarray) -> int:

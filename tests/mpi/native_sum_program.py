@@ -130,6 +130,20 @@ def check_forgotten():
     gc.collect()
 
 
+def check_left_open():
+    """A plan that ended between start and wait, on all ranks, and is run again: only the new sum counts."""
+    one, other = Sum(), Sum(40_000)
+    for number in range(4):
+        activity.is_observed.value = number == 2  # by Python
+        for left in (one, other)[: 1 + number % 2]:
+            left.fill(number, [2.0] * P)
+            left.sum.start()()
+        activity.is_observed.value = number == 3
+        one.run(number)
+        other.run(number)
+    activity.is_observed.value = 0
+
+
 def check_waiting():
     before = activity.spent().blocked.get(activity.COMPUTING, 0.0)
     if RANK == 0:
@@ -146,6 +160,7 @@ check_in_turns()
 check_several()
 check_memory_elsewhere()
 check_forgotten()
+check_left_open()
 check_waiting()
 assert int(sys.argv[1]) == P
 if RANK == 0:

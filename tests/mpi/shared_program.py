@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import sys
 import threading
+import time
 
 import numpy as np
 
 from disttensor import distributed, dtypes
+from disttensor.distributed import activity
 from disttensor.distributed.shared_reduce import SharedReducer
 from disttensor.errors import DistributedError
 
@@ -125,6 +127,66 @@ def check_disagreement():
         equal(comm.all_reduce(place(4000, "float32", True)), reduced(4000, "float32"))
 
 
+def check_disagreement_of_short_and_long():
+    """The same, where some ranks sum at once what is short, and others what is long, or in the background."""
+    for shorter in (0, P - 1, None):
+        for late in range(P + 1):
+            size = 4 if shorter in (RANK, None) else 70_000
+            under_way = [comm.all_reduce_async(place(3000, "float32", True)) for _ in range(late % 2)]
+            time.sleep(0.25 * (late == RANK))
+            array, message = place(size, "float32", True), ""
+            try:
+                if shorter is None and RANK == 0:
+                    comm.all_reduce_async(array).wait()
+                else:
+                    comm.all_reduce(array)
+            except DistributedError as error:
+                message = str(error)
+            assert re.search(r"rank \d called it with op='sum' and (\d+) elements of float32 and rank", message), (
+                message
+            )
+            sizes = {int(found) for found in re.findall(r"(\d+) elements", message)}
+            assert sizes == ({4} if shorter is None else {4, 70_000}), message
+            assert message.endswith("float32, one of them in the background.") == (shorter is None), message
+            for handle in under_way:
+                equal(handle.wait(), reduced(3000, "float32"))
+            for size in (5, 4000, 6, 70_000):
+                equal(comm.all_reduce(place(size, "float32", True)), reduced(size, "float32"))
+
+
+def check_order_of_started():
+    """One that is started is summed whenever short ones come in between."""
+    for late in range(P):
+        short = place(4, "float32", True)
+        time.sleep(0.15 * (late == RANK))
+        if RANK % 2:
+            comm.all_reduce(short)
+        handle = comm.all_reduce_async(place(4000, "float32", True))
+        if not RANK % 2:
+            comm.all_reduce(short)
+        equal(short, reduced(4, "float32"))
+        time.sleep(0.15 * (P - 1 - late == RANK))
+        equal(handle.wait(), reduced(4000, "float32"))
+
+
+def check_waited():
+    """Seconds in which others were waited for count once."""
+    comm.all_reduce(np.ones(4))
+    activity.enter(activity.COMPUTING)
+    before = activity.spent()
+    time.sleep(0.3 * (RANK == 1))
+    comm.all_reduce(np.ones(4))
+    comm.all_reduce(place(8, "float32", True), out=np.empty(8, "f4"))
+    after = activity.spent()
+    activity.enter(activity.OTHER)
+    total, blocked = (
+        seconds[1][activity.COMPUTING] - seconds[0].get(activity.COMPUTING, 0.0)
+        for seconds in ((before.total, after.total), (before.blocked, after.blocked))
+    )
+    assert blocked <= total + 0.01, (blocked, total)
+    assert RANK == 1 or blocked > 0.25, blocked
+
+
 def check_memory():
     """What is given back is used again; what does not fit lies elsewhere and works as well."""
     size = 8 << 20
@@ -148,6 +210,9 @@ check_order()
 check_under_way()
 check_groups()
 check_disagreement()
+check_disagreement_of_short_and_long()
+check_order_of_started()
+check_waited()
 check_memory()
 if RANK == 0:
     print("every check passed")

@@ -7,13 +7,16 @@ operating system moves what its buffers hold, and a look now and then completes 
 Each rank owns a part of the array. It gets that part of the others' arrays, combines it in the order of ranks, and
 sends it to them, so each rank sends and receives 2·(P − 1)/P·n bytes, the least for P ranks and n bytes. Parts go in
 pieces, some of which are under way at once: one is combined while others travel.
+
+Messages are matched by the number of their piece, so all ranks have to cut their arrays alike.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +24,7 @@ import numpy as np
 _LINE = 64
 PIECE = 1 << 18
 """Bytes of a message, at most."""
-_UNDER_WAY = 32  # pieces at once
+_UNDER_WAY = 32  # messages from others, about, for which there are buffers at once
 _TAGS = 1 << 14  # MPI promises 2¹⁵
 _SHORTEST_S, _LONGEST_S = 2e-5, 3e-4  # between two looks
 
@@ -43,17 +46,19 @@ class Exchange:
 
         self.mpi = mpi
         self.others = [(mpi.rank + i) % mpi.size for i in range(1, mpi.size)]  # not all to the same one first
+        self.under_way = max(2, _UNDER_WAY // max(len(self.others), 1))  # pieces at once
         self.test_some = MPI.Request.Testsome
         self.rhythm = _SHORTEST_S
         self._pieces = 0
         self._buffers: list[np.ndarray] = []
 
-    def start(self, array: np.ndarray, combine: Combine) -> Sum:
+    def start(self, arrays: Sequence[np.ndarray], combine: Combine) -> Sum:
         """Begin to combine the group's arrays, one-dimensional and contiguous, in place; all begin the same in order.
 
-        One must be complete before another is begun.
+        One must be complete before another is begun. Several arrays at once send the same messages as one by one: some
+        ranks may give them so, and others so.
         """
-        return Sum(self, array, combine)
+        return Sum(self, arrays, combine)
 
     def tag(self) -> int:
         """A tag for a piece; the next number is for its way back."""
@@ -72,19 +77,14 @@ class Exchange:
 class Sum:
     """One that was begun by `Exchange.start`."""
 
-    def __init__(self, exchange: Exchange, array: np.ndarray, combine: Combine) -> None:
+    def __init__(self, exchange: Exchange, arrays: Sequence[np.ndarray], combine: Combine) -> None:
         self._exchange = exchange
         self._combine = combine
-        self._itemsize = array.itemsize
-        size = exchange.mpi.size
-        data = array.view(np.uint8)
-        cuts = [[cut * array.itemsize for cut in part_of(array.size, array.itemsize, r, size)] for r in range(size)]
-        self._parts = [data[first:last] for first, last in cuts]
-        self._count = -(-max(part.size for part in self._parts) // PIECE)
-        self._opened = 0
+        self._itemsize = arrays[0].itemsize
+        self._left = itertools.chain.from_iterable(_pieces(array, exchange.mpi.size) for array in arrays)
         self._requests: list[Any] = []
         self._then: list[tuple[_Piece, Callable[[], object]]] = []
-        for _ in range(min(_UNDER_WAY, self._count)):
+        for _ in range(exchange.under_way):
             self._open()
 
     def test(self) -> bool:
@@ -103,7 +103,7 @@ class Sum:
             for piece, action in finished:
                 action()
                 piece.pending -= 1
-                if not piece.pending and self._opened < self._count:
+                if not piece.pending:
                     self._open()
         return True
 
@@ -120,17 +120,18 @@ class Sum:
             time.sleep(min(max(exchange.rhythm, passed / 4, _SHORTEST_S), _LONGEST_S))
 
     def _open(self) -> None:
-        """Post the first messages of the next piece."""
+        """Post the first messages of the next piece, if there is one."""
         exchange, mpi = self._exchange, self._exchange.mpi
-        start = self._opened * PIECE
-        self._opened += 1
-        mine = self._parts[mpi.rank][start : start + PIECE]
+        parts = next(self._left, None)
+        if parts is None:
+            return
+        mine = parts[mpi.rank]
         tag = exchange.tag()
         piece = _Piece(mine, tag, {other: exchange.take(mine.size) for other in exchange.others if mine.size})
         for other, buffer in piece.received.items():
             self._post(piece, mpi.Irecv(buffer, other, tag), functools.partial(self._arrived, piece))
         for other in exchange.others:
-            theirs = self._parts[other][start : start + PIECE]
+            theirs = parts[other]
             if theirs.size:
                 self._post(piece, mpi.Isend(theirs, other, tag), functools.partial(self._fetch, piece, theirs, other))
 
@@ -169,6 +170,15 @@ class _Piece:
         self.received = received
         self.missing = len(received)
         self.pending = 0
+
+
+def _pieces(array: np.ndarray, size: int) -> Iterator[list[np.ndarray]]:
+    """What each rank owns of each piece, as bytes."""
+    data = array.view(np.uint8)
+    cuts = [[cut * array.itemsize for cut in part_of(array.size, array.itemsize, r, size)] for r in range(size)]
+    parts = [data[first:last] for first, last in cuts]
+    for start in range(0, max(part.size for part in parts), PIECE):
+        yield [part[start : start + PIECE] for part in parts]
 
 
 @functools.cache

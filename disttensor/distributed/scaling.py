@@ -1,7 +1,7 @@
 """How a training step scales: predictions from one measured step, the sizes of gradients, and what the links give.
 
 A message of b bytes takes α + b/B over a link of latency α and bandwidth B (Hockney's α–β model, β = 1/B). With it, an
-all-reduce between N = 2ᴸ hosts takes, with the better of two algorithms,
+all-reduce between N = 2ᴸ hosts takes, with the best of three algorithms: of an MPI library,
 
     min(L·(α + b/B),  2·L·α + 2·(N − 1)/N · b/B)                       recursive doubling; Rabenseifner's
 

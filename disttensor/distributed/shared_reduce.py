@@ -7,7 +7,8 @@ pieces that fit into a cache.
 
 With several hosts each part is combined within the host, then by its owners on all hosts (see `exchange`), and then
 written to all arrays of the host: every rank takes its share of the network's work (a hierarchical all-reduce, as in
-Jia et al., "Highly Scalable Deep Learning Training System with Mixed-Precision", 2018).
+Jia et al., "Highly Scalable Deep Learning Training System with Mixed-Precision", 2018). Arrays in shared memory are
+then cut into the same pieces as others, since where they lie may differ from host to host.
 
 What a rank has to say in advance it writes in a line of memory, its *notice*: what it calls, how long its array is,
 where it lies, and its weights. Counters say how many operations each rank has entered, and of how many it has combined
@@ -340,29 +341,43 @@ class SharedReducer:
             targets = arrays if self._is_alone else arrays[self._me : self._me + 1]
             if len(self._bound) == _BOUND:
                 self._bound.clear()
-            combine = self._bound[key] = self._bind(operation.kind, arrays, targets, *self.part(operation.array), runs)
+            bound = [self._bind(operation.kind, arrays, targets, *part, runs) for part in self._parts(operation.array)]
+            combine = self._bound[key] = bound[0] if len(bound) == 1 else lambda: [call() for call in bound]
         combine()
-        operation.request = self._between_hosts(operation, operation.array[slice(*self.part(operation.array))])
+        parts = [operation.array[start:stop] for start, stop in self._parts(operation.array)]
+        operation.request = self._between_hosts(operation, parts)
 
-    def _between_hosts(self, operation: Operation, part: np.ndarray) -> Sum | None:
-        if self._across is None or not part.size:
+    def _parts(self, array: np.ndarray) -> list[tuple[int, int]]:
+        """What this rank combines of an array in shared memory: the same elements as of one that passes in pieces."""
+        if self._is_alone:
+            return [self.part(array)]
+        length = self._piece // array.itemsize
+        parts = []
+        for skip in range(0, array.size, length):
+            start, stop = part_of(min(length, array.size - skip), array.itemsize, self._me, self._owners)
+            parts.append((skip + start, skip + stop))
+        return parts
+
+    def _between_hosts(self, operation: Operation, parts: Sequence[np.ndarray]) -> Sum | None:
+        parts = [part for part in parts if part.size]
+        if self._across is None or not parts:
             return None
         ones = _ones(self._across.mpi.size)
 
         def combine(sources: list[int], target: int, count: int) -> None:
             _bind_run(operation.kind, sources, [target], 0, count, ones)()
 
-        return self._across.start(part, combine)
+        return self._across.start(parts, combine)
 
     def _spread(self, operation: Operation) -> None:
         """Write this rank's part, complete now, to the other arrays of the host."""
         assert operation.offsets is not None
-        start, stop = self.part(operation.array)
-        first, length = start * operation.array.itemsize, (stop - start) * operation.array.itemsize
-        arrays = [base + offset + first for base, offset in zip(self._bases, operation.offsets, strict=True)]
-        for r, address in enumerate(arrays):
-            if r != self._me and length > 0:
-                ctypes.memmove(address, arrays[self._me], length)
+        size = operation.array.itemsize
+        arrays = [base + offset for base, offset in zip(self._bases, operation.offsets, strict=True)]
+        for start, stop in self._parts(operation.array):
+            for r, address in enumerate(arrays):
+                if r != self._me:
+                    ctypes.memmove(address + start * size, arrays[self._me] + start * size, (stop - start) * size)
         operation.request = None
 
     # --- arrays that do not
@@ -407,7 +422,7 @@ class SharedReducer:
             self._bind(operation.kind, sources, targets[:1], start, stop, runs)()
             place = (ctypes.c_uint8 * (count * size)).from_address(staging[self._me])
             part = np.frombuffer(memoryview(place), operation.array.dtype)[start:stop]
-            if (request := self._between_hosts(operation, part)) is not None:
+            if (request := self._between_hosts(operation, [part])) is not None:
                 request.wait()
             ctypes.memmove(out + start * size, staging[self._me] + start * size, (stop - start) * size)
         self._wait_long(3, self._pieces)
@@ -418,7 +433,7 @@ class SharedReducer:
     # --- the parts of both
 
     def part(self, array: np.ndarray) -> tuple[int, int]:
-        """First and last + 1 of the elements that this rank combines."""
+        """First and last + 1 of the elements that this rank combines on one host."""
         return part_of(array.size, array.itemsize, self._me, self._owners)
 
     def _bind(

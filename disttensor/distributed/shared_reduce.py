@@ -31,11 +31,10 @@ import numpy as np
 
 from disttensor import config, dtypes
 from disttensor.distributed import activity
-from disttensor.distributed.checks import REDUCTIONS
 from disttensor.distributed.exchange import Exchange, Sum, part_of
 from disttensor.distributed.node_memory import NodeMemory
+from disttensor.distributed.notices import CODES, disagreement
 from disttensor.distributed.weights import Weights
-from disttensor.errors import DistributedError
 from disttensor.kernels import blas, meeting, shared_memory
 from disttensor.kernels.meeting import COMPLETED, ENTERED, FIRST_WEIGHT, LEDGER_WORDS, NOTICES, OWNERS, WAITED
 
@@ -54,8 +53,6 @@ _BOUND = 256  # combinations that are kept ready to be called
 
 _NAMES = {dtypes.to_numpy(name): name for name in dtypes.ALL}
 _REAL = {"complex64": "float32", "complex128": "float64"}
-_KINDS = [(op, name) for op in REDUCTIONS for name in dtypes.ALL]
-CODES = {kind: code for code, kind in enumerate(_KINDS)}
 
 
 Run = tuple[int, int, tuple[float, ...]]
@@ -506,19 +503,3 @@ def _address(array: np.ndarray) -> int:
 
 def _pointers(addresses: Sequence[int]) -> Any:
     return (ctypes.c_void_p * len(addresses))(*addresses)
-
-
-def disagreement(rank: int, mine: Any, other: int, theirs: Any) -> DistributedError:
-    """What to raise where two ranks called different things, each given by its code (see `_describe`) and bytes."""
-    same = _describe(mine) == _describe(theirs)
-    return DistributedError(
-        f"all_reduce() needs the same operation, dtype and length on all ranks, but rank {rank} called it with "
-        f"{_describe(mine)} and rank {other} with {_describe(theirs)}"
-        f"{', one of them in the background' if same else ''}."
-    )
-
-
-def _describe(notice: Any) -> str:
-    code = notice[0]
-    op, dtype = _KINDS[~code if code < 0 else code]  # negative: of a short array where others are long, or reversely
-    return f"op={op!r} and {notice[1] // dtypes.itemsize(dtype)} elements of {dtype}"

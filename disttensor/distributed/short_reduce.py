@@ -18,7 +18,8 @@ import numpy as np
 
 from disttensor import dtypes
 from disttensor.distributed.node_memory import NodeMemory
-from disttensor.distributed.shared_reduce import CODES, SharedReducer, disagreement
+from disttensor.distributed.notices import CODES, disagreement
+from disttensor.distributed.shared_reduce import SharedReducer
 from disttensor.errors import DistributedError
 from disttensor.kernels import meeting, shared_memory
 

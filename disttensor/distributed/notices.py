@@ -1,0 +1,28 @@
+"""What ranks of one host tell each other of a sum: its kind, as a number, and its length; the error if they differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from disttensor import dtypes
+from disttensor.distributed.checks import REDUCTIONS
+from disttensor.errors import DistributedError
+
+_KINDS = [(op, name) for op in REDUCTIONS for name in dtypes.ALL]
+CODES = {kind: code for code, kind in enumerate(_KINDS)}
+
+
+def disagreement(rank: int, mine: Any, other: int, theirs: Any) -> DistributedError:
+    """What to raise where two ranks called different things, each given by its code (see `_describe`) and bytes."""
+    same = _describe(mine) == _describe(theirs)
+    return DistributedError(
+        f"all_reduce() needs the same operation, dtype and length on all ranks, but rank {rank} called it with "
+        f"{_describe(mine)} and rank {other} with {_describe(theirs)}"
+        f"{', one of them in the background' if same else ''}."
+    )
+
+
+def _describe(notice: Any) -> str:
+    code = notice[0]
+    op, dtype = _KINDS[~code if code < 0 else code]  # negative: of a short array where others are long, or reversely
+    return f"op={op!r} and {notice[1] // dtypes.itemsize(dtype)} elements of {dtype}"

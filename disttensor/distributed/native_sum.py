@@ -19,6 +19,7 @@ import numpy as np
 from disttensor import dtypes
 from disttensor.distributed.communicator import Handle
 from disttensor.distributed.shared_reduce import Operation, SharedReducer
+from disttensor.errors import DistributedError
 from disttensor.kernels import denormals, meeting, shared_memory
 from disttensor.kernels.native import NativeCall, NativeSequence
 
@@ -85,10 +86,10 @@ class NativeSum:
     def _start(self) -> None:
         block = self._sum
         if block.number > self._reducer.ledger[meeting.COMPLETED]:
-            # A plan left it open, by an error on all ranks; completing it spoils what the array holds by now.
-            content = block.array.copy()
-            self._wait()
-            np.copyto(block.array, content)
+            raise DistributedError(
+                "an error ended a step while its gradients were being summed over the ranks, and this step's would be "
+                "added to them. Compile the model (or trace the function) again, or start from the last checkpoint."
+            )
         self._group.align(self._reducer.entered)
         with denormals.flushed():
             weights = [(count, float(weight)) for count, weight in zip(block.runs, self._weights, strict=True)]

@@ -101,7 +101,7 @@ def _start() -> Function:
     block, ledger = _block_of(f)
     entered = f.field(ledger, ENTERED)
     room = entered - f.field(ledger, COMPLETED) < NOTICES - 2
-    # A sum that a plan left open, by an error, must not be added to the next one: Python sees to that.
+    # To a sum that an error left open the next one must not be added: Python refuses.
     idle = f.field(ledger, COMPLETED) >= f.field(block, NUMBER)
     with f.when(room & idle & _unobserved(f, ledger)):
         number = entered + 1

@@ -60,8 +60,8 @@ def test_divided_state(hosts, python, ranks, algorithm):
 def test_three_hosts_change_no_bit(hosts, python, algorithm):
     """In deterministic mode; hosts with 2, 1 and 1 ranks."""
     program = "determinism_program.py"
-    command = [sys.executable, str(PROGRAMS / program), "null", "16"]
+    command = [sys.executable, str(PROGRAMS / program), "null", "16", "arrays"]
     alone = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout
-    output = run(hosts, python, (2, 1, 1), program, "null", "16", algorithm=algorithm)
+    output = run(hosts, python, (2, 1, 1), program, "null", "16", "arrays", algorithm=algorithm)
     assert "ranks 4" in output, output
     assert re.findall("digest .*", output) == re.findall("digest .*", alone), output

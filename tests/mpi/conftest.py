@@ -48,7 +48,7 @@ class MPIRun(Protocol):
         n: int,
         program: str | Path,
         *args: str,
-        timeout: float = 100,
+        timeout: float = 240,
         env: dict[str, str] | None = None,
         python: Path | None = None,
     ) -> Finished: ...
@@ -74,7 +74,7 @@ def mpirun(request: pytest.FixtureRequest, tmp_path: Path) -> MPIRun:
         n: int,
         program: str | Path,
         *args: str,
-        timeout: float = 100,
+        timeout: float = 240,
         env: dict[str, str] | None = None,
         python: Path | None = None,
     ) -> Finished:

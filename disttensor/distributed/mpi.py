@@ -35,17 +35,23 @@ from disttensor.distributed.choice import Choice
 from disttensor.distributed.communicator import Handle
 from disttensor.distributed.environment import Launcher
 from disttensor.distributed.exchange import PIECE
+from disttensor.distributed.messages import (
+    MOST,
+    as_numbers,
+    as_words,
+    cut,
+    flat_pair,
+    is_received_in_place,
+    land,
+    space_for,
+    weighted,
+)
 from disttensor.distributed.node_memory import NodeMemory
 from disttensor.distributed.shared_reduce import SharedReducer
 from disttensor.distributed.short_reduce import ShortReducer
-from disttensor.distributed.weights import Weights, check_weights, scale
+from disttensor.distributed.weights import Weights, check_weights
 from disttensor.errors import DistributedError
 from disttensor.tensor import aligned_empty
-
-_MOST = 1 << 30
-"""Elements of a message: libraries count them in 32 bits, before MPI 4, and some add up counts."""
-
-_HALVES = frozenset((dtypes.to_numpy("float16"), dtypes.to_numpy("bfloat16")))
 
 
 def connect(launcher: Launcher) -> MPICommunicator:
@@ -191,21 +197,21 @@ class MPICommunicator:
         target = self._target(array, op, out, weights)
         self._choose(array, op)
         if (short := self._choice.short_for(array, op, weights)) is not None:
-            source = array if weights is None else _weighted(array, target, weights)
-            send, receive = _flat_pair(source, target)
+            source = array if weights is None else weighted(array, target, weights)
+            send, receive = flat_pair(source, target)
             self._call("all_reduce", array, short.all_reduce, send, receive, op)
-            return _land(receive, target)
+            return land(receive, target)
         if (reducer := self._choice.reducer_for(array, op, weights)) is not None:
-            send, receive = _flat_pair(array, target)
+            send, receive = flat_pair(array, target)
             self._call("all_reduce", array, reducer.all_reduce, send, receive, op, weights)
-            return _land(receive, target)
+            return land(receive, target)
         if weights is not None:
-            array = _weighted(array, target, weights)
+            array = weighted(array, target, weights)
         send, receive = self._reduction_buffers(array, target)
-        for part in _messages(receive.size):
+        for part in cut(receive.size):
             sent = send if send is self._MPI.IN_PLACE else send[part]
             self._call("all_reduce", array, self.mpi.Allreduce, sent, receive[part], self._op(array, op))
-        return _land(receive, target)
+        return land(receive, target)
 
     def _is_plain(self, array: np.ndarray, op: str, short: ShortReducer) -> bool:
         """Whether there is nothing to check, convert or tell: an array as the ones before, which nobody watches."""
@@ -224,18 +230,18 @@ class MPICommunicator:
         target = self._target(array, op, out, weights)
         self._choose(array, op)
         if (reducer := self._choice.reducer_for(array, op, weights)) is not None:
-            send, receive = _flat_pair(array, target)
+            send, receive = flat_pair(array, target)
             operation = self._call("all_reduce", array, reducer.start, send, receive, op, weights)
             number, start = self._count, time.monotonic()
 
             def wait() -> None:
                 self._call("all_reduce", array, reducer.finish, operation, number=number)
-                _land(receive, target)
+                land(receive, target)
                 activity.communicated("all_reduce", start, target.nbytes)
 
             return Handle(target, wait, lambda: reducer.test(operation))
         if weights is not None:
-            array = _weighted(array, target, weights)
+            array = weighted(array, target, weights)
         send, receive = self._reduction_buffers(array, target)
         request = self._call("all_reduce", array, self.mpi.Iallreduce, send, receive, self._op(array, op))
         return self._handle("all_reduce", request, receive, target, send)
@@ -302,23 +308,23 @@ class MPICommunicator:
         check_reduction("reduce_scatter", array, op, self.rank)
         shape = share_of("reduce_scatter", array, self.rank, self.size)
         target = make_target("reduce_scatter", out, shape, array.dtype, self.rank)
-        send, receive = _numbers(array), _space(target, _numbers)
-        if send.size <= _MOST:
+        send, receive = as_numbers(array), space_for(target, as_numbers)
+        if send.size <= MOST:
             self._call("reduce_scatter", array, self.mpi.Reduce_scatter_block, send, receive, self._op(array, op))
-            return _land(receive, target)
+            return land(receive, target)
         for owner, share in enumerate(send.reshape(self.size, -1)):
-            for part in _messages(share.size):
+            for part in cut(share.size):
                 self._call(
                     "reduce_scatter", array, self.mpi.Reduce, share[part], receive[part], self._op(array, op), owner
                 )
-        return _land(receive, target)
+        return land(receive, target)
 
     def reduce_scatter_async(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> Handle:
         """See `Communicator.reduce_scatter_async`."""
         check_reduction("reduce_scatter", array, op, self.rank)
         shape = share_of("reduce_scatter", array, self.rank, self.size)
         target = make_target("reduce_scatter", out, shape, array.dtype, self.rank)
-        send, receive = _numbers(array), _space(target, _numbers)
+        send, receive = as_numbers(array), space_for(target, as_numbers)
         request = self._call(
             "reduce_scatter", array, self.mpi.Ireduce_scatter_block, send, receive, self._op(array, op)
         )
@@ -329,22 +335,22 @@ class MPICommunicator:
         check_array("all_gather", array, self.rank)
         target = make_target("all_gather", out, (self.size, *array.shape), array.dtype, self.rank)
         self.require_alike("all_gather", array)
-        send, receive = _words(array), _space(target, _words)
-        if receive.size <= _MOST:
+        send, receive = as_words(array), space_for(target, as_words)
+        if receive.size <= MOST:
             self._call("all_gather", array, self.mpi.Allgather, send, receive)
-            return _land(receive, target)
+            return land(receive, target)
         for owner, share in enumerate(receive.reshape(self.size, -1)):
             if owner == self.rank:
                 np.copyto(share, send)
-            for part in _messages(share.size):
+            for part in cut(share.size):
                 self._call("all_gather", array, self.mpi.Bcast, share[part], owner)
-        return _land(receive, target)
+        return land(receive, target)
 
     def all_gather_async(self, array: np.ndarray, out: np.ndarray | None = None) -> Handle:
         """See `Communicator.all_gather_async`."""
         check_array("all_gather", array, self.rank)
         target = make_target("all_gather", out, (self.size, *array.shape), array.dtype, self.rank)
-        send, receive = _words(array), _space(target, _words)
+        send, receive = as_words(array), space_for(target, as_words)
         request = self._call("all_gather", array, self.mpi.Iallgather, send, receive)
         return self._handle("all_gather", request, receive, target, send)
 
@@ -354,14 +360,14 @@ class MPICommunicator:
         self.require_alike("all_gatherv", array, array.shape[1:])
         rows = self.all_gather(np.array(array.shape[0]))
         target = np.empty((int(rows.sum()), *array.shape[1:]), array.dtype)
-        send, receive = _words(array), _space(target, _words)
+        send, receive = as_words(array), space_for(target, as_words)
         counts = rows * (receive.size // max(target.shape[0], 1))
         self._call("all_gatherv", array, self.mpi.Allgatherv, send, [receive, counts])
-        return _land(receive, target)
+        return land(receive, target)
 
     def all_gather_in_place(self, array: np.ndarray, bounds: Sequence[int]) -> np.ndarray:
         """See `Communicator.all_gather_in_place`."""
-        words = _words(check_bounds("all_gather_in_place", array, bounds, self.rank, self.size))
+        words = as_words(check_bounds("all_gather_in_place", array, bounds, self.rank, self.size))
         starts = np.asarray(bounds) * (words.size // max(array.size, 1))
         stretches = [words, (np.diff(starts), starts[:-1])]
         self._call("all_gather", array, self.mpi.Allgatherv, self._MPI.IN_PLACE, stretches)
@@ -371,9 +377,9 @@ class MPICommunicator:
         """See `Communicator.all_to_all`."""
         check_items("all_to_all", array, self.rank, self.size)
         target = make_target("all_to_all", out, array.shape, array.dtype, self.rank)
-        send, receive = _words(array), _space(target, _words)
+        send, receive = as_words(array), space_for(target, as_words)
         self._call("all_to_all", array, self.mpi.Alltoall, send, receive)
-        return _land(receive, target)
+        return land(receive, target)
 
     def broadcast(self, array: np.ndarray, root: int = 0) -> np.ndarray:
         """See `Communicator.broadcast`."""
@@ -381,10 +387,10 @@ class MPICommunicator:
         check_root("broadcast", root, self.rank, self.size)
         check_target("broadcast", array, array.shape, array.dtype, self.rank)
         self.require_alike("broadcast", array)
-        words = _words(array)
-        for part in _messages(words.size):
+        words = as_words(array)
+        for part in cut(words.size):
             self._call("broadcast", array, self.mpi.Bcast, words[part], root)
-        return _land(words, array)
+        return land(words, array)
 
     def broadcast_object(self, value: Any, root: int = 0) -> Any:
         """See `Communicator.broadcast_object`."""
@@ -423,10 +429,10 @@ class MPICommunicator:
         return self._ops["max" if op == "sum" and array.dtype == np.bool_ else op]
 
     def _reduction_buffers(self, array: np.ndarray, target: np.ndarray) -> tuple[Any, np.ndarray]:
-        send, receive = _numbers(array), _space(target, _numbers)
+        send, receive = as_numbers(array), space_for(target, as_numbers)
         if target is not array:
             return (send.copy() if np.may_share_memory(send, receive) else send), receive
-        return (self._MPI.IN_PLACE if _is_received_in_place(receive, target) else send), receive
+        return (self._MPI.IN_PLACE if is_received_in_place(receive, target) else send), receive
 
     def _handle(
         self,
@@ -443,7 +449,7 @@ class MPICommunicator:
         def wait() -> None:
             self._call(name, target, request.Wait, number=number)
             if receive is not None and target is not None:
-                _land(receive, target)
+                land(receive, target)
             activity.communicated(name, start, 0 if target is None else target.nbytes)
             buffers.clear()
 
@@ -481,64 +487,3 @@ class MPICommunicator:
             return
         facts = self.all_gather_object([str(array.dtype), list(compared), call])
         raise disagreement(facts, self.members, self.rank, "" if shape is None else "after the first axis ")
-
-
-def _messages(size: int) -> list[slice]:
-    """The parts of a flat array that go in one message each; an empty array is one message, too."""
-    return [slice(start, start + _MOST) for start in range(0, max(size, 1), _MOST)]
-
-
-def _flat_pair(array: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What to send and where to receive it, flat and contiguous: one array, or two that share no memory."""
-    if target.flags.c_contiguous:
-        receive = target.reshape(-1)
-        if target is array:
-            return receive, receive
-    else:
-        receive = np.empty(target.size, target.dtype)
-    send = np.ascontiguousarray(array).reshape(-1)
-    return send.copy() if np.may_share_memory(send, receive) else send, receive
-
-
-def _weighted(array: np.ndarray, target: np.ndarray, weights: Weights) -> np.ndarray:
-    """The weighted array, in the memory of `target`."""
-    if target is not array:
-        np.copyto(target, array)
-    return scale(target, weights)
-
-
-def _numbers(array: np.ndarray) -> np.ndarray:
-    """The elements, flat, of a type that MPI can compute with; a view of `array` where possible."""
-    flat = np.ascontiguousarray(array).reshape(-1)
-    if array.dtype in _HALVES:
-        return flat.astype(np.float32)
-    return flat.view(np.uint8) if array.dtype == np.bool_ else flat
-
-
-def _words(array: np.ndarray) -> np.ndarray:
-    """The elements, flat, as unsigned integers of their size; a view of `array` where possible."""
-    return np.ascontiguousarray(array).reshape(-1).view(f"u{min(array.dtype.itemsize, 8)}")
-
-
-def _space(target: np.ndarray, flatten: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Where to receive what shall `_land` in `target`: its own memory if `flatten` gives a view of it."""
-    if target.flags.c_contiguous and (flatten is _words or target.dtype not in _HALVES):
-        return flatten(target)
-    return np.empty_like(flatten(np.zeros(target.shape, target.dtype)))
-
-
-def _land(receive: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Bring what was received to `target`, unless it was received there."""
-    if not _is_received_in_place(receive, target):
-        values = receive if _is_widened(receive, target) else receive.view(target.dtype)
-        with np.errstate(over="ignore"):  # a float32 sum that is no float16 becomes inf, as it would in float16
-            target[...] = values.reshape(target.shape)
-    return target
-
-
-def _is_received_in_place(receive: np.ndarray, target: np.ndarray) -> bool:
-    return target.flags.c_contiguous and not _is_widened(receive, target)
-
-
-def _is_widened(receive: np.ndarray, target: np.ndarray) -> bool:
-    return target.dtype in _HALVES and receive.dtype == np.float32

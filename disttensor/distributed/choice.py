@@ -1,11 +1,10 @@
 """Which all-reduce a group uses, and from which length on: measured once by two ranks of a host, and remembered.
 
 The one in shared memory wins by far for long arrays; the MPI library's may be best for short ones, and between hosts.
-Where they meet depends on the library, and on whether each rank has a core of its own. So the first
-all-reduces of a group that are long enough to matter, or many, try both, with arrays that lie where gradients do, in
-shared memory. They take turns, and the best time of each counts: what disturbs one call of many says nothing about
-either. The finding is kept on disk for a day; ``DISTTENSOR_ALLREDUCE`` or `config.set_all_reduce_algorithm`
-overrides it.
+Where they meet depends on the library, and on whether each rank has a core of its own. So the first all-reduces of a
+group that are long enough to matter, or many, try both, with arrays that lie where gradients do, in shared memory. They
+take turns, and the best time of each counts: what disturbs one call of many says nothing about either. The finding is
+kept on disk for a day; ``DISTTENSOR_ALLREDUCE`` or `config.set_all_reduce_algorithm` overrides it.
 
 Only two ranks choose, whose sum is the same whoever adds. More of them on one host always sum in shared memory: the
 library adds in an order of its own, and a run that is resumed must not come to other bits because other times were

@@ -8,46 +8,14 @@ where they are.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 import numpy as np
 
-from disttensor.kernels import machine
+from disttensor.kernels import ir, machine
+from disttensor.kernels.ir import Function
 from disttensor.kernels.native import Bound, NativeCall, NativeSequence, Pieces
-
-_CHAIN = """
-define void @chain(ptr %arguments, i64 %start, i64 %stop) {
-  %first = load ptr, ptr %arguments
-  %w1 = getelementptr i64, ptr %arguments, i64 1
-  %block1 = load ptr, ptr %w1
-  %w2 = getelementptr i64, ptr %arguments, i64 2
-  %second = load ptr, ptr %w2
-  %w3 = getelementptr i64, ptr %arguments, i64 3
-  %block2 = load ptr, ptr %w3
-  %w4 = getelementptr i64, ptr %arguments, i64 4
-  %ratio = load i64, ptr %w4
-  %w5 = getelementptr i64, ptr %arguments, i64 5
-  %extent = load i64, ptr %w5
-  %w6 = getelementptr i64, ptr %arguments, i64 6
-  %piece = load i64, ptr %w6
-  br label %each
-each:
-  %from = phi i64 [%start, %0], [%to, %each]
-  %end = add i64 %from, %piece
-  %within = icmp slt i64 %end, %stop
-  %to = select i1 %within, i64 %end, i64 %stop
-  call void %first(ptr %block1, i64 %from, i64 %to)
-  %begin = mul i64 %from, %ratio
-  %beyond = mul i64 %to, %ratio
-  %last = icmp slt i64 %beyond, %extent
-  %finish = select i1 %last, i64 %beyond, i64 %extent
-  call void %second(ptr %block2, i64 %begin, i64 %finish)
-  %more = icmp slt i64 %to, %stop
-  br i1 %more, label %each, label %done
-done:
-  ret void
-}
-"""
 
 
 def chained(calls: Iterable[Bound]) -> list[Bound]:
@@ -68,7 +36,24 @@ def _chain(first: NativeCall, second: NativeCall) -> NativeCall:
     assert second.pieces is not None
     ratio = first.pieces.step // second.pieces.step
     words = [first.address, first.block, second.address, second.block, ratio, second.extent, max(first.grain, 1)]
-    return NativeCall(machine.load(_CHAIN)["chain"], words, first.extent, first.grain, (first, second))
+    return NativeCall(_address(), words, first.extent, first.grain, (first, second))
+
+
+@functools.cache
+def _address() -> int:
+    return machine.load(ir.module([_chain_parts()]))["chain"]
+
+
+def _chain_parts() -> Function:
+    """The native kernel of both: a grain of the first, then what that has made with the second."""
+    f = Function("chain", [("ptr", "arguments"), ("i64", "start"), ("i64", "stop")])
+    first, first_block, second, second_block = (f.field(f["arguments"], i, "ptr") for i in range(4))
+    ratio, extent, grain = (f.field(f["arguments"], i) for i in range(4, 7))
+    with f.loop(f["start"], f["stop"], grain) as begin:
+        end = f.minimum(begin + grain, f["stop"])
+        f.call(first.name, first_block, begin, end)
+        f.call(second.name, second_block, begin * ratio, f.minimum(end * ratio, extent))
+    return f
 
 
 def _follows(first: Pieces | None, second: Pieces | None) -> bool:

@@ -20,18 +20,15 @@ import numpy as np
 from disttensor import dtypes, operable
 from disttensor.context import Shape, Shard, Spec, state, suspended
 from disttensor.errors import ArgumentError, ShapeError, TracingError
+from disttensor.kernels.native import aligned
 from disttensor.operable import Operable
 
 _names = itertools.count()
 
 
-def aligned_empty(shape: Shape, dtype: str, alignment: int = 64) -> np.ndarray:
+def aligned_empty(shape: Shape, dtype: str) -> np.ndarray:
     """An uninitialised C-contiguous array that starts at a cache line."""
-    numpy_dtype = dtypes.to_numpy(dtype)
-    size = int(np.prod(shape, dtype=np.int64)) * numpy_dtype.itemsize
-    raw = np.empty(size + alignment, np.uint8)
-    start = -raw.ctypes.data % alignment
-    return raw[start : start + size].view(numpy_dtype).reshape(shape)
+    return aligned(shape, dtypes.to_numpy(dtype))
 
 
 class Tensor(Operable):

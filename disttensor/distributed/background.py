@@ -13,7 +13,6 @@ calls, need not be the same on all ranks; only the order of those begun here mus
 
 from __future__ import annotations
 
-import functools
 import queue
 import threading
 import time
@@ -109,7 +108,7 @@ class _Within:
             return Handle(row, lambda: _scatter(group, message), lambda: False)
         # The whole sum in shared memory is faster than half of one by the MPI library.
         whole = group.all_reduce_async(message.reshape(-1))
-        return Handle(row, functools.partial(_finish, whole), whole.test)
+        return Handle(row, whole.wait, whole.test)
 
     def native(
         self, array: np.ndarray, runs: Sequence[int], weights: Sequence[np.ndarray], at_once: bool
@@ -124,10 +123,6 @@ def _aligned(group: MPICommunicator) -> MPICommunicator:
     if group.reducer is not None:
         group.align(group.reducer.entered)
     return group
-
-
-def _finish(handle: Handle) -> None:
-    handle.wait()
 
 
 def _scatter(group: Communicator, message: np.ndarray) -> None:

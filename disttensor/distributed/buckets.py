@@ -22,7 +22,7 @@ from disttensor.distributed import background, world
 from disttensor.distributed.communicator import Handle
 from disttensor.distributed.weights import MAX_RUNS, Weights, scale_into
 from disttensor.kernels import copying
-from disttensor.kernels.native import Bound, sequence
+from disttensor.kernels.native import Bound, address_of, sequence
 from disttensor.ops.registry import Example, operator
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _sum(out: np.ndarray, weights: Weights) -> None:
 
 
 def _start(out: np.ndarray, weights: Weights) -> None:
-    _under_way[_address(out)] = background.start(out, weights)
+    _under_way[address_of(out)] = background.start(out, weights)
 
 
 def _prepared(
@@ -113,7 +113,7 @@ def _copies(
 ) -> list[tuple[np.ndarray, np.ndarray, float]]:
     """The members that are not at their places yet: place, member and factor of each."""
     places = [(_part(out, start, x.shape), x, f) for start, x, f in zip(starts, arrays, factors, strict=False)]
-    return [(place, x, f) for place, x, f in places if x.size and _address(place) != _address(x)]
+    return [(place, x, f) for place, x, f in places if x.size and address_of(place) != address_of(x)]
 
 
 def _bound(
@@ -130,7 +130,7 @@ def _bound(
     ]
     if send is _sum:
         return sequence([*calls, native.start(), native.wait()])
-    _native[_address(out)] = native
+    _native[address_of(out)] = native
     return sequence([*calls, native.start()])
 
 
@@ -169,14 +169,14 @@ for _sender, _send in (all_reduce, _sum), (all_reduce_start, _start):
 @operator(communicates=True, in_place=True)
 def all_reduce_wait(out: np.ndarray, x: np.ndarray) -> None:
     """What `all_reduce_start` began, once it is complete."""
-    _under_way.pop(_address(x)).wait()
+    _under_way.pop(address_of(x)).wait()
     if out is not x:
         np.copyto(out, x)
 
 
 @all_reduce_wait.bind
 def _(out: np.ndarray, x: np.ndarray) -> Bound:
-    native = _native.get(_address(x))
+    native = _native.get(address_of(x))
     return functools.partial(all_reduce_wait.kernel, out, x) if native is None else native.wait()
 
 
@@ -203,8 +203,3 @@ def _(flat: np.ndarray, *, start: int, shape: tuple[int, ...]) -> np.ndarray:
 
 def _part(flat: np.ndarray, start: int, shape: Shape) -> np.ndarray:
     return flat[start : start + math.prod(shape)].reshape(shape)
-
-
-def _address(array: np.ndarray) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address

@@ -50,7 +50,7 @@ class Handle:
     def __init__(
         self,
         result: np.ndarray | None,
-        wait: Callable[[], None] | None = None,
+        wait: Callable[[], object] | None = None,
         test: Callable[[], bool] | None = None,
     ) -> None:
         self._result = result

@@ -21,6 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from disttensor.kernels.native import address_of
+
 _LINE = 64
 PIECE = 1 << 18
 """Bytes of a message, at most."""
@@ -146,8 +148,8 @@ class Sum:
         if piece.missing:
             return
         mpi = self._exchange.mpi
-        own = _address(piece.mine)
-        sources = [own if r == mpi.rank else _address(piece.received[r]) for r in range(mpi.size)]
+        own = address_of(piece.mine)
+        sources = [own if r == mpi.rank else address_of(piece.received[r]) for r in range(mpi.size)]
         self._combine(sources, own, piece.mine.size // self._itemsize)
         for buffer in piece.received.values():
             self._exchange.give_back(buffer)
@@ -189,11 +191,6 @@ def part_of(size: int, itemsize: int, owner: int, owners: int) -> tuple[int, int
     cuts = (lines * min(o, owners) // owners * per_line for o in (owner, owner + 1))
     start, stop = (min(cut, size) for cut in cuts)
     return start, stop
-
-
-def _address(array: np.ndarray) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
 
 
 def _nothing() -> None:

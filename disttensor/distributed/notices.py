@@ -10,6 +10,10 @@ from disttensor.errors import DistributedError
 
 _KINDS = [(op, name) for op in REDUCTIONS for name in dtypes.ALL]
 CODES = {kind: code for code, kind in enumerate(_KINDS)}
+REAL = {"complex64": "float32", "complex128": "float64"}
+"""What complex numbers are added as."""
+NAPS = 500
+"""Of machine code that waits, at most 0.1 s of sleep, before Python sees to signals."""
 
 
 def disagreement(rank: int, mine: Any, other: int, theirs: Any) -> DistributedError:

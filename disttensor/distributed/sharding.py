@@ -140,7 +140,7 @@ def _gathered(outs: tuple[np.ndarray, ...], *parts: np.ndarray, shapes: Shapes) 
     short = [i for i, out in enumerate(outs) if out.nbytes < _LONG]
     pieces = list(_pieces(tuple(shapes[i] for i in short)))
     rows = np.zeros((group.size, max((place.stop for *_, place in pieces), default=0)), outs[0].dtype)
-    places = [(flat[short[i]][elements], rows[rank, place], rank) for i, rank, elements, place in pieces]
+    places = [(flat[short[i]][elements], rows[rank, place]) for i, rank, elements, place in pieces]
 
     def call() -> None:
         for i in long:
@@ -150,7 +150,7 @@ def _gathered(outs: tuple[np.ndarray, ...], *parts: np.ndarray, shapes: Shapes) 
             row = np.concatenate([parts[i] for i in short])
             rows[group.rank, : row.size] = row
             group.all_gather_in_place(rows.reshape(-1), [rank * rows.shape[1] for rank in range(group.size + 1)])
-            for elements, place, _ in places:
+            for elements, place in places:
                 np.copyto(elements, place)
 
     return call
@@ -172,9 +172,9 @@ def scatter_mean(gradients: Sequence[Tensor]) -> list[Tensor]:
     list of Tensor, one axis each
     """
     pairs: list[Any] = [t for g in gradients for t in (g, weight_of(g.shard))]
-    length = _row_length(tuple(g.shape for g in gradients))
-    row = apply(scatter_wait, [apply(scatter_start, pairs, {})], {"length": length})
-    own = [piece for piece in _pieces(tuple(g.shape for g in gradients)) if piece[1] == world.data_group().rank]
+    shapes = tuple(g.shape for g in gradients)
+    row = apply(scatter_wait, [apply(scatter_start, pairs, {})], {"length": _row_length(shapes)})
+    own = [piece for piece in _pieces(shapes) if piece[1] == world.data_group().rank]
     return [row[place] for _, _, _, place in own]
 
 

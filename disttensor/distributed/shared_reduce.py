@@ -33,16 +33,16 @@ from disttensor import config, dtypes
 from disttensor.distributed import activity
 from disttensor.distributed.exchange import Exchange, Sum, part_of
 from disttensor.distributed.node_memory import NodeMemory
-from disttensor.distributed.notices import CODES, disagreement
+from disttensor.distributed.notices import CODES, NAPS, REAL, disagreement
 from disttensor.distributed.weights import Weights
 from disttensor.kernels import blas, meeting, shared_memory
 from disttensor.kernels.meeting import COMPLETED, ENTERED, FIRST_WEIGHT, LEDGER_WORDS, NOTICES, OWNERS, WAITED
+from disttensor.kernels.native import address_of
 
 _LINE = 64
 _COUNTERS = 4
 _PIECE = 1 << 20  # bytes that go through the staging area at once
 _PIECE_BETWEEN_HOSTS = 1 << 22
-_NAPS = 500  # at most 0.1 s of sleep before Python sees to signals
 _SPLIT = 1 << 20  # a part of so many bytes is combined by another thread
 
 _ALL = (-1,)  # one run of all elements, without weights
@@ -52,7 +52,6 @@ _NOTHING = np.empty(0, np.float32)
 _BOUND = 256  # combinations that are kept ready to be called
 
 _NAMES = {dtypes.to_numpy(name): name for name in dtypes.ALL}
-_REAL = {"complex64": "float32", "complex128": "float64"}
 
 
 Run = tuple[int, int, tuple[float, ...]]
@@ -254,7 +253,7 @@ class SharedReducer:
 
     def finish(self, operation: Operation) -> None:
         """Wait until the operation is complete; the others must call `finish` or `test`, too."""
-        while not self._progress(operation, _NAPS):
+        while not self._progress(operation, NAPS):
             if operation.number == self.entered and (look := self.waits_in_vain()) is not None:
                 look(CODES[operation.kind], operation.array.nbytes)
 
@@ -382,7 +381,7 @@ class SharedReducer:
     def _pass_in_pieces(self, operation: Operation, offsets: list[int]) -> None:
         size = operation.array.itemsize
         length = self._piece // size
-        array, out = _address(operation.array), _address(operation.out)
+        array, out = address_of(operation.array), address_of(operation.out)
         runs = self._weighted_runs(operation)
         for start in range(0, operation.array.size, length):
             count, skip = min(length, operation.array.size - start), start * size
@@ -455,7 +454,7 @@ class SharedReducer:
         return bool(self._meet(counters, len(self._local), counters[self._me], value, goal, self._looks, naps))
 
     def _wait_long(self, counter: int, value: int) -> None:
-        while not self._wait_for(counter, value, value, _NAPS):
+        while not self._wait_for(counter, value, value, NAPS):
             pass
 
 
@@ -468,8 +467,8 @@ def _bind_run(
     weights: Sequence[float],
 ) -> Callable[[], Any]:
     op, dtype = kind
-    if dtype in _REAL:
-        dtype, start, stop = _REAL[dtype], 2 * start, 2 * stop
+    if dtype in REAL:
+        dtype, start, stop = REAL[dtype], 2 * start, 2 * stop
     size = dtypes.itemsize(dtype)
     pointers: list[Any]
     function: Any
@@ -494,11 +493,6 @@ def _bind_run(
 @functools.cache
 def _ones(count: int) -> tuple[float, ...]:
     return (1.0,) * count
-
-
-def _address(array: np.ndarray) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
 
 
 def _pointers(addresses: Sequence[int]) -> Any:

@@ -18,16 +18,15 @@ import numpy as np
 
 from disttensor import dtypes
 from disttensor.distributed.node_memory import NodeMemory
-from disttensor.distributed.notices import CODES, disagreement
+from disttensor.distributed.notices import CODES, NAPS, REAL, disagreement
 from disttensor.distributed.shared_reduce import SharedReducer
 from disttensor.errors import DistributedError
 from disttensor.kernels import meeting, shared_memory
+from disttensor.kernels.native import address_of
 
 _LINE = 64
 _MOST = 1 << 15  # bytes of an array
 _READ = 1 << 17  # bytes that a rank reads at most
-_NAPS = 500  # at most 0.1 s of sleep before Python sees to signals
-_REAL = {"complex64": "float32", "complex128": "float64"}
 
 
 class ShortReducer:
@@ -85,7 +84,7 @@ class ShortReducer:
     def takes(self, dtype: np.dtype[Any], op: str) -> bool:
         """Whether arrays of this dtype can be combined here."""
         name = dtypes.standardize_dtype(dtype)
-        return shared_memory.combines(_REAL.get(name, name)) and (op == "sum" or name not in _REAL)
+        return shared_memory.combines(REAL.get(name, name)) and (op == "sum" or name not in REAL)
 
     @property
     def waited(self) -> float:
@@ -95,8 +94,8 @@ class ShortReducer:
     def begin(self, array: np.ndarray, out: np.ndarray, op: str) -> int:
         """Combine `array` into `out`, flat and contiguous, perhaps the same: 1 when done, otherwise call `finish`."""
         kind = self.kinds.get((array.dtype, op)) or self._kind(array.dtype, op)
-        place = _address(array)
-        target = place if out is array else _address(out)
+        place = address_of(array)
+        target = place if out is array else address_of(out)
         return self._exchange(kind, array.nbytes, place, target)
 
     def finish(self, out: np.ndarray, op: str) -> None:
@@ -109,7 +108,7 @@ class ShortReducer:
         """
         kind, status, waited = self._kind(out.dtype, op), 0, self._ledger[meeting.SHORT_WAITED]
         while not status:
-            status = self._complete(kind, out.nbytes, _NAPS, _address(out))
+            status = self._complete(kind, out.nbytes, NAPS, address_of(out))
             self._ledger[meeting.SHORT_WAITED] = waited  # who calls this is known to wait
         if status != 1:
             raise self._disagreement()
@@ -127,7 +126,7 @@ class ShortReducer:
         found = self.kinds.get((dtype, op))
         if found is None:
             name = dtypes.standardize_dtype(dtype)
-            real = _REAL.get(name, name)
+            real = REAL.get(name, name)
             combine = shared_memory.combine_address(real, op, len(self._tables[0]), 1)
             words = (ctypes.c_int64 * meeting.KIND_WORDS)(
                 self._address, CODES[op, name], dtypes.itemsize(real), combine
@@ -166,11 +165,3 @@ class ShortReducer:
                 self._ledger[meeting.SHORT_NUMBER] = number
                 self._meet(counters, ranks, counters[me], number, number, 0, 0)
                 return
-
-
-def _address(array: np.ndarray) -> int:
-    try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))  # in less time
-    except (TypeError, ValueError, BufferError):  # read-only, empty, or of a dtype that buffers do not have
-        address: int = array.__array_interface__["data"][0]
-        return address

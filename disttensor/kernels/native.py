@@ -208,6 +208,15 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
+def address_of(array: np.ndarray) -> int:
+    """Where an array begins in memory."""
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))  # in less time
+    except (TypeError, ValueError, BufferError):  # read-only, empty, not contiguous, or of a dtype that buffers lack
+        address: int = array.__array_interface__["data"][0]
+        return address
+
+
 def _word(value: np.ndarray | int | float) -> int:
     if isinstance(value, np.ndarray):
         return value.ctypes.data

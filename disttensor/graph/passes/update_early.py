@@ -55,7 +55,7 @@ def _checks(nodes: list[Node]) -> list[Node]:
     found = []
     for node in nodes:
         if node.op is not None and node.op.refuses_rule is not None:
-            pairs = node.op.refuses_rule(*[v.node.specs[v.slot] for v in node.inputs], **node.attrs)
+            pairs = node.op.refuses_rule(*[v.spec for v in node.inputs], **node.attrs)
             looked_at = {(id(node.inputs[i].node), node.inputs[i].slot, size) for i, size in pairs}
             if not looked_at <= seen:
                 found.append(node)

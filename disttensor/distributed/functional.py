@@ -89,11 +89,13 @@ def all_reduce_of_group(out: np.ndarray, x: np.ndarray, *, op: str, group: Commu
     comm = world.member(group)
     comm.require_alike(f"all_reduce(op={op!r})", x)
     if op != "mean":
-        comm.all_reduce(x, op, out=out)
+        np.copyto(out, x)  # in place there may be less to do
+        comm.all_reduce(out, op)
     elif x.dtype.itemsize == 2:
         np.copyto(out, comm.all_reduce(_wide(x)) / np.float32(comm.size), casting="unsafe")
     else:
-        comm.all_reduce(x, out=out)
+        np.copyto(out, x)
+        comm.all_reduce(out)
         out /= comm.size
 
 

@@ -46,12 +46,15 @@ from disttensor.distributed.messages import (
     space_for,
     weighted,
 )
+from disttensor.distributed.native_sum import LoneSum
 from disttensor.distributed.node_memory import NodeMemory
 from disttensor.distributed.shared_reduce import SharedReducer
-from disttensor.distributed.short_reduce import ShortReducer
+from disttensor.distributed.short_reduce import ShortSum
 from disttensor.distributed.weights import Weights, check_weights
 from disttensor.errors import DistributedError
 from disttensor.tensor import aligned_empty
+
+_READY = 256  # kinds of arrays whose sum is kept ready
 
 
 def connect(launcher: Launcher) -> MPICommunicator:
@@ -152,6 +155,7 @@ class MPICommunicator:
         self._memory = memory
         self._choice = Choice()
         self._is_chosen = False
+        self._ready: dict[tuple[str, np.dtype[Any], int], ShortSum | LoneSum] = {}
         self._sums = 0  # before that
         self.rank: int = mpi.rank
         self.size: int = mpi.size
@@ -188,14 +192,18 @@ class MPICommunicator:
         self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None, weights: Weights | None = None
     ) -> np.ndarray:
         """See `Communicator.all_reduce`."""
-        short = self._choice.short
-        if short is not None and out is None and weights is None and self._is_plain(array, op, short):
-            self._count += 1
-            if short.begin(array, array, op) != 1:
-                self._call("all_reduce", array, short.finish, array, op, number=self._count)
-            return array
+        if out is None and weights is None and type(array) is np.ndarray:
+            # There may be nothing to check, to convert, or to tell.
+            call = self._ready.get((op, array.dtype, array.nbytes))
+            if call is not None and array.flags.carray and activity.observer is None:
+                self._count += 1
+                if (status := call(array)) != 1:
+                    self._call("all_reduce", array, call.finish, array, status, number=self._count)
+                return array
         target = self._target(array, op, out, weights)
         self._choose(array, op)
+        if out is None and weights is None:
+            self._prepare(array, op)
         if (short := self._choice.short_for(array, op, weights)) is not None:
             source = array if weights is None else weighted(array, target, weights)
             send, receive = flat_pair(source, target)
@@ -213,15 +221,13 @@ class MPICommunicator:
             self._call("all_reduce", array, self.mpi.Allreduce, sent, receive[part], self._op(array, op))
         return land(receive, target)
 
-    def _is_plain(self, array: np.ndarray, op: str, short: ShortReducer) -> bool:
-        """Whether there is nothing to check, convert or tell: an array as the ones before, which nobody watches."""
-        return (
-            type(array) is np.ndarray
-            and self._choice.threshold <= array.nbytes <= short.limit
-            and (array.dtype, op) in short.kinds
-            and array.flags.carray
-            and activity.observer is None
-        )
+    def _prepare(self, array: np.ndarray, op: str) -> None:
+        """See to it that the next arrays like this one are combined without further ado, if that is possible."""
+        key = op, array.dtype, array.nbytes
+        if key not in self._ready and (call := self._choice.prepared(array, op)) is not None:
+            if len(self._ready) == _READY:
+                self._ready.clear()
+            self._ready[key] = call
 
     def all_reduce_async(
         self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None, weights: Weights | None = None
@@ -272,6 +278,7 @@ class MPICommunicator:
     def use(self, found: Choice) -> None:
         """Let this be what sums."""
         self._choice, self._is_chosen = found, True
+        self._ready.clear()
 
     @property
     def reducer(self) -> SharedReducer | None:
@@ -300,8 +307,8 @@ class MPICommunicator:
             return
         self.use(Choice())  # while it is found out
         self.use(choice.choose(self, self._memory, self._places))
-        if (short := self._choice.short) is not None:
-            activity.add_native(self._group, activity.Native(lambda: self._count, lambda: short.waited))
+        found = self._choice
+        activity.add_native(self._group, activity.Native(lambda: self._count, lambda: found.waited))
 
     def reduce_scatter(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> np.ndarray:
         """See `Communicator.reduce_scatter`."""

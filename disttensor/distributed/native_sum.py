@@ -1,4 +1,5 @@
-"""A sum over the ranks of a host as instructions of a plan, so that a step with its sums is one native sequence.
+"""A sum over the ranks of a host in machine code: as instructions of a plan, so that a step with its sums is one native
+sequence (`NativeSum`), or by itself, as one call (`LoneSum`).
 
 The instructions (`disttensor.kernels.meeting`) do what `SharedReducer` does for an array that lies in shared memory, by
 the same notices and counters, so the ranks need not all come the same way. Whatever is out of the ordinary they leave
@@ -18,7 +19,8 @@ import numpy as np
 
 from disttensor import dtypes
 from disttensor.distributed.communicator import Handle
-from disttensor.distributed.shared_reduce import Operation, SharedReducer
+from disttensor.distributed.notices import REAL
+from disttensor.distributed.shared_reduce import EVERYTHING, Operation, SharedReducer
 from disttensor.errors import DistributedError
 from disttensor.kernels import denormals, meeting, shared_memory
 from disttensor.kernels.native import NativeCall, NativeSequence
@@ -64,9 +66,12 @@ class NativeSum:
         weights: Sequence[np.ndarray],
     ) -> None:  # fmt: skip
         self._group, self._reducer = group, reducer
-        self._weights = weights
+        self._array, self._weights = array, weights
         self._handle: Handle | None = None
-        self._sum = _Block(reducer, array, runs, weights)
+        kind = "sum", dtypes.standardize_dtype(array.dtype)
+        self._sum = _Block(reducer, kind, array.nbytes, runs, weights)
+        self._sum.array = array
+        self._sum.offset = reducer.offset(array)
         # Who completes it in Python must know of it, even if the plan ends before.
         reducer.natives[self._sum.address] = self._sum.operation
         weakref.finalize(self, reducer.forget_native, self._sum.address).atexit = False
@@ -93,7 +98,7 @@ class NativeSum:
         self._group.align(self._reducer.entered)
         with denormals.flushed():
             weights = [(count, float(weight)) for count, weight in zip(block.runs, self._weights, strict=True)]
-            self._handle = self._group.all_reduce_async(block.array, weights=weights)
+            self._handle = self._group.all_reduce_async(self._array, weights=weights)
         block.number = self._reducer.entered
 
     def _wait(self) -> None:
@@ -103,24 +108,26 @@ class NativeSum:
             if handle is not None:
                 handle.wait()
             else:
-                self._group.finish_native(block.array, block.number)
+                self._group.finish_native(self._array, block.number)
 
 
 class _Block:
     """What machine code knows of a sum; the names of its words are in `meeting`."""
 
     def __init__(
-        self, reducer: SharedReducer, array: np.ndarray, runs: Sequence[int], weights: Sequence[np.ndarray]
-    ) -> None:
-        self.array, self.runs = array, list(runs)
-        self._dtype = dtypes.standardize_dtype(array.dtype)
+        self, reducer: SharedReducer, kind: tuple[str, str], nbytes: int, runs: Sequence[int],
+        weights: Sequence[np.ndarray],
+    ) -> None:  # fmt: skip
+        self.array: np.ndarray | None = None  # that is being summed
+        self.runs = list(runs)
+        self._kind = kind
         ranks = reducer.ledger[meeting.RANKS]
         self._arrays = (ctypes.c_void_p * ranks)()
         self._factors = (ctypes.c_double * (ranks * len(runs)))()
         self._words = words = (ctypes.c_int64 * meeting.BLOCK_WORDS)()
         self.address = ctypes.addressof(words)
         words[meeting.LEDGER] = ctypes.addressof(reducer.ledger)
-        for word, fact in enumerate(reducer.facts(("sum", self._dtype), array, self.runs), meeting.NOTICE):
+        for word, fact in enumerate(reducer.facts(kind, nbytes, -1, self.runs), meeting.NOTICE):
             words[word] = fact
         words[meeting.SOURCES] = ctypes.addressof(self._arrays)
         words[meeting.WEIGHTS] = ctypes.addressof(self._factors)
@@ -128,6 +135,15 @@ class _Block:
         for i, weight in enumerate(weights):
             words[meeting.WEIGHTS_AT + i] = weight.ctypes.data
             words[meeting.IS_DOUBLE + i] = weight.dtype == np.float64
+
+    @property
+    def offset(self) -> int:
+        """Where the array lies in this rank's shared memory."""
+        return int(self._words[meeting.OFFSET])
+
+    @offset.setter
+    def offset(self, offset: int) -> None:
+        self._words[meeting.OFFSET] = offset
 
     @property
     def number(self) -> int:
@@ -140,7 +156,8 @@ class _Block:
 
     def operation(self, number: int) -> Operation:
         """The same for Python, to go on from where machine code gave up."""
-        operation = Operation(number, self.array, self.array, ("sum", self._dtype), self.runs)
+        assert self.array is not None
+        operation = Operation(number, self.array, self.array, self._kind, self.runs)
         if self._words[meeting.GO]:  # this rank's part is combined already
             operation.offsets = [0]
             self._words[meeting.GO] = 0
@@ -148,9 +165,10 @@ class _Block:
 
     def parts(self, reducer: SharedReducer, keep: object) -> list[NativeCall]:
         """The calls that combine this rank's part, one for each run."""
+        assert self.array is not None
         ranks = reducer.ledger[meeting.RANKS]
-        kernel = shared_memory.weighted_part(self._dtype, ranks)
-        start, stop = reducer.part(self.array)
+        kernel = shared_memory.weighted_part(self._kind[1], ranks)
+        start, stop = reducer.part(self.array.size, self.array.itemsize)
         calls = []
         for i, (last, count) in enumerate(zip(itertools.accumulate(self.runs), self.runs, strict=True)):
             begin, end = max(start, last - count), min(stop, last)
@@ -159,3 +177,70 @@ class _Block:
             if begin < end:
                 calls.append(NativeCall(kernel, arguments, end - begin, _GRAIN // self.array.itemsize, keep))
         return calls
+
+
+class LoneSum:
+    """All-reduce in place of arrays of one operation, dtype and length, one at a time, each by a single call.
+
+    Parameters
+    ----------
+    reducer : SharedReducer
+        Of ranks of one host.
+    op, dtype, nbytes
+        Of the arrays; not empty.
+    """
+
+    def __init__(self, reducer: SharedReducer, op: str, dtype: np.dtype[Any], nbytes: int):
+        self._reducer, self._op, self._dtype, self._nbytes = reducer, op, dtype, nbytes
+        name = dtypes.standardize_dtype(dtype)
+        real = REAL.get(name, name)
+        ranks = reducer.ledger[meeting.RANKS]
+        self._one = np.array(1.0)
+        self._sum = _Block(reducer, (op, name), nbytes, EVERYTHING, [self._one])
+        combine = shared_memory.combine_address(real, op, ranks, ranks)
+        numbers = dtype.itemsize // dtypes.itemsize(real)
+        start, stop = (numbers * end for end in reducer.part(nbytes // dtype.itemsize, dtype.itemsize))
+        self._words = (ctypes.c_int64 * meeting.ALONE_CALL_WORDS)(1, self._sum.address, combine, start, stop)
+        self._address = ctypes.addressof(self._words)
+        self._alone = meeting.alone()
+        reducer.natives[self._sum.address] = self._sum.operation
+        weakref.finalize(self, reducer.forget_native, self._sum.address).atexit = False
+
+    def __call__(self, array: np.ndarray) -> int:
+        """Combine a contiguous array in place: 1 when done, otherwise call `finish`."""
+        block = self._sum
+        if (offset := self._reducer.offset(array)) >= 0:
+            block.array, block.offset = array, offset  # Python needs the array if an exception leaves the sum open
+            status = self._alone(self._address)
+        elif (place := self._place()) is not None:
+            block.array, block.offset = place, self._reducer.offset(place)
+            np.copyto(place, array.reshape(-1))
+            if (status := self._alone(self._address)) == 1:
+                np.copyto(array.reshape(-1), place)
+        else:
+            return 0
+        if status == 1:
+            block.array = None
+        return status
+
+    def finish(self, array: np.ndarray, status: int) -> None:
+        """Do in Python what a call left.
+
+        Raises
+        ------
+        DistributedError
+            On all ranks, if they called different things.
+        """
+        flat, summed = array.reshape(-1), self._sum.array
+        if status == 0:
+            self._reducer.all_reduce(flat, flat, self._op)
+        else:
+            self._reducer.finish_native(self._sum.number)
+            if summed is not array and summed is not None:
+                np.copyto(flat, summed)
+        self._sum.array = None
+
+    def _place(self) -> np.ndarray | None:
+        """Shared memory for an array that lies elsewhere; None if there is none."""
+        place = self._reducer.staging(self._nbytes)
+        return None if place is None else place.view(self._dtype)

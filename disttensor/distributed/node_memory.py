@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from disttensor.kernels.native import address_of
+
 _ALIGNMENT = 64
 _SMALLEST = 4 << 20  # bytes; a segment smaller than this is not worth having
 _MARGIN = 16 << 20  # bytes of the host's shared memory that are left to others
@@ -86,7 +88,7 @@ class NodeMemory:
         """Where a contiguous array begins in this rank's segment, or -1 if it lies elsewhere."""
         if not self.size:
             return -1
-        start = int(array.__array_interface__["data"][0]) - self.addresses[self.rank]
+        start = address_of(array) - self.addresses[self.rank]
         return start if 0 <= start < self.size else -1
 
     def _take(self, length: int) -> int | None:

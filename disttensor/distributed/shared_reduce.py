@@ -21,7 +21,6 @@ here.
 from __future__ import annotations
 
 import ctypes
-import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -29,13 +28,14 @@ from typing import Any
 
 import numpy as np
 
-from disttensor import config, dtypes
+from disttensor import dtypes
 from disttensor.distributed import activity
+from disttensor.distributed.combining import bind_run, ones, pointers, threads
 from disttensor.distributed.exchange import Exchange, Sum, part_of
 from disttensor.distributed.node_memory import NodeMemory
-from disttensor.distributed.notices import CODES, NAPS, REAL, disagreement
+from disttensor.distributed.notices import CODES, NAPS, disagreement
 from disttensor.distributed.weights import Weights
-from disttensor.kernels import blas, meeting, shared_memory
+from disttensor.kernels import meeting, shared_memory
 from disttensor.kernels.meeting import COMPLETED, ENTERED, FIRST_WEIGHT, LEDGER_WORDS, NOTICES, OWNERS, WAITED
 from disttensor.kernels.native import address_of
 
@@ -43,9 +43,9 @@ _LINE = 64
 _COUNTERS = 4
 _PIECE = 1 << 20  # bytes that go through the staging area at once
 _PIECE_BETWEEN_HOSTS = 1 << 22
-_SPLIT = 1 << 20  # a part of so many bytes is combined by another thread
 
-_ALL = (-1,)  # one run of all elements, without weights
+EVERYTHING = (-1,)
+"""The runs of an array without weights."""
 
 _NOTHING = np.empty(0, np.float32)
 
@@ -113,6 +113,7 @@ class SharedReducer:
         self._piece = _PIECE if hosts == 1 else _PIECE_BETWEEN_HOSTS
         self._looks = meeting.looks(len(self._local), cores)
         self._pieces = 0
+        self._place: np.ndarray | None = None
         self._queue: deque[Operation] = deque()
         self._known = 0  # the last operation that was in the queue
         self.natives: dict[int, Callable[[int], Operation]] = {}
@@ -146,7 +147,7 @@ class SharedReducer:
         self._block = block  # keeps it
         self._bases = [self._memory.addresses[segment] for segment in self._segments]
         blocks = [base + int(starts[r]) for base, r in zip(self._bases, self._local, strict=True)]
-        self._counters = [_pointers([start + i * _LINE for start in blocks]) for i in range(_COUNTERS)]
+        self._counters = [pointers([start + i * _LINE for start in blocks]) for i in range(_COUNTERS)]
         places = [[start + (_COUNTERS + i) * _LINE for i in range(NOTICES)] for start in blocks]
         self._notices = [[(ctypes.c_int64 * 8).from_address(place) for place in row] for row in places]
         self._weights = [[(ctypes.c_double * 8).from_address(place) for place in row] for row in places]
@@ -157,12 +158,25 @@ class SharedReducer:
 
     def _fill_ledger(self) -> None:
         """What machine code has to know; see `meeting`."""
-        self._tables = [*self._counters[:2], _pointers([ctypes.addressof(row[0]) for row in self._notices])]
-        self._tables.append(_pointers(self._bases))
+        self._tables = [*self._counters[:2], pointers([ctypes.addressof(row[0]) for row in self._notices])]
+        self._tables.append(pointers(self._bases))
         tables = [ctypes.addressof(table) for table in self._tables]
         facts = [len(self._local), self._me, self._looks, *tables, ctypes.addressof(activity.is_observed)]
         for word, fact in enumerate(facts, meeting.RANKS):
             self.ledger[word] = fact
+
+    def is_simple(self, array: np.ndarray) -> bool:
+        """Whether the sum of an array is what `LoneSum` does: in one piece, by one thread."""
+        in_one_piece = array.nbytes <= _PIECE or self.offset(array) >= 0
+        return self._is_alone and array.size > 0 and in_one_piece and threads(array.nbytes) == 1
+
+    def staging(self, nbytes: int) -> np.ndarray | None:
+        """Shared memory for one array at a time, no longer than a piece; None if there is none, or it may be in use."""
+        if nbytes > _PIECE or self.entered > self.ledger[COMPLETED]:
+            return None
+        if self._place is None:
+            self._place = self._memory.empty((_PIECE,), np.dtype(np.uint8))
+        return None if self._place is None else self._place[:nbytes]
 
     def takes(self, dtype: np.dtype[Any]) -> bool:
         """Whether arrays of this dtype can be combined here."""
@@ -189,11 +203,12 @@ class SharedReducer:
         self.ledger[ENTERED] = self._known = self.entered + 1
         self.ledger[OWNERS + self.entered % NOTICES] = 0
         kind = (op, _NAMES[array.dtype])
-        runs = _ALL if weights is None else [count for count, _ in weights]
+        runs = EVERYTHING if weights is None else [count for count, _ in weights]
         operation = Operation(self.entered, array, out, kind, runs)
         place = self.entered % NOTICES
         notice, factors = self._notices[self._me][place], self._weights[self._me][place]
-        for word, fact in enumerate(self.facts(kind, array, runs, array is out)):
+        offset = self._memory.offset(array) if array is out else -1
+        for word, fact in enumerate(self.facts(kind, array.nbytes, offset, runs)):
             notice[word] = fact
         if weights is None:
             factors[FIRST_WEIGHT] = 1.0
@@ -217,10 +232,9 @@ class SharedReducer:
         """Where an array lies in this rank's shared memory, or -1."""
         return self._memory.offset(array)
 
-    def facts(self, kind: tuple[str, str], array: np.ndarray, runs: Sequence[int], in_place: bool = True) -> list[int]:
+    def facts(self, kind: tuple[str, str], nbytes: int, offset: int, runs: Sequence[int]) -> list[int]:
         """What a notice says beside weights."""
-        offset = self._memory.offset(array) if in_place else -1
-        return [CODES[kind], array.nbytes, offset, hash(tuple(runs))]
+        return [CODES[kind], nbytes, offset, hash(tuple(runs))]
 
     def _adopt(self) -> None:
         """Take over what machine code has entered, and not completed yet."""
@@ -267,7 +281,7 @@ class SharedReducer:
         self.ledger[ENTERED] = self._known = number = self.entered + 1
         self.ledger[OWNERS + number % NOTICES] = 0
         self._notices[self._me][number % NOTICES][:3] = [~code, nbytes, -1]
-        operation = Operation(number, _NOTHING, _NOTHING, ("sum", "float32"), _ALL)
+        operation = Operation(number, _NOTHING, _NOTHING, ("sum", "float32"), EVERYTHING)
         operation.offsets = []  # there is nothing to combine
         self._queue.append(operation)
         self._wait_for(0, number, 0, 0)
@@ -315,8 +329,8 @@ class SharedReducer:
 
     def _weighted_runs(self, operation: Operation) -> list[Run]:
         """The runs of the array: where each begins and ends, and each local rank's weight for it."""
-        if operation.runs is _ALL and operation.kind[0] != "sum":
-            return [(0, operation.array.size, _ones(len(self._local)))]
+        if operation.runs is EVERYTHING and operation.kind[0] != "sum":
+            return [(0, operation.array.size, ones(len(self._local)))]
         weights = [factors[operation.number % NOTICES] for factors in self._weights]
         if len(operation.runs) == 1:
             return [(0, operation.array.size, tuple(w[FIRST_WEIGHT] for w in weights))]
@@ -346,7 +360,7 @@ class SharedReducer:
     def _parts(self, array: np.ndarray) -> list[tuple[int, int]]:
         """What this rank combines of an array in shared memory: the same elements as of one that passes in pieces."""
         if self._is_alone:
-            return [self.part(array)]
+            return [self.part(array.size, array.itemsize)]
         length = self._piece // array.itemsize
         parts = []
         for skip in range(0, array.size, length):
@@ -358,10 +372,10 @@ class SharedReducer:
         parts = [part for part in parts if part.size]
         if self._across is None or not parts:
             return None
-        ones = _ones(self._across.mpi.size)
+        weights = ones(self._across.mpi.size)
 
         def combine(sources: list[int], target: int, count: int) -> None:
-            _bind_run(operation.kind, sources, [target], 0, count, ones)()
+            bind_run(operation.kind, sources, [target], 0, count, weights)()
 
         return self._across.start(parts, combine)
 
@@ -428,9 +442,9 @@ class SharedReducer:
 
     # --- the parts of both
 
-    def part(self, array: np.ndarray) -> tuple[int, int]:
-        """First and last + 1 of the elements that this rank combines on one host."""
-        return part_of(array.size, array.itemsize, self._me, self._owners)
+    def part(self, size: int, itemsize: int) -> tuple[int, int]:
+        """First and last + 1 of the elements that this rank combines of an array, on one host."""
+        return part_of(size, itemsize, self._me, self._owners)
 
     def _bind(
         self,
@@ -443,7 +457,7 @@ class SharedReducer:
     ) -> Callable[[], Any]:
         """The combination of a part, as a function without arguments."""
         calls = [
-            _bind_run(kind, sources, targets, max(start, first), min(stop, last), weights)
+            bind_run(kind, sources, targets, max(start, first), min(stop, last), weights)
             for first, last, weights in runs
             if max(start, first) < min(stop, last)
         ]
@@ -456,44 +470,3 @@ class SharedReducer:
     def _wait_long(self, counter: int, value: int) -> None:
         while not self._wait_for(counter, value, value, NAPS):
             pass
-
-
-def _bind_run(
-    kind: tuple[str, str],
-    sources: Sequence[int],
-    targets: Sequence[int],
-    start: int,
-    stop: int,
-    weights: Sequence[float],
-) -> Callable[[], Any]:
-    op, dtype = kind
-    if dtype in REAL:
-        dtype, start, stop = REAL[dtype], 2 * start, 2 * stop
-    size = dtypes.itemsize(dtype)
-    pointers: list[Any]
-    function: Any
-    if all(weight == 1 for weight in weights):
-        function = shared_memory.combine(dtype, op, len(sources), len(targets))
-        pointers = [_pointers(sources), _pointers(targets)]
-    else:
-        # A rank of weight 0 adds nothing, whatever its array holds.
-        kept = [(source, weight) for source, weight in zip(sources, weights, strict=True) if weight != 0]
-        if not kept:
-            return lambda: [ctypes.memset(target + start * size, 0, (stop - start) * size) for target in targets]
-        function = shared_memory.weighted_sum(dtype, len(kept), len(targets))
-        factors = (ctypes.c_double * len(kept))(*[weight for _, weight in kept])
-        pointers = [_pointers([source for source, _ in kept]), _pointers(targets), factors]
-    threads = min(config.threads(), (stop - start) * size // _SPLIT)
-    if threads <= 1:
-        return functools.partial(function, *pointers, start, stop)
-    cuts = [start + (stop - start) * i // threads for i in range(threads + 1)]
-    return functools.partial(blas.for_each, lambda i: function(*pointers, cuts[i], cuts[i + 1]), range(threads))
-
-
-@functools.cache
-def _ones(count: int) -> tuple[float, ...]:
-    return (1.0,) * count
-
-
-def _pointers(addresses: Sequence[int]) -> Any:
-    return (ctypes.c_void_p * len(addresses))(*addresses)

@@ -27,6 +27,7 @@ from disttensor.kernels.native import address_of
 _LINE = 64
 _MOST = 1 << 15  # bytes of an array
 _READ = 1 << 17  # bytes that a rank reads at most
+_PREPARED = 256  # calls that are kept
 
 
 class ShortReducer:
@@ -48,8 +49,6 @@ class ShortReducer:
     ----------
     usable : bool
         Whether every rank got the memory it needs; the same on all.
-    kinds : dict
-        By dtype and operation, what this rank has combined before.
     """
 
     def __init__(
@@ -57,11 +56,9 @@ class ShortReducer:
     ) -> None:
         ranks = mpi.size
         self.limit = min(_MOST, _READ // ranks // _LINE * _LINE)
-        self._exchange, self._complete = meeting.exchange()
         self._meet = meeting.meet()
         self._reducer = reducer
         self._ledger = (ctypes.c_int64 * meeting.SHORT_WORDS)()
-        self._address = ctypes.addressof(self._ledger)
         place = meeting.SHORT_HEAD + self.limit
         block = memory.empty((_LINE + 2 * place,), np.dtype(np.uint8))
         starts = np.empty(ranks, np.int64)
@@ -76,8 +73,7 @@ class ShortReducer:
         tables = [ctypes.addressof(table) for table in self._tables]
         for word, fact in enumerate([meeting.looks(ranks, cores), ranks, mpi.rank, *tables], meeting.SHORT_LOOKS):
             self._ledger[word] = fact
-        self.kinds: dict[tuple[np.dtype[Any], str], int] = {}
-        self._blocks: list[Any] = []
+        self._prepared: dict[tuple[str, np.dtype[Any], int], ShortSum] = {}
         if self.usable:
             reducer.waits_in_vain = weakref.WeakMethod(self._look_for_others)
 
@@ -88,54 +84,34 @@ class ShortReducer:
 
     @property
     def waited(self) -> float:
-        """Seconds that this rank has waited for others in `begin`."""
+        """Seconds that this rank has waited for others in machine code, where nobody was told."""
         return int(self._ledger[meeting.SHORT_WAITED]) * 1e-9
 
-    def begin(self, array: np.ndarray, out: np.ndarray, op: str) -> int:
-        """Combine `array` into `out`, flat and contiguous, perhaps the same: 1 when done, otherwise call `finish`."""
-        kind = self.kinds.get((array.dtype, op)) or self._kind(array.dtype, op)
-        place = address_of(array)
-        target = place if out is array else address_of(out)
-        return self._exchange(kind, array.nbytes, place, target)
+    def prepared(self, op: str, dtype: np.dtype[Any], nbytes: int) -> ShortSum:
+        """What combines arrays of this length."""
+        key = op, dtype, nbytes
+        if (found := self._prepared.get(key)) is None:
+            if len(self._prepared) == _PREPARED:
+                self._prepared.clear()
+            found = self._prepared[key] = ShortSum(self, self._ledger, op, dtype, nbytes)
+        return found
 
-    def finish(self, out: np.ndarray, op: str) -> None:
-        """Wait for the others where `begin` gave up.
+    def all_reduce(self, array: np.ndarray, out: np.ndarray, op: str) -> None:
+        """Combine `array` into `out`, flat and contiguous, perhaps the same.
 
         Raises
         ------
         DistributedError
             On all ranks, if they called different things.
         """
-        kind, status, waited = self._kind(out.dtype, op), 0, self._ledger[meeting.SHORT_WAITED]
-        while not status:
-            status = self._complete(kind, out.nbytes, NAPS, address_of(out))
-            self._ledger[meeting.SHORT_WAITED] = waited  # who calls this is known to wait
-        if status != 1:
-            raise self._disagreement()
-
-    def all_reduce(self, array: np.ndarray, out: np.ndarray, op: str) -> None:
-        """`begin` and, if need be, `finish`."""
         waited = self._ledger[meeting.SHORT_WAITED]
-        status = self.begin(array, out, op)
-        self._ledger[meeting.SHORT_WAITED] = waited
+        call = self.prepared(op, array.dtype, array.nbytes)
+        status = call.begin(array, out)
+        self._ledger[meeting.SHORT_WAITED] = waited  # who calls this is known to wait
         if status != 1:
-            self.finish(out, op)
+            call.finish(out, status)
 
-    def _kind(self, dtype: np.dtype[Any], op: str) -> int:
-        """The address of what machine code has to know of an operation."""
-        found = self.kinds.get((dtype, op))
-        if found is None:
-            name = dtypes.standardize_dtype(dtype)
-            real = REAL.get(name, name)
-            combine = shared_memory.combine_address(real, op, len(self._tables[0]), 1)
-            words = (ctypes.c_int64 * meeting.KIND_WORDS)(
-                self._address, CODES[op, name], dtypes.itemsize(real), combine
-            )
-            self._blocks.append(words)
-            found = self.kinds[dtype, op] = ctypes.addressof(words)
-        return found
-
-    def _disagreement(self) -> DistributedError:
+    def disagreement(self) -> DistributedError:
         calls = [head[:] for head in self._heads(self._ledger[meeting.SHORT_NUMBER])]
         me = self._ledger[meeting.SHORT_ME]
         if min(code for code, _ in calls) < 0:
@@ -165,3 +141,42 @@ class ShortReducer:
                 self._ledger[meeting.SHORT_NUMBER] = number
                 self._meet(counters, ranks, counters[me], number, number, 0, 0)
                 return
+
+
+class ShortSum:
+    """All-reduce of arrays of one operation, dtype and length; see `ShortReducer.prepared`."""
+
+    def __init__(self, reducer: ShortReducer, ledger: Any, op: str, dtype: np.dtype[Any], nbytes: int) -> None:
+        self._reducer, self._ledger = reducer, ledger
+        name = dtypes.standardize_dtype(dtype)
+        real = REAL.get(name, name)
+        combine = shared_memory.combine_address(real, op, ledger[meeting.SHORT_RANKS], 1)
+        facts = ctypes.addressof(ledger), CODES[op, name], dtypes.itemsize(real), combine, nbytes
+        self._words = (ctypes.c_int64 * meeting.SHORT_CALL_WORDS)(*facts)
+        self._address = ctypes.addressof(self._words)
+        self._exchange, self._complete = meeting.exchange()
+
+    def __call__(self, array: np.ndarray) -> int:
+        """Combine in place a contiguous array: 1 when done, otherwise call `finish`."""
+        self._words[meeting.SHORT_IN] = self._words[meeting.SHORT_OUT] = address_of(array)
+        return self._exchange(self._address)
+
+    def begin(self, array: np.ndarray, out: np.ndarray) -> int:
+        """As a call, into another array."""
+        self._words[meeting.SHORT_IN], self._words[meeting.SHORT_OUT] = address_of(array), address_of(out)
+        return self._exchange(self._address)
+
+    def finish(self, out: np.ndarray, status: int) -> None:
+        """Wait for the others where a call gave up; `out` is where its result goes.
+
+        Raises
+        ------
+        DistributedError
+            On all ranks, if they called different things.
+        """
+        waited = self._ledger[meeting.SHORT_WAITED]
+        while not status:
+            status = self._complete(self._address, NAPS)
+            self._ledger[meeting.SHORT_WAITED] = waited  # who calls this is known to wait
+        if status != 1:
+            raise self._reducer.disagreement()

@@ -35,6 +35,7 @@ LEDGER_WORDS = OWNERS + NOTICES
 
 # Words of a sum's block: its number, the ledger, what the notice says, and whether its part may be added.
 NUMBER, LEDGER, NOTICE, GO, SOURCES, WEIGHTS, RUNS, WEIGHTS_AT = 0, 1, 2, 6, 7, 8, 9, 10
+OFFSET = NOTICE + 2
 IS_DOUBLE = WEIGHTS_AT + 4
 BLOCK_WORDS = IS_DOUBLE + 4
 
@@ -44,15 +45,21 @@ _NAPS = 12  # of a native that waits: 2 ms, about
 _FIRST_NAP_NS, _LONGEST_NAP_NS = 5_000, 200_000
 
 # Words of the ledger of short arrays: exchanges so far, nanoseconds that this rank waited, how long it looks, ranks,
-# this rank, and tables of addresses: of all counters, and of all places for arrays, one set after the other. Words of a
-# kind of exchange: the ledger, its code, the bytes of a number, and the function that combines (see `shared_memory`).
+# this rank, and tables of addresses: of all counters, and of all places for arrays, one set after the other.
 SHORT_NUMBER, SHORT_WAITED, SHORT_LOOKS, SHORT_RANKS, SHORT_ME, SHORT_COUNTERS, SHORT_PLACES = range(7)
 SHORT_WORDS = SHORT_PLACES + 1
-KIND_WORDS = 4
 SHORT_HEAD = 64
 """Bytes before each place, for what its rank calls."""
 
-_EXCHANGE = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * 4)
+# Words of the calls that Python makes. Their address is the one argument, since to convert a few of them takes longer
+# than to sum a short array. `exchange`: the ledger, the code, the bytes of a number, the function that combines (see
+# `shared_memory`), the bytes of the array, where it is, and where the result goes. `alone`: what the steps of a sum
+# get, the function that combines, and which elements are this rank's part.
+SHORT_CALL_WORDS, SHORT_IN, SHORT_OUT = 7, 5, 6
+ALONE_CALL_WORDS = 5
+
+_CALL = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_int64)
+_COMPLETE = ctypes.CFUNCTYPE(ctypes.c_int32, *[ctypes.c_int64] * 2)
 _MEET = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, *[ctypes.c_int64] * 4)
 
 
@@ -76,12 +83,21 @@ def meet() -> Callable[[Any, int, int, int, int, int, int], int]:
 def exchange() -> tuple[Callable[..., int], Callable[..., int]]:
     """An all-reduce of arrays that are so short that every rank reads all: two functions.
 
-    ``exchange(kind, bytes, array, out)`` puts the array where others see it, waits for theirs, and combines them in
-    `out`, which may be the array. It returns 1; 0 if it gave up to wait; or 2 if a rank has come with another code or
-    length. ``complete(kind, bytes, naps, out)`` goes on where it gave up, as often as it takes. All arguments are
-    integers. There are two sets of places by turns: who enters an exchange is done with all arrays of the one before.
+    ``exchange(call)`` puts the array where others see it, waits for theirs, and combines them where the result goes,
+    perhaps in the array. It returns 1; 0 if it gave up to wait; or 2 if a rank has come with another code or length.
+    ``complete(call, naps)`` goes on where it gave up, as often as it takes. There are two sets of places by turns: who
+    enters an exchange is done with all arrays of the one before.
     """
-    return _EXCHANGE(_addresses()["exchange"]), _EXCHANGE(_addresses()["complete"])
+    return _CALL(_addresses()["exchange"]), _COMPLETE(_addresses()["complete"])
+
+
+@functools.cache
+def alone() -> Callable[[int], int]:
+    """``alone(call)``: a whole sum, `start`, `gather`, this rank's part and `finish`, in one call.
+
+    It returns 1; 0 if it gave up before the sum was entered; or 2 if it gave up later.
+    """
+    return _CALL(_addresses()["alone"])
 
 
 def addresses() -> Mapping[str, int]:
@@ -92,7 +108,7 @@ def addresses() -> Mapping[str, int]:
 @functools.cache
 def _addresses() -> Mapping[str, int]:
     return machine.load(
-        ir.module([_start(), _gather(), _finish()], executor.processor_source(), _WAIT, _MEETING, _SHORT)
+        ir.module([_start(), _gather(), _finish()], executor.processor_source(), _WAIT, _MEETING, _ALONE, _SHORT)
     )
 
 
@@ -328,6 +344,41 @@ define i32 @meet(ptr %counters, i64 %count, ptr %mine, i64 %value, i64 %goal, i6
 }
 """
 
+_ALONE = """
+define i32 @alone(ptr %call) nounwind {
+entry:
+  call void @start(ptr %call, i64 0, i64 1)
+  %not.started = load i64, ptr %call
+  %started = icmp eq i64 %not.started, 0
+  br i1 %started, label %entered, label %end
+entered:
+  call void @gather(ptr %call, i64 0, i64 1)
+  %not.gathered = load i64, ptr %call
+  %gathered = icmp eq i64 %not.gathered, 0
+  br i1 %gathered, label %part, label %end
+part:
+  %block.at = getelementptr i64, ptr %call, i64 1
+  %combine.at = getelementptr i64, ptr %call, i64 2
+  %start.at = getelementptr i64, ptr %call, i64 3
+  %stop.at = getelementptr i64, ptr %call, i64 4
+  %block = load ptr, ptr %block.at
+  %combine = load ptr, ptr %combine.at
+  %first = load i64, ptr %start.at
+  %last = load i64, ptr %stop.at
+  %arrays.at = getelementptr i64, ptr %block, i64 SOURCES
+  %arrays = load ptr, ptr %arrays.at
+  call void %combine(ptr %arrays, ptr %arrays, i64 %first, i64 %last)
+  call void @finish(ptr %call, i64 0, i64 1)
+  %not.finished = load i64, ptr %call
+  %finished = icmp eq i64 %not.finished, 0
+  %done = select i1 %finished, i32 1, i32 2
+  br label %end
+end:
+  %result = phi i32 [0, %entry], [2, %entered], [%done, %part]
+  ret i32 %result
+}
+""".replace("SOURCES", str(SOURCES))
+
 _SHORT = f"""
 %short = type {{ i64, i64, i64, i64, i64, ptr, ptr }} ; the words of its ledger
 
@@ -345,10 +396,14 @@ define internal ptr @places(ptr %ledger) nounwind {{
   ret ptr %places
 }}
 
-define i32 @exchange(ptr %kind, i64 %bytes, ptr %in, ptr %out) nounwind {{
-  %ledger = load ptr, ptr %kind
-  %kind.code = getelementptr i64, ptr %kind, i64 1
-  %code = load i64, ptr %kind.code
+define i32 @exchange(ptr %call) nounwind {{
+  %ledger = load ptr, ptr %call
+  %code.from = getelementptr i64, ptr %call, i64 1
+  %bytes.from = getelementptr i64, ptr %call, i64 4
+  %in.at = getelementptr i64, ptr %call, i64 {SHORT_IN}
+  %code = load i64, ptr %code.from
+  %bytes = load i64, ptr %bytes.from
+  %in = load ptr, ptr %in.at
   %before = load i64, ptr %ledger
   %number = add i64 %before, 1
   store i64 %number, ptr %ledger
@@ -367,17 +422,17 @@ define i32 @exchange(ptr %kind, i64 %bytes, ptr %in, ptr %out) nounwind {{
   %counter.at = getelementptr ptr, ptr %counters, i64 %me
   %counter = load ptr, ptr %counter.at
   store atomic i64 %number, ptr %counter release, align 8
-  %result = call i32 @complete(ptr %kind, i64 %bytes, i64 {_NAPS}, ptr %out)
+  %result = call i32 @complete(ptr %call, i64 {_NAPS})
   ret i32 %result
 }}
 
-define i32 @complete(ptr %kind, i64 %bytes, i64 %naps, ptr %out) nounwind {{
+define i32 @complete(ptr %call, i64 %naps) nounwind {{
 entry:
-  %ledger = load ptr, ptr %kind
-  %kind.code = getelementptr i64, ptr %kind, i64 1
-  %code = load i64, ptr %kind.code
-  %target = alloca ptr
-  store ptr %out, ptr %target
+  %ledger = load ptr, ptr %call
+  %code.from = getelementptr i64, ptr %call, i64 1
+  %bytes.from = getelementptr i64, ptr %call, i64 4
+  %code = load i64, ptr %code.from
+  %bytes = load i64, ptr %bytes.from
   %number = load i64, ptr %ledger
   %waited.at = getelementptr %short, ptr %ledger, i64 0, i32 {SHORT_WAITED}
   %looks.at = getelementptr %short, ptr %ledger, i64 0, i32 {SHORT_LOOKS}
@@ -410,12 +465,13 @@ same:
   %more = icmp slt i64 %r.next, %ranks
   br i1 %more, label %each, label %all
 all:
-  %kind.unit = getelementptr i64, ptr %kind, i64 2
-  %unit = load i64, ptr %kind.unit
+  %unit.at = getelementptr i64, ptr %call, i64 2
+  %unit = load i64, ptr %unit.at
   %count = sdiv i64 %bytes, %unit
-  %kind.combine = getelementptr i64, ptr %kind, i64 3
-  %combine = load ptr, ptr %kind.combine
-  call void %combine(ptr %places, ptr %target, i64 0, i64 %count)
+  %combine.at = getelementptr i64, ptr %call, i64 3
+  %combine = load ptr, ptr %combine.at
+  %targets = getelementptr i64, ptr %call, i64 {SHORT_OUT}
+  call void %combine(ptr %places, ptr %targets, i64 0, i64 %count)
   ret i32 1
 }}
 """

@@ -211,7 +211,7 @@ def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 def address_of(array: np.ndarray) -> int:
     """Where an array begins in memory."""
     try:
-        return ctypes.addressof(ctypes.c_char.from_buffer(array.data))  # in less time
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))  # type: ignore[arg-type]  # in less time
     except (TypeError, ValueError, BufferError):  # read-only, empty, not contiguous, or of a dtype that buffers lack
         address: int = array.__array_interface__["data"][0]
         return address

@@ -43,11 +43,11 @@ def equal(got, want):
 
 
 def check_all(dtype):
-    """In place in shared memory, in place elsewhere, both mixed among ranks, and into another array."""
+    """In place in shared memory, twice, in place elsewhere, both mixed among ranks, and into another array."""
     for size in (1, 33, 4097, 70_001):
         for op in ("sum",) if dtypes.is_complex(dtype) else REDUCE:
             want = reduced(size, dtype, op)
-            for shared in (True, False, RANK % 2 == 0):
+            for shared in (True, True, False, RANK % 2 == 0):
                 array = place(size, dtype, shared)
                 assert comm.all_reduce(array, op) is array
                 equal(array, want)
@@ -68,14 +68,33 @@ def check_pieces():
 
 
 def check_order():
-    """The sum is that of ranks in their order, rounded after each addition, on every rank."""
-    parts = [np.random.default_rng(r).standard_normal(30_000).astype(np.float32) for r in range(P)]
-    want = parts[0].copy()
-    for part in parts[1:]:
-        want += part
-    for array in (comm.shared_empty((30_000,), np.float32), np.empty(30_000, np.float32)):
-        array[...] = parts[RANK]
-        equal(comm.all_reduce(array), want)
+    """The sum is that of ranks in their order, rounded after each addition, on every rank; small numbers are kept."""
+    for scale in (1, 1e-39):
+        parts = [(scale * np.random.default_rng(r).standard_normal(30_000)).astype(np.float32) for r in range(P)]
+        want = parts[0].copy()
+        for part in parts[1:]:
+            want += part
+        shared = comm.shared_empty((30_000,), np.float32)
+        for array in (shared, shared, np.empty(30_000, np.float32)):
+            array[...] = parts[RANK]
+            equal(comm.all_reduce(array), want)
+
+
+def check_one_after_another():
+    """Sums of equal length, where a rank is late, has its array elsewhere, has another under way, or is observed."""
+    for size, dtype in ((10, "float32"), (50_000, "float32"), (50_001, "int16")):
+        for i in range(5 * P):
+            which, odd = divmod(i, P)
+            time.sleep(0.05 * (which in (1, 4) and (odd + 1) % P == RANK))
+            handle = comm.all_reduce_async(place(3000, "int32", True)) if which == 2 else None
+            if which == 3 and odd == RANK:
+                activity.observe(lambda *what: None)
+            array = place(size, dtype, which != 4 or odd != RANK)
+            array += i
+            equal(comm.all_reduce(array), reduced(size, dtype) + P * i)
+            activity.observe(None)
+            if handle is not None:
+                equal(handle.wait(), reduced(3000, "int32"))
 
 
 def check_under_way():
@@ -171,11 +190,16 @@ def check_order_of_started():
 
 def check_waited():
     """Seconds in which others were waited for count once."""
-    comm.all_reduce(np.ones(4))
+    for size in (4, 50_000):
+        check_waited_for(size)
+
+
+def check_waited_for(size):
+    comm.all_reduce(place(size, "float32", True))
     activity.enter(activity.COMPUTING)
     before = activity.spent()
     time.sleep(0.3 * (RANK == 1))
-    comm.all_reduce(np.ones(4))
+    comm.all_reduce(place(size, "float32", True))
     comm.all_reduce(place(8, "float32", True), out=np.empty(8, "f4"))
     after = activity.spent()
     activity.enter(activity.OTHER)
@@ -207,6 +231,7 @@ for name in dtypes.ALL:
     check_all(name)
 check_pieces()
 check_order()
+check_one_after_another()
 check_under_way()
 check_groups()
 check_disagreement()

@@ -228,6 +228,8 @@ def _calls(graph: Graph) -> list[Node]:
 
 def _in_order(graph: Graph, chains: Sequence[Sequence[Node]], orders: dict[int, tuple[int, ...]]) -> Graph:
     """The graph with fences that keep the nodes of each chain in order, and with these places in the program."""
+    if not orders and not any(chains):
+        return graph
     before = {id(b): a for chain in chains for a, b in itertools.pairwise(chain)}
     new: dict[int, Node] = {}
     pending = graph.nodes

@@ -33,14 +33,16 @@ def explain(graph: Graph) -> str:
 
 
 def _passes(graph: Graph) -> Iterator[str]:
-    history = graph.history or (("traced", Counter(n.name for n in graph if n.kind == "operator")),)
+    history = graph.history or (("traced", Counter(n.name for n in graph if n.kind == "operator"), True),)
     before: Counter[str] | None = None
-    for name, counts in history:
+    for name, counts, is_changed in history:
         total = f"{counts.total()} operators"
         if before is None:
             yield from textwrap.wrap(f"{name}: {total}: {_counted(counts)}", 100, subsequent_indent="    ")
-        elif counts == before:
+        elif not is_changed:
             yield f"{name}: nothing to do"
+        elif counts == before:
+            yield f"{name}: the same operators, in another order or on other values"
         else:
             gone, new = before - counts, counts - before
             changes = [f"gone {_counted(gone)}"] if gone else []

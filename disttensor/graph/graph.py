@@ -115,9 +115,9 @@ class Graph:
 
     Attributes
     ----------
-    history : tuple of (str, Counter)
-        The names of the passes that made this graph, first "traced", each with the operators that there were after it;
-        empty if it did not go through `passes.optimize`.
+    history : tuple of (str, Counter, bool)
+        The names of the passes that made this graph, first "traced", each with the operators that there were after it,
+        and whether it changed anything; empty if it did not go through `passes.optimize`.
 
     Examples
     --------
@@ -134,7 +134,7 @@ class Graph:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.updates = dict(updates)
-        self.history: tuple[tuple[str, Counter[str]], ...] = ()
+        self.history: tuple[tuple[str, Counter[str], bool], ...] = ()
 
     @functools.cached_property
     def nodes(self) -> list[Node]:
@@ -164,7 +164,7 @@ class Graph:
         return list({id(v): v for v in (*read, *self.updates)}.values())
 
     def rewrite(self, rule: Callable[[Node, tuple[Value, ...]], Sequence[Value] | None]) -> Graph:
-        """A new graph in which each operator node may be replaced.
+        """A graph in which each operator node may be replaced: a new one, or this one if none was.
 
         Parameters
         ----------
@@ -177,11 +177,15 @@ class Graph:
         def new(value: Value) -> Value:
             return replaced[id(value.node)][value.slot]
 
-        nodes = self.nodes
-        for node in nodes:
+        is_same = True
+        for node in self.nodes:
             inputs = tuple(new(v) for v in node.inputs)
+            outputs = node.outputs
             values = rule(node, inputs) if node.kind == "operator" else None
-            replaced[id(node)] = node.with_inputs(inputs).outputs if values is None else values
+            replaced[id(node)] = values = node.with_inputs(inputs).outputs if values is None else values
+            is_same = is_same and tuple(values) == outputs
+        if is_same:
+            return self
         return Graph(self.inputs, [new(v) for v in self.outputs], {k: new(v) for k, v in self.updates.items()})
 
     def users(self) -> dict[int, list[Node | None]]:
@@ -199,7 +203,7 @@ class Graph:
         groups: Sequence[Sequence[Node]],
         build: Callable[[Sequence[Node], Sequence[Sequence[Value]]], dict[int, Sequence[Value]]],
     ) -> Graph:
-        """A new graph in which groups of nodes are replaced, each as a whole.
+        """A graph in which groups of nodes are replaced, each as a whole; this one if there is no group.
 
         Parameters
         ----------
@@ -209,6 +213,8 @@ class Graph:
             ``build(members, inputs)`` gets the inputs of each member, rewritten (as they were where they come from
             the group itself), and returns for the id of each member the values that stand for its outputs.
         """
+        if not groups:
+            return self
         group_of = {id(node): group for group in groups for node in group}
         inside = {id(group): {id(node) for node in group} for group in groups}
         new: dict[int, Sequence[Value]] = {}
@@ -261,6 +267,7 @@ class Graph:
         insert_allreduce: nothing to do
         sum_by_rows: nothing to do
         fuse_elementwise: 3 → 2 operators: gone add, multiply; new fused
+        update_early: nothing to do
         <BLANKLINE>
         operators, in the order in which they run:
         %1 fused: float32[2]

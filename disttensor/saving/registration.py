@@ -6,6 +6,7 @@ subclass has `get_config` and `from_config` without writing them.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -55,9 +56,14 @@ class Configurable:
 
 
 def _arguments_of(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
-    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    return {**dict(zip(positional, args, strict=False)), **kwargs}
+    return {**dict(zip(_positional(cls.__init__), args, strict=False)), **kwargs}  # type: ignore[misc]
+
+
+@functools.lru_cache(1024)  # to read a signature takes longer than to make most objects
+def _positional(constructor: Callable[..., Any]) -> list[str]:
+    """The names of the arguments, behind `self`, that may be given by position."""
+    parameters = list(inspect.signature(constructor).parameters.values())[1:]
+    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
 
 
 def register_keras_serializable(package: str = "Custom", name: str | None = None) -> Callable[[Any], Any]:

@@ -32,7 +32,23 @@ def test_each_pass_says_what_it_changed():
         "insert_allreduce: nothing to do",
         "sum_by_rows: nothing to do",
         "fuse_elementwise: 4 → 3 operators: gone 2 add, multiply; new 2 fused",
+        "update_early: nothing to do",
     ]
+
+
+def test_a_pass_that_only_moves_operators_says_so():
+    early, late = (Variable(np.ones((4, 4), np.float32)) for _ in range(2))
+
+    @function
+    def step(x):
+        gradients = [ops.matmul(x, ops.transpose(x)), ops.matmul(2 * x, ops.transpose(x))]
+        early.assign_sub(gradients[0])
+        late.assign_sub(gradients[1])
+
+    graph = step.graph(X)
+    assert "update_early: the same operators, in another order or on other values" in graph.explain()
+    names = [node.name for node in graph if node.kind == "operator"]
+    assert names.index("fused") < len(names) - 1 - names[::-1].index("matrix_product")
 
 
 def test_a_graph_that_went_through_no_pass_says_what_was_traced():

@@ -1,4 +1,4 @@
-"""Passes: functions from a graph to a better graph that computes the same.
+"""Passes: functions from a graph to a better graph that computes the same, or to itself if there is nothing to do.
 
 `optimize` runs them in order. A floor above adds its own with `register` (the all-reduce pass of
 `disttensor.distributed`, for one).
@@ -34,11 +34,10 @@ def register(graph_pass: Pass) -> Pass:
 
 def optimize(graph: Graph) -> Graph:
     """Run every pass of the pipeline, fuse, and sort; the result has a `Graph.history`."""
-    history = [("traced", _operators(graph))]
-    for graph_pass in (*PIPELINE, sum_by_rows, fuse_elementwise):
-        graph = graph_pass(graph)
-        history.append((graph_pass.__name__, _operators(graph)))
-    graph = update_early(graph)
+    history = [("traced", _operators(graph), True)]
+    for graph_pass in (*PIPELINE, sum_by_rows, fuse_elementwise, update_early):
+        before, graph = graph, graph_pass(graph)
+        history.append((graph_pass.__name__, _operators(graph), graph is not before))
     graph.history = tuple(history)
     return graph
 

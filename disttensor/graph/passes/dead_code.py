@@ -21,4 +21,4 @@ def drop_dead_code(graph: Graph) -> Graph:
 
     graph = graph.rewrite(rule)
     updates = {k: v for k, v in graph.updates.items() if not (v.node.kind == "variable" and v.node.source is k)}
-    return Graph(graph.inputs, graph.outputs, updates)
+    return graph if len(updates) == len(graph.updates) else Graph(graph.inputs, graph.outputs, updates)

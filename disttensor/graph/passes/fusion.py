@@ -236,12 +236,8 @@ class _Grouping:
 
 
 def _bits(mask: int) -> list[int]:
-    found = []
-    while mask:
-        low = mask & -mask
-        found.append(low.bit_length() - 1)
-        mask ^= low
-    return found
+    octets = np.frombuffer(mask.to_bytes(-(-mask.bit_length() // 8), "little"), np.uint8)
+    return np.unpackbits(octets, bitorder="little").nonzero()[0].tolist()
 
 
 def _is_uniform(array: np.ndarray) -> bool:

@@ -19,7 +19,7 @@ _FIRST = (-1,)
 
 
 def update_early(graph: Graph) -> Graph:
-    """The same nodes in another order."""
+    """The same nodes in another order, if that helps."""
     nodes = graph.nodes
     if not graph.updates or any(node.section for node in nodes):
         return graph
@@ -97,4 +97,6 @@ def _in_order(graph: Graph, orders: dict[int, tuple[int, ...]]) -> Graph:
             new[id(node)] = Node(node.kind, node.specs, node.op, inputs, node.attrs, node.source, order)
     outputs = [new[id(v.node)].outputs[v.slot] for v in graph.outputs]
     updates = {variable: new[id(v.node)].outputs[v.slot] for variable, v in graph.updates.items()}
-    return Graph(graph.inputs, outputs, updates)
+    result = Graph(graph.inputs, outputs, updates)
+    operators = [new[id(node)] for node in graph if node.kind == "operator"]
+    return graph if operators == [node for node in result if node.kind == "operator"] else result

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import tempfile
-from collections.abc import Callable
+import time
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _MAX_FILES = 4096
+_TURN_S = 10.0
+"""Seconds to wait for another process that makes the same file; more than any takes, unless it was suspended."""
 
 
 def root() -> Path:
@@ -29,7 +34,8 @@ def private_folder(path: Path) -> Path | None:
 def get_or_make(name: str, file: str, make: Callable[[], bytes]) -> bytes:
     """The content of a file in the cache, made and kept if it is not there.
 
-    Any number of processes may ask at once; each file appears whole. A cache that cannot be written is done without.
+    Any number of processes may ask at once: one makes it while the others of its host wait, so that ranks on few cores
+    do not all compile the same. Each file appears whole. A cache that cannot be written is done without.
     """
     place = private_folder(root() / name)
     if place is None:
@@ -37,18 +43,42 @@ def get_or_make(name: str, file: str, make: Callable[[], bytes]) -> bytes:
     path = place / file
     with contextlib.suppress(OSError):
         return path.read_bytes()
-    content = make()
-    with contextlib.suppress(OSError):
-        descriptor, temporary = tempfile.mkstemp(dir=place)
-        try:
-            with os.fdopen(descriptor, "wb") as output:
-                output.write(content)
-            os.replace(temporary, path)
-        except OSError:
-            os.unlink(temporary)
-            raise
-        _prune(place)
+    with _turn(f"{name}/{file}"):
+        with contextlib.suppress(OSError):
+            return path.read_bytes()
+        content = make()
+        with contextlib.suppress(OSError):
+            _write(path, content)
+            _prune(place)
     return content
+
+
+@contextlib.contextmanager
+def _turn(name: str) -> Iterator[None]:
+    """Let one process after another do something with a file; where locks fail or take too long, all at once.
+
+    Processes lock the bytes of one file that names stand for, which the system unlocks when a process ends.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            file, limit = stack.enter_context(open(root() / "turns", "ab")), time.monotonic() + _TURN_S
+            while time.monotonic() < limit:
+                with contextlib.suppress(BlockingIOError, PermissionError):
+                    fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, zlib.crc32(name.encode()))
+                    break
+                time.sleep(0.002)
+        yield
+
+
+def _write(path: Path, content: bytes) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as output:
+            output.write(content)
+        os.replace(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise
 
 
 def _prune(place: Path) -> None:

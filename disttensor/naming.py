@@ -9,14 +9,14 @@ _counts: Counter[str] = Counter()
 
 
 def snake_case(name: str) -> str:
-    """A class name in lower case with underscores.
+    """A class name in lower case with underscores, none of them before the D of dimensions, as Keras has it.
 
     Examples
     --------
-    >>> snake_case("TruePositives"), snake_case("AUC")
-    ('true_positives', 'auc')
+    >>> snake_case("TruePositives"), snake_case("AUC"), snake_case("Conv2DTranspose")
+    ('true_positives', 'auc', 'conv2d_transpose')
     """
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=.)(?=[A-Z][a-z])", "_", name).lower()
 
 
 def auto_name(prefix: str) -> str:

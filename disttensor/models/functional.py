@@ -24,7 +24,8 @@ class LayerGraph:
     nodes : list of FunctionalNode
         In the order in which they were made, which is an order in which they can run.
     layers : list of Layer
-        Each once, in that order, input layers first.
+        Each once, in Keras's order: those farthest from the outputs first; of equally far ones, the one that a walk
+        from the outputs back meets first.
 
     Raises
     ------
@@ -44,28 +45,51 @@ class LayerGraph:
                         f"the {what} of a functional Model must be symbolic tensors made by Input() and layers, got "
                         f"{type(tensor).__name__}."
                     )
-        self.nodes = self._find_nodes()
         own = [_input_layer(t) for t in self.inputs]
-        self.layers: list[Layer] = list({id(x): x for x in (*own, *(n.operation for n in self.nodes))}.values())
+        self._input_layers = {id(t): layer for t, layer in zip(self.inputs, own, strict=True)}
+        found, met = self._walk()
+        self.nodes = sorted(found, key=lambda node: node.number)
+        far = self._distances(found)
+        unused = [layer for layer in own if layer not in met]
+        self.layers: list[Layer] = sorted(unused + met, key=lambda layer: -far.get(id(layer), 0))
         self.input_names = [layer.name for layer in own]
         self.output_names = _unique([t._keras_history.operation.name for t in self.outputs])
 
-    def _find_nodes(self) -> list[FunctionalNode]:
-        given = {id(t) for t in self.inputs}
-        found: dict[int, FunctionalNode] = {}
-        stack = [t for t in self.outputs if id(t) not in given]
+    def _walk(self) -> tuple[list[FunctionalNode], list[Layer]]:
+        """A walk from the outputs back, in depth: the calls as it leaves them, the layers as it first meets them."""
+        left: list[FunctionalNode] = []
+        entered: set[int] = set()
+        met: dict[int, Layer] = {}
+        stack: list[KerasTensor | FunctionalNode] = [*reversed(self.outputs)]
         while stack:
-            tensor = stack.pop()
-            node = tensor._keras_history
-            if node is None or isinstance(node.operation, InputLayer):
+            place = stack.pop()
+            if isinstance(place, FunctionalNode):
+                left.append(place)
+                continue
+            node = place._keras_history
+            if (layer := self._input_layers.get(id(place))) is not None:
+                met.setdefault(id(layer), layer)
+            elif node is None or isinstance(node.operation, InputLayer):
                 raise ArgumentError(
-                    f"the outputs depend on {tensor.name!r} (shape {tensor.shape}), which is not among the inputs "
+                    f"the outputs depend on {place.name!r} (shape {place.shape}), which is not among the inputs "
                     f"{[t.name for t in self.inputs]}."
                 )
-            if id(node) not in found:
-                found[id(node)] = node
-                stack.extend(t for t in node.inputs if id(t) not in given)
-        return sorted(found.values(), key=lambda node: node.number)
+            elif id(node) not in entered:
+                entered.add(id(node))
+                met.setdefault(id(node.operation), node.operation)
+                stack += [node, *reversed(node.inputs)]
+        return left, list(met.values())
+
+    def _distances(self, found: list[FunctionalNode]) -> dict[int, int]:
+        """By a layer's id, how many calls lie between it and the outputs, on the longest way."""
+        makers = {id(t): node.operation for node in found for t in node.outputs} | self._input_layers
+        far: dict[int, int] = {}
+        for node in reversed(found):
+            next_one = far.setdefault(id(node.operation), 0) + 1
+            for tensor in node.inputs:
+                maker = id(makers[id(tensor)])
+                far[maker] = max(far.get(maker, 0), next_one)
+        return far
 
     def wiring(self) -> dict[str, Any]:
         """What is connected with what, without names: the arguments of each call, with a word for each tensor."""

@@ -20,6 +20,7 @@ from disttensor import dtypes
 from disttensor.context import Shape, Spec
 from disttensor.distributed import background, world
 from disttensor.distributed.communicator import Handle
+from disttensor.distributed.notices import left_open
 from disttensor.distributed.weights import MAX_RUNS, Weights, scale_into
 from disttensor.kernels import copying
 from disttensor.kernels.native import Bound, address_of, sequence
@@ -32,7 +33,8 @@ __all__ = ["MAX_RUNS", "all_reduce", "all_reduce_start", "all_reduce_wait", "lay
 
 _LINE = 64
 
-# By the address of the bucket. A plan's buckets are its own, and it is run by one thread at a time.
+# By the address of the bucket, whose memory the handle keeps. A plan's buckets are its own, and it is run by one thread
+# at a time.
 _under_way: dict[int, Handle] = {}
 _native: weakref.WeakValueDictionary[int, NativeSum] = weakref.WeakValueDictionary()
 
@@ -86,6 +88,8 @@ def _sum(out: np.ndarray, weights: Weights) -> None:
 
 
 def _start(out: np.ndarray, weights: Weights) -> None:
+    if address_of(out) in _under_way:
+        raise left_open()
     _under_way[address_of(out)] = background.start(out, weights)
 
 

@@ -1,4 +1,4 @@
-"""What goes through the MPI library: flat arrays of types that it knows, none longer than it counts."""
+"""What goes through the MPI library: flat arrays of types that it knows."""
 
 from __future__ import annotations
 
@@ -9,15 +9,7 @@ import numpy as np
 from disttensor import dtypes
 from disttensor.distributed.weights import Weights, scale
 
-MOST = 1 << 30
-"""Elements of a message: libraries count them in 32 bits, before MPI 4, and some add up counts."""
-
 HALVES = frozenset((dtypes.to_numpy("float16"), dtypes.to_numpy("bfloat16")))
-
-
-def cut(size: int) -> list[slice]:
-    """The parts of a flat array that go in one message each; an empty array is one message, too."""
-    return [slice(start, start + MOST) for start in range(0, max(size, 1), MOST)]
 
 
 def flat_pair(array: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from disttensor import config, dtypes
-from disttensor.distributed import activity, choice
+from disttensor.distributed import activity, choice, library
 from disttensor.distributed.checks import (
     check_array,
     check_bounds,
@@ -36,10 +36,8 @@ from disttensor.distributed.communicator import Handle
 from disttensor.distributed.environment import Launcher
 from disttensor.distributed.exchange import PIECE
 from disttensor.distributed.messages import (
-    MOST,
     as_numbers,
     as_words,
-    cut,
     flat_pair,
     is_received_in_place,
     land,
@@ -215,10 +213,8 @@ class MPICommunicator:
             return land(receive, target)
         if weights is not None:
             array = weighted(array, target, weights)
-        send, receive = self._reduction_buffers(array, target)
-        for part in cut(receive.size):
-            sent = send if send is self._MPI.IN_PLACE else send[part]
-            self._call("all_reduce", array, self.mpi.Allreduce, sent, receive[part], self._op(array, op))
+        sent, receive = self._reduction_buffers(array, target)
+        self._run("all_reduce", array, library.all_reduce(sent, receive, self._op(array, op)))
         return land(receive, target)
 
     def _prepare(self, array: np.ndarray, op: str) -> None:
@@ -248,9 +244,9 @@ class MPICommunicator:
             return Handle(target, wait, lambda: reducer.test(operation))
         if weights is not None:
             array = weighted(array, target, weights)
-        send, receive = self._reduction_buffers(array, target)
-        request = self._call("all_reduce", array, self.mpi.Iallreduce, send, receive, self._op(array, op))
-        return self._handle("all_reduce", request, receive, target, send)
+        sent, receive = self._reduction_buffers(array, target)
+        calls = library.all_reduce(sent, receive, self._op(array, op))
+        return self._start("all_reduce", array, calls, receive, target, sent)
 
     def _target(self, array: np.ndarray, op: str, out: np.ndarray | None, weights: Weights | None) -> np.ndarray:
         """Check the arguments of an all-reduce; the array that receives its result."""
@@ -316,14 +312,7 @@ class MPICommunicator:
         shape = share_of("reduce_scatter", array, self.rank, self.size)
         target = make_target("reduce_scatter", out, shape, array.dtype, self.rank)
         send, receive = as_numbers(array), space_for(target, as_numbers)
-        if send.size <= MOST:
-            self._call("reduce_scatter", array, self.mpi.Reduce_scatter_block, send, receive, self._op(array, op))
-            return land(receive, target)
-        for owner, share in enumerate(send.reshape(self.size, -1)):
-            for part in cut(share.size):
-                self._call(
-                    "reduce_scatter", array, self.mpi.Reduce, share[part], receive[part], self._op(array, op), owner
-                )
+        self._run("reduce_scatter", array, library.reduce_scatter(send, receive, self._op(array, op)))
         return land(receive, target)
 
     def reduce_scatter_async(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> Handle:
@@ -332,10 +321,8 @@ class MPICommunicator:
         shape = share_of("reduce_scatter", array, self.rank, self.size)
         target = make_target("reduce_scatter", out, shape, array.dtype, self.rank)
         send, receive = as_numbers(array), space_for(target, as_numbers)
-        request = self._call(
-            "reduce_scatter", array, self.mpi.Ireduce_scatter_block, send, receive, self._op(array, op)
-        )
-        return self._handle("reduce_scatter", request, receive, target, send)
+        calls = library.reduce_scatter(send, receive, self._op(array, op))
+        return self._start("reduce_scatter", array, calls, receive, target, send)
 
     def all_gather(self, array: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """See `Communicator.all_gather`."""
@@ -343,14 +330,7 @@ class MPICommunicator:
         target = make_target("all_gather", out, (self.size, *array.shape), array.dtype, self.rank)
         self.require_alike("all_gather", array)
         send, receive = as_words(array), space_for(target, as_words)
-        if receive.size <= MOST:
-            self._call("all_gather", array, self.mpi.Allgather, send, receive)
-            return land(receive, target)
-        for owner, share in enumerate(receive.reshape(self.size, -1)):
-            if owner == self.rank:
-                np.copyto(share, send)
-            for part in cut(share.size):
-                self._call("all_gather", array, self.mpi.Bcast, share[part], owner)
+        self._run("all_gather", array, library.all_gather(send, receive, self.rank))
         return land(receive, target)
 
     def all_gather_async(self, array: np.ndarray, out: np.ndarray | None = None) -> Handle:
@@ -358,26 +338,24 @@ class MPICommunicator:
         check_array("all_gather", array, self.rank)
         target = make_target("all_gather", out, (self.size, *array.shape), array.dtype, self.rank)
         send, receive = as_words(array), space_for(target, as_words)
-        request = self._call("all_gather", array, self.mpi.Iallgather, send, receive)
-        return self._handle("all_gather", request, receive, target, send)
+        return self._start("all_gather", array, library.all_gather(send, receive, self.rank), receive, target, send)
 
     def all_gatherv(self, array: np.ndarray) -> np.ndarray:
         """See `Communicator.all_gatherv`."""
         check_rows("all_gatherv", array, self.rank)
         self.require_alike("all_gatherv", array, array.shape[1:])
-        rows = self.all_gather(np.array(array.shape[0]))
-        target = np.empty((int(rows.sum()), *array.shape[1:]), array.dtype)
+        ends = self.all_gather(np.array(array.shape[0])).cumsum()
+        target = np.empty((int(ends[-1]), *array.shape[1:]), array.dtype)
         send, receive = as_words(array), space_for(target, as_words)
-        counts = rows * (receive.size // max(target.shape[0], 1))
-        self._call("all_gatherv", array, self.mpi.Allgatherv, send, [receive, counts])
+        bounds = [0, *(ends * (receive.size // max(target.shape[0], 1))).tolist()]
+        self._run("all_gatherv", array, library.all_gatherv(send, receive, bounds, self.rank))
         return land(receive, target)
 
     def all_gather_in_place(self, array: np.ndarray, bounds: Sequence[int]) -> np.ndarray:
         """See `Communicator.all_gather_in_place`."""
         words = as_words(check_bounds("all_gather_in_place", array, bounds, self.rank, self.size))
-        starts = np.asarray(bounds) * (words.size // max(array.size, 1))
-        stretches = [words, (np.diff(starts), starts[:-1])]
-        self._call("all_gather", array, self.mpi.Allgatherv, self._MPI.IN_PLACE, stretches)
+        cuts = [bound * (words.size // max(array.size, 1)) for bound in bounds]
+        self._run("all_gather", array, library.all_gatherv(None, words, cuts, self.rank))
         return array
 
     def all_to_all(self, array: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -385,7 +363,7 @@ class MPICommunicator:
         check_items("all_to_all", array, self.rank, self.size)
         target = make_target("all_to_all", out, array.shape, array.dtype, self.rank)
         send, receive = as_words(array), space_for(target, as_words)
-        self._call("all_to_all", array, self.mpi.Alltoall, send, receive)
+        self._run("all_to_all", array, library.all_to_all(send, receive, self.rank, self.size))
         return land(receive, target)
 
     def broadcast(self, array: np.ndarray, root: int = 0) -> np.ndarray:
@@ -395,8 +373,7 @@ class MPICommunicator:
         check_target("broadcast", array, array.shape, array.dtype, self.rank)
         self.require_alike("broadcast", array)
         words = as_words(array)
-        for part in cut(words.size):
-            self._call("broadcast", array, self.mpi.Bcast, words[part], root)
+        self._run("broadcast", array, library.broadcast(words, root))
         return land(words, array)
 
     def broadcast_object(self, value: Any, root: int = 0) -> Any:
@@ -406,17 +383,18 @@ class MPICommunicator:
         # Only the root has a length; the reduction also makes everyone meet, so that none is far ahead of the root.
         length = self.all_reduce(np.array([text.size]))
         received = text.copy() if self.rank == root else np.empty(int(length[0]), np.uint8)
-        self._call("broadcast_object", received, self.mpi.Bcast, received, root)
+        self._run("broadcast_object", received, library.broadcast(received, root))
         return json.loads(received.tobytes())
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """See `Communicator.all_gather_object`."""
         text = np.frombuffer(to_json("all_gather_object", value, self.rank), np.uint8)
-        lengths = np.empty(self.size, np.int64)
-        self._call("all_gather_object", text, self.mpi.Allgather, np.array([text.size]), lengths)
-        received = np.empty(int(lengths.sum()), np.uint8)
-        self._call("all_gather_object", text, self.mpi.Allgatherv, text, [received, lengths])
-        return [json.loads(part.tobytes()) for part in np.split(received, np.cumsum(lengths)[:-1])]
+        ends = np.empty(self.size, np.int64)
+        self._call("all_gather_object", text, self.mpi.Allgather, np.array([text.size]), ends)
+        bounds = [0, *ends.cumsum().tolist()]
+        received = np.empty(bounds[-1], np.uint8)
+        self._run("all_gather_object", text, library.all_gatherv(text, received, bounds, self.rank))
+        return [json.loads(part.tobytes()) for part in np.split(received, bounds[1:-1])]
 
     def barrier(self) -> None:
         """See `Communicator.barrier`."""
@@ -424,7 +402,7 @@ class MPICommunicator:
 
     def barrier_async(self) -> Handle:
         """See `Communicator.barrier_async`."""
-        return self._handle("barrier", self._call("barrier", None, self.mpi.Ibarrier))
+        return self._start("barrier", None, iter([("Barrier",)]))
 
     def split(self, color: int) -> MPICommunicator:
         """See `Communicator.split`."""
@@ -435,32 +413,38 @@ class MPICommunicator:
         # MPI has no sum of booleans; they travel as the bytes 0 and 1, whose maximum is the logical or.
         return self._ops["max" if op == "sum" and array.dtype == np.bool_ else op]
 
-    def _reduction_buffers(self, array: np.ndarray, target: np.ndarray) -> tuple[Any, np.ndarray]:
+    def _reduction_buffers(self, array: np.ndarray, target: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
         send, receive = as_numbers(array), space_for(target, as_numbers)
         if target is not array:
             return (send.copy() if np.may_share_memory(send, receive) else send), receive
-        return (self._MPI.IN_PLACE if is_received_in_place(receive, target) else send), receive
+        return (None if is_received_in_place(receive, target) else send), receive
 
-    def _handle(
+    def _run(self, name: str, array: np.ndarray | None, calls: library.Calls) -> None:
+        """Make the calls of a collective of the MPI library."""
+        self._call(name, array, library.run, self.mpi, calls)
+
+    def _start(
         self,
         name: str,
-        request: Any,
+        array: np.ndarray | None,
+        calls: library.Calls,
         receive: np.ndarray | None = None,
         target: np.ndarray | None = None,
-        send: Any = None,
+        send: np.ndarray | None = None,
     ) -> Handle:
-        """A handle that keeps the buffers alive until MPI is done with them."""
+        """Begin a collective of the MPI library; the handle keeps the buffers alive until MPI is done with them."""
+        requests = self._call(name, array, library.start, self.mpi, calls)
         buffers = [send, receive]
         number, start = self._count, time.monotonic()
 
         def wait() -> None:
-            self._call(name, target, request.Wait, number=number)
+            self._call(name, target, self._MPI.Request.Waitall, requests, number=number)
             if receive is not None and target is not None:
                 land(receive, target)
             activity.communicated(name, start, 0 if target is None else target.nbytes)
             buffers.clear()
 
-        return Handle(target, wait, request.Test)
+        return Handle(target, wait, lambda: bool(self._MPI.Request.Testall(requests)))
 
     def _call(
         self, name: str, array: np.ndarray | None, function: Callable[..., Any], *arguments: Any, number: int = 0

@@ -19,9 +19,8 @@ import numpy as np
 
 from disttensor import dtypes
 from disttensor.distributed.communicator import Handle
-from disttensor.distributed.notices import REAL
+from disttensor.distributed.notices import REAL, left_open
 from disttensor.distributed.shared_reduce import EVERYTHING, Operation, SharedReducer
-from disttensor.errors import DistributedError
 from disttensor.kernels import denormals, meeting, shared_memory
 from disttensor.kernels.native import NativeCall, NativeSequence
 
@@ -91,10 +90,7 @@ class NativeSum:
     def _start(self) -> None:
         block = self._sum
         if block.number > self._reducer.ledger[meeting.COMPLETED]:
-            raise DistributedError(
-                "an error ended a step while its gradients were being summed over the ranks, and this step's would be "
-                "added to them. Compile the model (or trace the function) again, or start from the last checkpoint."
-            )
+            raise left_open()
         self._group.align(self._reducer.entered)
         with denormals.flushed():
             weights = [(count, float(weight)) for count, weight in zip(block.runs, self._weights, strict=True)]

@@ -1,4 +1,4 @@
-"""What ranks of one host tell each other of a sum: its kind, as a number, and its length; the error if they differ."""
+"""What ranks of one host tell each other of a sum: its kind, as a number, and its length; the errors of sums."""
 
 from __future__ import annotations
 
@@ -30,3 +30,11 @@ def _describe(notice: Any) -> str:
     code = notice[0]
     op, dtype = _KINDS[~code if code < 0 else code]  # negative: of a short array where others are long, or reversely
     return f"op={op!r} and {notice[1] // dtypes.itemsize(dtype)} elements of {dtype}"
+
+
+def left_open() -> DistributedError:
+    """The error for a bucket of gradients that is to be summed while an earlier sum of it was never waited for."""
+    return DistributedError(
+        "an error ended a step while its gradients were being summed over the ranks, and this step's would be added to "
+        "them. Compile the model (or trace the function) again, or start from the last checkpoint."
+    )

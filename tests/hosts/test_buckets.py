@@ -50,6 +50,11 @@ def test_buckets_between_hosts(hosts, python, ranks, algorithm):
     assert "every check passed" in output, output
 
 
+def test_interrupted_step(hosts, python):
+    output = run(hosts, python, (1, 1), "interrupted_program.py")
+    assert "every check passed" in output, output
+
+
 @pytest.mark.parametrize(("ranks", "algorithm"), [((2, 2), "mpi"), ((1, 1), "auto")])
 def test_divided_state(hosts, python, ranks, algorithm):
     output = run(hosts, python, ranks, "sharding_program.py", "/nowhere", "messages", algorithm=algorithm)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from disttensor import distributed, dtypes
+from disttensor.distributed import library
 from disttensor.errors import ArgumentError, DTypeError, ShapeError
 
 comm = distributed.communicator()
@@ -170,6 +171,7 @@ def check_errors() -> None:
 
 
 assert int(sys.argv[1]) == P, P
+library.MOST = int(sys.argv[2])
 assert (distributed.rank(), distributed.size(), distributed.is_main()) == (comm.rank, P, comm.rank == 0)
 for name in dtypes.ALL:
     check_reductions(name)

@@ -19,3 +19,12 @@ def test_buckets(mpirun, n, algorithm):
     )
     assert code == 0, output
     assert output == "every check passed\n"
+
+
+@pytest.mark.parametrize("algorithm", ["mpi", "shared"])
+@on_ranks(2, mpich=[2])
+def test_interrupted(mpirun, n, algorithm):
+    """A step whose sums would be added to those that an error left open is refused, by machine code and by Python."""
+    code, output = mpirun(n, HERE / "interrupted_program.py", env={"DISTTENSOR_ALLREDUCE": algorithm})
+    assert code == 0, output
+    assert output == "every check passed\n"

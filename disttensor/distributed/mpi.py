@@ -78,6 +78,9 @@ def connect(launcher: Launcher) -> MPICommunicator:
     # A longer message waits for a word from its receiver, which over TCP stands in line behind all that was sent.
     for limit in ("eager_limit", "rndv_eager_limit", "max_send_size"):
         os.environ.setdefault(f"OMPI_MCA_btl_tcp_{limit}", str(PIECE + 4096))
+    # MPICH's UCX moves one such segment of a message whenever it is looked at, of 8 or 64 KB unless it is told.
+    for direction in ("RX", "TX"):
+        os.environ.setdefault(f"UCX_TCP_{direction}_SEG_SIZE", str(PIECE // 2))
     import mpi4py
 
     mpi4py.rc(initialize=False, finalize=True)

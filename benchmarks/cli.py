@@ -74,6 +74,11 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument(
                 "--threads", nargs="+", type=_positive, help="numbers of threads (default: all cores, and mostly 1)"
             )
+    made["replay"].epilog = (
+        "By turns, on the same batches: an epoch of fit with a callback that sees every batch and reads its loss, "
+        "timed from batch to batch; an epoch with none, timed from look to look (see Pace); and the plan alone, run on "
+        "each batch, with its rows written and its loss read."
+    )
     made["profile"].add_argument("--calls", type=_positive, default=15, help="how many single calls to list")
     made["convolution"].add_argument(
         "--threads", nargs="+", type=_positive, help="numbers of threads (default: 1, and all cores)"

@@ -25,32 +25,36 @@ def run(options: argparse.Namespace) -> None:
                 errors.append(f"{workload}: not measured. {error}")
                 continue
             found.append({"workload": workload, "threads": count, **measured})
-            times = [report.milliseconds(measured[name]) for name in ("step_s", "replay_s", "added_s")]
-            rows.append([workload, str(count), *times, f"{measured['added_share']:.1%}"])
-    header = ["", "threads", "fit ms", "replay ms", "added ms", "added"]
+            row = [workload, str(count), report.milliseconds(measured["replay_s"])]
+            for way in ("seen", "unseen"):
+                row += [report.milliseconds(measured[way]["added_s"]), f"{measured[way]['added_share']:.1%}"]
+            rows.append(row)
+    header = ["", "threads", "replay ms", "fit adds ms, batches seen", "", "fit adds ms, not seen", ""]
     print("\n".join(["", report.table(header, rows), *errors, "", f"load average at the end: {machine.load()}"]))
     if options.json:
         report.write_json(options.json, {"machine": description, "replays": found})
 
 
 def measure(workload: str, threads: int, rounds: int, steps: int | None) -> dict[str, Any]:
-    """Medians over all steps of the step, of the replay in it, and of the difference.
+    """What `fit` adds to replays of the same batches, with a callback that sees every batch, and without.
 
     Returns
     -------
     dict
-        "step_s", "replay_s", "added_s" in seconds, and "added_share", the last divided by the replay.
+        "replay_s", the median time of a replay in seconds; "seen" and "unseen", each with "added_s", by how much more
+        the median step takes, and "added_share", that divided by the replay. Where batches are not seen, a step's time
+        is the mean of its stretch, which holds whatever disturbed some of its steps; medians of replays do not.
     """
-    pairs: list[tuple[float, float]] = []
+    replays: list[float] = []
+    steps_of: dict[str, list[float]] = {"seen": [], "unseen": []}
     with Worker(CONTESTANTS[OURS], "replay", workload, threads, steps) as worker:
         for _ in range(rounds):
             answer = worker.round()
-            pairs += zip(answer["seconds"], answer["replay_seconds"], strict=True)
-    added = statistics.median(step - replay for step, replay in pairs)
-    replay = statistics.median(replay for _, replay in pairs)
-    return {
-        "step_s": statistics.median(step for step, _ in pairs),
-        "replay_s": replay,
-        "added_s": added,
-        "added_share": added / replay,
+            replays += answer["replay_seconds"]
+            steps_of["seen"] += answer["seconds"]
+            steps_of["unseen"] += [step for count, step in answer["stretches"] for _ in range(count)]
+    replay = statistics.median(replays)
+    adds = {way: statistics.median(found) - replay for way, found in steps_of.items()}
+    return {"replay_s": replay} | {
+        way: {"added_s": added, "added_share": added / replay} for way, added in adds.items()
     }

@@ -6,34 +6,67 @@ its kernel calls (`Plan.calls`), each with the node that it computes.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from benchmarks.activities.training import Training
+from benchmarks.activities.training import SKIPPED, Training
+from disttensor.callbacks import Callback
+from disttensor.callbacks.callback import now_and_then
+from disttensor.data import make_adapter
 
 
 class Replay:
-    """Times the replay of the plan inside the steps of `fit`."""
+    """Times steps of `fit`, and the bare replay of the same plan on the same batches, by turns."""
 
     def __init__(self, job: dict[str, Any]):
         self._training = Training(job)
         self.ready = self._training.ready
-        self._seconds: list[float] = []
-        plan = plan_of(self._training.model)
-        plan.replay = timed(plan.replay, self._seconds)
+        self._plan = plan_of(self._training.model)
 
     def round(self) -> dict[str, Any]:
-        """Train for a round.
+        """Train for a round, twice, and replay.
 
         Returns
         -------
         dict
-            "seconds" of each step, and "replay_seconds" of it within the plan.
+            "seconds" of each step where a callback sees every batch; "stretches", where none does: how many steps came
+            before the next look, and the seconds of each of them; "replay_seconds" of each batch, written into the
+            plan's memory, run, and the loss read. The first steps are left out.
         """
-        self._seconds.clear()
         steps = self._training.round()["seconds"]
-        return {"seconds": steps, "replay_seconds": self._seconds[-len(steps) :]}
+        x, y = self._training.data
+        looks = Looks()
+        batch = len(x) // (len(steps) + 1 + SKIPPED)
+        self._training.model.fit(x, y, batch, epochs=1, verbose=0, shuffle=False, callbacks=[looks])
+        replays = []
+        batches = list(make_adapter(x, y, batch_size=batch).epoch(0))
+        end = time.perf_counter()
+        for one in batches:
+            begin = end
+            self._plan.replay(one.write, float)
+            end = time.perf_counter()
+            replays.append(end - begin)
+        return {"seconds": steps, "stretches": looks.stretches(), "replay_seconds": replays[-len(steps) :]}
+
+
+class Looks(Callback):
+    """Notes when training is looked at, and how many steps are done, without asking for it."""
+
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        """Forget the epoch before."""
+        self._notes: list[tuple[int, float]] = []
+
+    @now_and_then
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Note it."""
+        self._notes.append((batch + 1, time.perf_counter()))
+
+    def stretches(self) -> list[tuple[int, float]]:
+        """From look to look the number of steps, and the seconds of each."""
+        pairs = itertools.pairwise(self._notes)
+        return [(done - before, (end - begin) / (done - before)) for (before, begin), (done, end) in pairs]
 
 
 class Profile:

@@ -11,7 +11,7 @@ from typing import Any
 from benchmarks.catalogue import WORKLOADS
 from benchmarks.contestants import CONTESTANTS, Contestant
 
-_SKIPPED = 2
+SKIPPED = 2
 """Steps at the start of a round that do not count: caches hold another process's data."""
 
 
@@ -20,6 +20,11 @@ class Training:
 
     A step's time runs from the end of the step before to its own end, with its loss known as a Python number; so
     fetching the batch counts, and work that a framework put off until later does too.
+
+    Attributes
+    ----------
+    data : tuple
+        What a round trains on, as the session takes it.
     """
 
     def __init__(self, job: dict[str, Any]):
@@ -37,7 +42,7 @@ class Training:
                 f"the workload is defined with {workload.parameters}."
             )
         steps = job["steps"] or workload.steps
-        self._data = self._session.prepare(*workload.data(steps + 1 + _SKIPPED))
+        self.data = self._session.prepare(*workload.data(steps + 1 + SKIPPED))
         self.ready = {
             "import_s": imported - start,
             "first_step_s": first_step - start,
@@ -59,9 +64,9 @@ class Training:
         dict
             "seconds", the time of each step that counts; "loss", the last; "peak_bytes", memory of the process so far.
         """
-        ends, loss = self._session.train(*self._data)
+        ends, loss = self._session.train(*self.data)
         seconds = [end - start for start, end in zip(ends, ends[1:], strict=False)]
-        return {"seconds": seconds[_SKIPPED:], "loss": loss, "peak_bytes": peak_memory()}
+        return {"seconds": seconds[SKIPPED:], "loss": loss, "peak_bytes": peak_memory()}
 
 
 def versions(contestant: Contestant) -> dict[str, str]:

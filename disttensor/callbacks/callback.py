@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from disttensor import distributed
 
 Logs = dict[str, Any] | None
+Hook = TypeVar("Hook", bound=Callable[..., None])
+
+
+def now_and_then(hook: Hook) -> Hook:
+    """Mark a hook of batches that need not be called for each: several may be run before it is, as with
+    ``steps_per_execution``. Where all such hooks say so, small models train without Python between their steps.
+    """
+    hook.now_and_then = True  # type: ignore[attr-defined]
+    return hook
 
 
 class Callback:

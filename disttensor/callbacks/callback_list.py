@@ -78,6 +78,23 @@ class CallbackList:
                 left.remove(found)
                 callback.set_state(found[1])
 
+    @property
+    def see_every_train_batch(self) -> bool:
+        """Whether the hooks of training batches must be called for each."""
+        return self._see_every("train")
+
+    @property
+    def see_every_test_batch(self) -> bool:
+        """Whether those of `evaluate` must."""
+        return self._see_every("test")
+
+    def _see_every(self, kind: str) -> bool:
+        names = [f"on_{kind}_batch_begin", f"on_{kind}_batch_end"]
+        return any(
+            _defines(callback, name) and not hasattr(getattr(callback, name), "now_and_then")
+            for callback in self.callbacks for name in names
+        ) or any(hasattr(type(self), name) for name in names)  # fmt: skip
+
     def __getattr__(self, name: str) -> Callable[..., None]:
         """A hook of all callbacks that define it themselves."""
         if not name.startswith("on_"):

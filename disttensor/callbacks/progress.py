@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from disttensor import distributed
-from disttensor.callbacks.callback import ERASE_LINE, Callback, Logs, can_draw, print_on_main
+from disttensor.callbacks.callback import ERASE_LINE, Callback, Logs, can_draw, now_and_then, print_on_main
 
 _SECONDS_BETWEEN_DRAWINGS = 0.1
 
@@ -44,6 +44,7 @@ class ProgbarLogger(Callback):
         """Start a bar."""
         self._begin(f"Epoch {epoch + 1}/{self.params['epochs']}")
 
+    @now_and_then
     def on_train_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Move it on."""
         self._step(batch, logs)
@@ -57,6 +58,7 @@ class ProgbarLogger(Callback):
         if not self._fitting:
             self._begin("Evaluation")
 
+    @now_and_then
     def on_test_batch_end(self, batch: int, logs: Logs = None) -> None:
         """Move it on."""
         if not self._fitting:

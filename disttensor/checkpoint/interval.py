@@ -89,6 +89,12 @@ class SaveInterval:
             return steps - self._last_steps >= self._save_freq
         return self._clock() - self._last >= self.seconds
 
+    def steps_left(self, steps: int) -> int | None:
+        """How many steps come before the next save, not counting one that is due; None if it is not by steps."""
+        if not isinstance(self._save_freq, int):
+            return None
+        return self._save_freq if self.is_due(steps, False) else self._save_freq - (steps - self._last_steps)
+
     @property
     def seconds(self) -> float:
         """With "auto" or a time: the seconds between saves at present."""

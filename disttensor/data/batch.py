@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from disttensor import config, tree
 from disttensor.errors import DataError
+
+if TYPE_CHECKING:
+    from disttensor.data.stored import Feed
 
 
 @dataclass(slots=True)
@@ -47,6 +51,18 @@ class Batch:
         for target, array in zip(memory, arrays, strict=False):
             np.copyto(target, array, casting="no")
         self._write_share(memory, len(arrays))
+
+    def feed(self, memory: Sequence[np.ndarray], counter: ctypes.c_int64) -> Feed | None:
+        """What writes batches alike this one into arrays by machine code, if it can.
+
+        Parameters
+        ----------
+        memory : sequence of arrays
+            See `write`.
+        counter : ctypes.c_int64
+            Grows by 1 with each batch.
+        """
+        return None
 
     def _write_share(self, memory: Sequence[np.ndarray], arrays: int) -> None:
         if len(memory) > arrays:

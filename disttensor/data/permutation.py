@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from disttensor.kernels.permutation import permute
+
 _ROUNDS = 12
 _MIN_BITS = 6
 """Smaller networks reach some permutations of few numbers more often than others."""
@@ -30,7 +32,7 @@ class Permutation:
     References
     ----------
     J. Black, P. Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002.
-    C. Wellons, "Prospecting for Hash Functions", 2018: the mixing function F.
+    C. Wellons, "Prospecting for Hash Functions", 2018: the mixing function F (`disttensor.kernels.permutation`).
 
     Examples
     --------
@@ -40,11 +42,8 @@ class Permutation:
     """
 
     def __init__(self, n: int, seed: int, epoch: int = 0):
-        bits = max(_MIN_BITS, (n - 1).bit_length())
         self._n = n
-        self._low_bits = np.uint64((bits + 1) // 2)
-        self._low_mask = np.uint32((1 << ((bits + 1) // 2)) - 1)
-        self._high_mask = np.uint32((1 << (bits // 2)) - 1)
+        self._bits = max(_MIN_BITS, (n - 1).bit_length())
         self._keys = np.random.SeedSequence([seed, epoch]).generate_state(_ROUNDS, np.uint32)
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
@@ -59,28 +58,6 @@ class Permutation:
         -------
         int64 array, shape (k,)
         """
-        rows = self._encrypt(positions.astype(np.uint64))
-        outside = np.flatnonzero(rows >= self._n)
-        while outside.size:
-            rows[outside] = self._encrypt(rows[outside])
-            outside = outside[rows[outside] >= self._n]
-        return rows.astype(np.int64)
-
-    def _encrypt(self, numbers: np.ndarray) -> np.ndarray:
-        low = numbers.astype(np.uint32) & self._low_mask
-        high = (numbers >> self._low_bits).astype(np.uint32)
-        for even, odd in self._keys.reshape(-1, 2):
-            high ^= _mix(low, even) & self._high_mask
-            low ^= _mix(high, odd) & self._low_mask
-        return (high.astype(np.uint64) << self._low_bits) | low
-
-
-def _mix(x: np.ndarray, key: np.uint32) -> np.ndarray:
-    """A hash of 32-bit numbers whose output bits each depend on all bits of the number and the key."""
-    h = x + key
-    h ^= h >> np.uint32(16)
-    h *= np.uint32(0x7FEB352D)
-    h ^= h >> np.uint32(15)
-    h *= np.uint32(0x846CA68B)
-    h ^= h >> np.uint32(16)
-    return h
+        rows = np.empty(len(positions), np.int64)
+        permute(rows, np.ascontiguousarray(positions, np.int64), self._keys, self._bits, self._n)
+        return rows

@@ -49,8 +49,8 @@ observer: Observer | None = None
 is_observed = ctypes.c_int64(0)
 """Whether there is an observer, for machine code: it leaves collectives to Python then."""
 
-step = 0
-"""Which step of training this process is at, counted from 1 over all epochs of a `fit`; 0 outside."""
+steps = ctypes.c_int64(0)
+"""Which step of training this process is at, counted from 1 over all epochs; machine code counts, too."""
 
 _blocked: dict[int, Collective] = {}
 _entered: dict[str, tuple[int, str]] = {}  # for each group, the last collective: its number and name
@@ -165,7 +165,7 @@ def doing() -> str:
     """In words, for people: the part of training that this process is at."""
     if _part == ENDED:
         return _part
-    return "not in fit()" if _part == OTHER else f"{_part}, step {step}"
+    return "not in fit()" if _part == OTHER else f"{_part}, step {steps.value}"
 
 
 class Spent(NamedTuple):
@@ -187,4 +187,4 @@ def snapshot() -> dict[str, Any]:
     """All of it in terms of what JSON knows, for other ranks to read."""
     now = time.monotonic()
     blocked = [{**c._asdict(), "seconds": now - c.since} for c in waiting()]
-    return {"doing": doing(), "step": step, "waiting": blocked, "entered": entered()}
+    return {"doing": doing(), "step": steps.value, "waiting": blocked, "entered": entered()}

@@ -132,6 +132,10 @@ class ReplicaCheck:
         """Whether it is time after so many steps; the same on all ranks, if they ask after the same steps."""
         return bool(self._interval) and step >= self._next
 
+    def steps_left(self, step: int) -> int | None:
+        """How many steps come before the next check, not counting one that is due; None if there is none."""
+        return (self._interval if self.is_due(step) else self._next - step) if self._interval else None
+
     def message(self, step: int) -> np.ndarray:
         """`DIGEST_BYTES` bytes to combine over ranks by "max": of the variables if it is time after so many steps.
 

@@ -69,8 +69,8 @@ def _message(guilty: Sequence[str], ranks: Sequence[int], total: int) -> str:
     if world.size() > 1:
         where = f" on {'rank' if len(ranks) == 1 else 'ranks'} {', '.join(map(str, ranks))}"
     return (
-        f"step {activity.step}: the gradient {which} is not finite{where}; no weight was changed. Lower the learning "
-        "rate, clip gradients, or look for bad data."
+        f"step {activity.steps.value}: the gradient {which} is not finite{where}; no weight was changed. Lower the "
+        "learning rate, clip gradients, or look for bad data."
     )
 
 

@@ -30,8 +30,9 @@ from disttensor.distributed.communicator import Communicator
 from disttensor.distributed.summation_tree import SumOverRanks, are_siblings
 from disttensor.errors import ShapeError, TracingError
 from disttensor.graph import Graph, Node, Plan, Value, trace
-from disttensor.graph.function import Call, Read, Write, assembler
+from disttensor.graph.function import Call, assembler
 from disttensor.graph.passes import optimize
+from disttensor.graph.plan import Fetch, Read, Write
 from disttensor.graph.tracing import Traced
 from disttensor.kernels import denormals
 from disttensor.ops.arithmetic import add, equal, multiply, select
@@ -281,6 +282,9 @@ class DividedCall:
         with self._lock:
             write(self._inputs)
             return self._assemble([read(array) for array in self._run(self._inputs[: len(self._sharded)])])
+
+    def repeats(self, fetch: Fetch) -> None:
+        """See `Concrete.repeats`: shards are added up by Python."""
 
     def _run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         results: dict[int, list[np.ndarray]] = {i: [] for numbers in self._row_outputs for i in numbers}

@@ -18,12 +18,9 @@ from disttensor.context import Shard, Spec
 from disttensor.errors import ArgumentError, RetracingWarning
 from disttensor.graph.graph import Graph
 from disttensor.graph.passes import optimize
-from disttensor.graph.plan import Plan
+from disttensor.graph.plan import Fetch, Plan, Read, Write
 from disttensor.graph.tracing import InputSpec, Output, trace
 from disttensor.tensor import Tensor, Variable, convert_to_tensor
-
-Write = Callable[[Sequence[np.ndarray]], None]
-Read = Callable[[np.ndarray], Any]
 
 CACHE_SIZE = 64
 """How many signatures one function keeps plans for; the one used longest ago goes first."""
@@ -125,12 +122,17 @@ class Concrete(Protocol):
     graph: Graph
     plan: Plan
 
-    @property
-    def repeat(self) -> Callable[[Write, Read], Any] | None:
-        """A call again with other numbers in its tensors; None if it cannot be done so directly.
+    def repeat(self, write: Write, read: Read) -> Any:
+        """A call again with other numbers in its tensors.
 
         It takes what `Plan.replay` does: the inputs are the tensors, behind them the total and the offset (0-d, int64)
         of each shard that they belong to. It gives what was read of each tensor in its place.
+        """
+
+    def repeats(self, fetch: Fetch) -> Callable[[int, Read], Any] | None:
+        """A function that does so several times in a row, without Python between, as `Plan.repeats`; None if none can.
+
+        It gives what `repeat` does of the last call.
         """
 
     def is_valid(self) -> bool:
@@ -146,6 +148,7 @@ class _Whole:
     def __init__(self, function: Callable[..., Any], call: Call):
         traced = trace(function, call.specification(), [s.local for s in call.shards], call.ambient)
         self.is_valid = traced.is_valid
+        self._assumes = bool(traced.assumptions)
         self.graph = optimize(traced.graph)
         self.plan = Plan(self.graph)
         self._kept = call.kept
@@ -159,6 +162,14 @@ class _Whole:
 
     def repeat(self, write: Write, read: Read) -> Any:
         return self._assemble(self.plan.replay(write, read))
+
+    def repeats(self, fetch: Fetch) -> Callable[[int, Read], Any] | None:
+        # What the trace assumes may change from call to call.
+        found = None if self._assumes else self.plan.repeats(fetch)
+        if found is None:
+            return None
+        assemble = self._assemble
+        return lambda times, read: assemble(found(times, read))
 
 
 def assembler(structure: Any) -> Callable[[list[Any]], Any]:
@@ -241,13 +252,16 @@ class Function:
         Parameters
         ----------
         concrete : Concrete
-            What was `concrete_of_last_call` then, with a `repeat` and still valid.
+            What was `concrete_of_last_call` then, still valid.
         write, read : callable
             See `Concrete.repeat`.
         """
-        assert concrete.repeat is not None
-        self._recent.append(False)
+        self.note_repeat()
         return concrete.repeat(write, read)
+
+    def note_repeat(self) -> None:
+        """There were calls as ones before, which something else made."""
+        self._recent.append(False)
 
     def graph(self, *args: Any, **kwargs: Any) -> Graph:
         """The optimised graph for these arguments."""

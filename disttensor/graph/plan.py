@@ -24,12 +24,15 @@ from disttensor.graph.graph import Graph, Node, Value
 from disttensor.graph.memory import Lifetime, place
 from disttensor.graph.memory_report import Buffer, Memory, most_alive
 from disttensor.graph.passes.fusion import fused
-from disttensor.kernels import blas, denormals
+from disttensor.kernels import blas, copying, denormals
 from disttensor.kernels.chain import chained
-from disttensor.kernels.native import Bound, NativeSequence, segments
+from disttensor.kernels.native import Bound, NativeSequence, segments, sequence
 from disttensor.tensor import Variable, aligned_empty
 
 Key = tuple[int, int]
+Write = Callable[[Sequence[np.ndarray]], None]
+Read = Callable[[np.ndarray], Any]
+Fetch = Callable[[Sequence[np.ndarray]], Sequence[Bound] | None]
 
 
 def _key(value: Value) -> Key:
@@ -130,25 +133,15 @@ class Plan:
 
         return self.replay(write, np.ndarray.copy)
 
-    def replay(self, write: Callable[[Sequence[np.ndarray]], None], read: Callable[[np.ndarray], Any]) -> list[Any]:
+    def replay(self, write: Write, read: Read) -> list[Any]:
         """Run once, on inputs that are written straight into the plan's memory.
 
-        Parameters
-        ----------
-        write : callable
-            Fills arrays of the shapes and dtypes of `graph.inputs`, which are the plan's own.
-        read : callable
-            What is returned of each output; the array that it is given is the plan's own, too.
+        `write` fills arrays of the shapes and dtypes of `graph.inputs`, which are the plan's own. What `read` makes of
+        each output is returned; the array that it is given is the plan's own, too.
         """
         with self._lock:
             write(self._inputs)
-            if self._is_native:
-                for call in self._program:
-                    call()
-            else:
-                with blas.single_threaded(), denormals.flushed(), np.errstate(all="ignore"):
-                    for call in self._program:
-                        call()
+            self._run()
             outputs = [read(array) for array in self._outputs]
             if self._commits:
                 staged = [a.copy() for a in self._staged]
@@ -157,6 +150,48 @@ class Plan:
             for variable in self._updated:
                 variable.touch()
         return outputs
+
+    def _run(self) -> None:
+        if self._is_native:
+            for call in self._program:
+                call()
+        else:
+            with blas.single_threaded(), denormals.flushed(), np.errstate(all="ignore"):
+                for call in self._program:
+                    call()
+
+    def repeats(self, fetch: Fetch) -> Callable[[int, Read], list[Any]] | None:
+        """A function that runs the plan several times in a row by machine code alone; None if that cannot be.
+
+        `fetch` gives, for the plan's own input arrays, native calls that write the inputs of the next run, or None.
+        The function's parameters are how many times, and `read`; it returns what `replay` does of the last run.
+        """
+        if (calls := fetch(self._inputs)) is None:
+            return None
+        for memory, _, stage in self._commits:
+            if stage is not None or any(np.may_share_memory(memory, output) for output in self._outputs):
+                return None  # it must be read before it is overwritten
+        program = self._program
+        write, commit = sequence(calls), sequence([copying.bind(memory, array) for memory, array, _ in self._commits])
+        whole = sequence([write, *program, commit])
+        if not isinstance(whole, NativeSequence):
+            return None
+
+        def repeat(times: int, read: Read) -> list[Any]:
+            with self._lock:
+                try:
+                    if self._program is program:
+                        whole(times)
+                    for _ in range(0 if self._program is program else times):  # `calls` are others now
+                        write()
+                        self._run()
+                        commit()
+                finally:  # an error may come of a run behind others
+                    for variable in self._updated:
+                        variable.touch()
+                return [read(array) for array in self._outputs]
+
+        return repeat
 
     def source(self, call: int | None = None) -> str:
         """The source of the kernels in machine code, as LLVM IR: each once, below the calls that run it.

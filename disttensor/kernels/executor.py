@@ -1,9 +1,9 @@
 """The executor: runs a list of native calls by one call of machine code, without the GIL.
 
 A program is an array of instructions, each of four words: the kernel's address, that of its block of arguments, the
-extent of its work, and its grain (see `disttensor.kernels.native`). The executor walks it. It computes without
-denormals, and leaves the floating-point state of the calling thread as it was. An instruction may give up, so that
-Python does its work instead; then the executor returns, and is called again for what comes behind it.
+extent of its work, and its grain (see `disttensor.kernels.native`). The executor walks it, once or several times in a
+row. It computes without denormals, and leaves the floating-point state of the calling thread as it was. An instruction
+may give up, so that Python does its work instead; then the executor returns, and is called again for what comes behind.
 
 Threads live here and nowhere else. Helpers are parked in machine code. An instruction that may be split is opened to
 them: whoever comes takes parts until none is left, half of an equal share at a time, but at least one grain. The
@@ -32,7 +32,7 @@ import numpy as np
 from disttensor import config
 from disttensor.kernels import machine
 
-_RUN = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
+_RUN = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p)
 _HELP = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 _SYSTEM_CALL_FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine()) if sys.platform == "linux" else None
@@ -43,8 +43,8 @@ RESUMABLE = -1
 """Instead of a grain: the instruction may give up, and says so by its first argument, which is then not 0."""
 
 
-def execute(program: int, count: int, parallel: bool) -> int:
-    """Run a program.
+def execute(program: int, count: int, parallel: bool, times: int = 1) -> int:
+    """Run a program, perhaps several times in a row.
 
     Parameters
     ----------
@@ -53,17 +53,18 @@ def execute(program: int, count: int, parallel: bool) -> int:
     count : int
     parallel : bool
         Whether some instruction has a grain.
+    times : int, default 1
 
     Returns
     -------
     int
-        How many instructions were done: `count`, unless one of `RESUMABLE` grain gave up.
+        How many instructions were done: `count` · `times`, unless one of `RESUMABLE` grain gave up.
     """
     threads = config.threads() if parallel else 1
     if threads > 1 and _SYSTEM_CALL_FUTEX is not None:
-        done: int = _functions()[0](program, count, threads, _pool().address_for(threads))
+        done: int = _functions()[0](program, count, times, threads, _pool().address_for(threads))
     else:
-        done = _functions()[0](program, count, 1, None)
+        done = _functions()[0](program, count, times, 1, None)
     return done
 
 
@@ -189,14 +190,16 @@ _LOAD_SPLIT = """%extent.at = getelementptr %instruction, ptr %at, i64 0, i32 2
 _EXECUTOR = """
 %instruction = type { ptr, ptr, i64, i64 } ; kernel, arguments, extent, grain
 
-define i64 @run(ptr %program, i64 %count, i64 %threads, ptr %pool) {
+define i64 @run(ptr %program, i64 %count, i64 %times, i64 %threads, ptr %pool) {
 entry:
   %state = call i64 @flush()
   %several = icmp sgt i64 %threads, 1
-  %some = icmp sgt i64 %count, 0
+  %total = mul i64 %count, %times
+  %some = icmp sgt i64 %total, 0
   br i1 %some, label %each, label %end
 each:
-  %i = phi i64 [0, %entry], [%next, %done]
+  %i = phi i64 [0, %entry], [%following, %done]
+  %ran.before = phi i64 [0, %entry], [%ran.now, %done]
   %at = getelementptr %instruction, ptr %program, i64 %i
   LOAD_SPLIT
   %twice = mul i64 %grain, 2
@@ -222,10 +225,13 @@ ask:
   br i1 %gave.up, label %end, label %done
 done:
   %next = add i64 %i, 1
-  %more = icmp slt i64 %next, %count
+  %ran.now = add i64 %ran.before, 1
+  %within = icmp slt i64 %next, %count
+  %following = select i1 %within, i64 %next, i64 0
+  %more = icmp slt i64 %ran.now, %total
   br i1 %more, label %each, label %end
 end:
-  %ran = phi i64 [0, %entry], [%i, %ask], [%next, %done]
+  %ran = phi i64 [0, %entry], [%ran.before, %ask], [%ran.now, %done]
   call void @restore(i64 %state)
   ret i64 %ran
 }

@@ -156,16 +156,20 @@ class NativeSequence:
         self._address = ctypes.addressof(self._program)
         self._parallel = any(call.grain for call in self._calls)
 
-    def __call__(self) -> None:
-        """Run all."""
-        count = len(self._calls)
-        done = executor.execute(self._address, count, self._parallel)
-        while done < count:
-            otherwise = self._calls[done].otherwise
-            assert otherwise is not None
-            otherwise()
-            done += 1
-            done += executor.execute(self._address + done * _INSTRUCTION_BYTES, count - done, self._parallel)
+    def __call__(self, times: int = 1) -> None:
+        """Run all, so many times in a row."""
+        count, done = len(self._calls), 0
+        while (left := count * times - done) > 0:
+            first = done % count
+            expected = count - first if first else left  # what an instruction that gave up began is ended by itself
+            begin = self._address + first * _INSTRUCTION_BYTES
+            ran = executor.execute(begin, count - first, self._parallel, expected // (count - first))
+            done += ran
+            if ran < expected:
+                otherwise = self._calls[done % count].otherwise
+                assert otherwise is not None
+                otherwise()
+                done += 1
 
     def __iter__(self) -> Iterator[NativeCall]:
         """The native calls in order."""

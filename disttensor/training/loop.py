@@ -22,7 +22,9 @@ from disttensor.errors import ArgumentError, DataError, NonFiniteError
 from disttensor.random import global_seed
 from disttensor.training import fingerprint
 from disttensor.training.gather import in_batch_order
+from disttensor.training.pace import Pace
 from disttensor.training.recovery import Recovery, Start
+from disttensor.training.step import Step
 
 Logs = dict[str, Any]
 
@@ -35,7 +37,7 @@ class Loops:
     optimizer: Any = None
     stop_training = False
     steps_per_execution = 1
-    _step: Callable[[str], Callable[[Batch], Any]]
+    _step: Callable[..., Step]
     _prepare: Callable[[str, Batch], None]
     reset_metrics: Callable[[], None]
 
@@ -154,29 +156,29 @@ class Loops:
         validate: Callable[[int], Logs],
     ) -> Logs:
         """The epochs, from a start on; returns the last logs."""
-        step = self._step("train")
+        step, pace = self._step("train", activity.steps), Pace(self.steps_per_execution)
+        alone = not watchers.see_every_train_batch
         prepared, logs = start.prepared, start.logs
-        activity.step = recovery.steps_done()
+        activity.steps.value = recovery.steps_done()
         for epoch in range(start.epoch, start.epoch if start.finished else epochs):
             if not start.begun:
                 self.reset_metrics()
                 watchers.on_epoch_begin(epoch)
                 logs = {}
             batches = adapter.epoch(epoch) if start.batches is None else start.batches
-            for number, batch, execution in _executions(batches, self.steps_per_execution, start.batch):
+            number = start.batch
+            for batch, execution in _executions(batches, pace):
                 if not prepared:
                     self._prepare("train", batch)
                     prepared = True
                 activity.enter(activity.IN_CALLBACKS)
                 watchers.on_train_batch_begin(number)
                 activity.enter(activity.COMPUTING)
-                for one in execution:
-                    activity.step += 1
-                    logs = step(one)
-                    number += 1
+                logs, done = step.run(execution)
+                number += done
                 activity.enter(activity.IN_CALLBACKS)
                 watchers.on_train_batch_end(number - 1, logs)
-                if recovery.after_step(epoch, number, logs):
+                if recovery.after_steps(epoch, number, logs, pace, done if alone and step.is_native else 0):
                     break
             else:
                 if not logs:
@@ -185,7 +187,7 @@ class Loops:
             activity.enter(activity.IN_CALLBACKS)
             watchers.on_epoch_end(epoch, logs)
             start = Start(epoch + 1)
-            if recovery.after_step(epoch + 1, 0, logs):
+            if recovery.after_steps(epoch + 1, 0, logs, pace):
                 break
         return logs
 
@@ -223,18 +225,20 @@ class Loops:
         adapter = self._adapter(x, y, sample_weight, batch_size, steps=steps)
         fingerprint.require_same_data("the data of evaluate()", adapter)
         watchers = CallbackList.make(callbacks, model=self, verbose=verbose, epochs=1, steps=adapter.num_batches)
-        step = self._step("test")
+        step, alone = self._step("test"), not watchers.see_every_test_batch
         logs: Logs = {}
         self.reset_metrics()
         watchers.on_test_begin()
-        for number, batch, execution in _executions(adapter.epoch(0), self.steps_per_execution):
+        number, pace = 0, Pace(self.steps_per_execution)
+        for batch, execution in _executions(adapter.epoch(0), pace):
             if number == 0 and watchers is not callbacks:  # within fit, the ranks have equal weights already
                 self._prepare("test", batch)
             watchers.on_test_batch_begin(number)
-            for one in execution:
-                logs = step(one)
-                number += 1
+            logs, done = step.run(execution)
+            number += done
             watchers.on_test_batch_end(number - 1, logs)
+            if alone and step.is_native:
+                pace.agree(pace.wish(done))
         watchers.on_test_end(logs)
         if return_dict:
             return logs
@@ -259,10 +263,10 @@ class Loops:
         outputs: list[Any] = []
         totals: list[int] = []
         watchers.on_predict_begin()
-        for number, batch, execution in _executions(adapter.epoch(0), self.steps_per_execution):
-            if number == 0:
+        for batch, execution in _executions(adapter.epoch(0), Pace(self.steps_per_execution)):
+            if not outputs:
                 self._prepare("predict", batch)
-            watchers.on_predict_batch_begin(number)
+            watchers.on_predict_batch_begin(len(outputs))
             done = len(outputs)
             for b in execution:
                 outputs.append(tree.map_structure(lambda t: t.array, step(b)))
@@ -322,16 +326,14 @@ class Loops:
             raise ArgumentError(f"call compile() before {method}().")
 
 
-def _executions(
-    batches: Iterable[Batch], steps: int, first_number: int = 0
-) -> Iterator[tuple[int, Batch, Iterable[Batch]]]:
-    """Group batches by `steps`, the last group perhaps shorter.
+def _executions(batches: Iterable[Batch], pace: Pace) -> Iterator[tuple[Batch, Iterable[Batch]]]:
+    """Group batches by `pace.steps`, the last group perhaps shorter.
 
     Yields
     ------
     tuple
-        The number and the value of a group's first batch, and an iterator over all its batches, which must be used up.
-        Later ones are asked for one by one, so that whatever goes wrong there happens after the steps before.
+        A group's first batch, and all its batches, which must be used up. Later ones are asked for one by one, so that
+        whatever goes wrong there happens after the steps before.
     """
     source = iter(batches)
 
@@ -341,12 +343,13 @@ def _executions(
         activity.enter(former)
         return batch
 
-    number = first_number
     try:
         while (first := read()) is not None:
-            others = itertools.islice(iter(read, None), steps - 1)
-            yield number, first, (first,) if steps == 1 else itertools.chain((first,), others)
-            number += steps
+            pace.begin()
+            if pace.steps == 1:
+                yield first, (first,)
+            else:
+                yield first, itertools.chain((first,), itertools.islice(iter(read, None), pace.steps - 1))
     finally:
         if hasattr(source, "close"):
             source.close()  # ends the threads that read ahead

@@ -32,9 +32,11 @@ from disttensor.errors import ArgumentError
 from disttensor.graph.function import Function
 from disttensor.saving.weights import named_variables
 from disttensor.tensor import Variable
+from disttensor.training.pace import LARGEST, Pace
 from launch.exit_codes import INTERRUPTED, REQUEUE
 
 _INTERRUPT, _LEAVE = 1, 2
+_HIGHEST = 255
 _SIGNALS = {signal.SIGINT: _INTERRUPT, signal.SIGTERM: _LEAVE, signal.SIGUSR1: _LEAVE}
 _MARGIN = 30.0
 """Seconds before a Slurm time limit, beside three times what a save took, at which training ends."""
@@ -189,8 +191,15 @@ class Recovery:
 
     # --- after each step
 
-    def after_step(self, epoch: int, batch: int, logs: dict[str, Any]) -> bool:
+    def after_steps(self, epoch: int, batch: int, logs: dict[str, Any], pace: Pace, done: int = 0) -> bool:
         """What all ranks do when `batch` batches of an epoch are done: compare weights, move a save on, save, leave.
+
+        They also agree how many batches come before the next time.
+
+        Parameters
+        ----------
+        done : int
+            How many batches were run just now, if the pace may change by that; else 0.
 
         Returns
         -------
@@ -207,15 +216,18 @@ class Recovery:
             On all ranks, after a checkpoint, if a signal came to any of them.
         """
         model, backup = self._model, self._backup
+        exponent = min(pace.wish(done), self._steps_left().bit_length() - 1) if done else 0
         if self._is_alone:
+            pace.agree(exponent)
             return bool(model.stop_training)
         busy, failed = backup.manager.progress() if backup is not None else (False, False)
         saving = backup is not None and backup.manager.is_saving
         due = distributed.is_main() and self._is_due(batch == 0)
-        wishes = np.array([model.stop_training, self._asked, due, busy, failed], np.uint8)
+        wishes = np.array([model.stop_training, self._asked, due, busy, failed, _HIGHEST - exponent], np.uint8)
         if distributed.size() > 1:
             wishes = self._combine(wishes)
-        stop, asked, due, busy, failed = wishes.tolist()
+        stop, asked, due, busy, failed, hurry = wishes.tolist()
+        pace.agree(_HIGHEST - hurry)
         model.stop_training = bool(stop)
         if backup is None:
             return model.stop_training
@@ -231,6 +243,13 @@ class Recovery:
             self._leave(asked)
         return model.stop_training
 
+    def _steps_left(self) -> int:
+        """How many steps may come before weights are compared or saved because there were so many."""
+        step = activity.steps.value
+        by_check = self._check and self._check.steps_left(step)
+        by_interval = self._backup and self._interval.steps_left(step)
+        return min(by_check or LARGEST, by_interval or LARGEST)
+
     def _combine(self, wishes: np.ndarray) -> np.ndarray:
         """The largest wishes of all ranks; the same message tells whether their weights are equal."""
         if self._check is None:
@@ -238,11 +257,12 @@ class Recovery:
             variables = [*model.trainable_weights, *model.optimizer.replicated_variables]
             # Parts of divided weights differ between ranks that have other parts.
             self._check = ReplicaCheck([v for v in variables if v.partition is None])
-        if not self._check.is_due(activity.step):
+        step = activity.steps.value
+        if not self._check.is_due(step):
             return distributed.communicator().all_reduce(wishes, "max")
-        digest = self._check.message(activity.step)
+        digest = self._check.message(step)
         combined = distributed.communicator().all_reduce(np.concatenate([wishes, digest]), "max")
-        self._check.look_at(combined[-DIGEST_BYTES:], activity.step)
+        self._check.look_at(combined[-DIGEST_BYTES:], step)
         return combined[:-DIGEST_BYTES]
 
     def steps_done(self) -> int:

@@ -1,17 +1,26 @@
-"""`Step`: what the loops call for each batch."""
+"""`Step`: what the loops call for batches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import ctypes
+import itertools
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 from disttensor import context
 from disttensor.data import Batch
 from disttensor.data.loader import as_tensors, shard_of
+from disttensor.data.stored import Feed
 from disttensor.graph.function import Concrete, Function
+from disttensor.kernels.native import Bound
 from disttensor.tensor import Tensor
 
 Logs = dict[str, Any]
+
+_alike = operator.attrgetter("alike")
 
 
 class Step:
@@ -19,7 +28,8 @@ class Step:
 
     In training nearly every batch is alike the one before (`Batch.alike`): then the plan of the step before is run
     again at once, on inputs that the batch writes into the plan's memory. To make arrays and tensors of them, and from
-    these the key by which the function finds its plan, would take a tenth of the step of a small model.
+    these the key by which the function finds its plan, would take a tenth of the step of a small model. If the batches
+    are rows of arrays in memory and the plan is native, any number of steps is one call of machine code.
 
     Parameters
     ----------
@@ -27,19 +37,57 @@ class Step:
         The traced `Function`, or the method itself if steps run eagerly.
     gives_logs : bool
         Whether results are metrics by name, wanted as numbers, instead of tensors.
+    counter : ctypes.c_int64, optional
+        Grows by 1 when a step begins.
     """
 
-    def __init__(self, run: Callable[..., Any], gives_logs: bool):
+    def __init__(self, run: Callable[..., Any], gives_logs: bool, counter: ctypes.c_int64 | None = None):
         self._run = run
         self._gives_logs = gives_logs
+        self._counter = ctypes.c_int64(0) if counter is None else counter
         self._repeated: Concrete | None = None
         self._alike: object = None
+        self._feed: Feed | None = None
+        self._repeats: Callable[[int, Callable[[np.ndarray], Any]], Any] | None = None
+
+    @property
+    def is_native(self) -> bool:
+        """Whether steps on batches alike the last one are machine code and nothing else."""
+        return self._repeats is not None
+
+    def run(self, batches: Iterable[Batch]) -> tuple[Any, int]:
+        """The result for the last of some batches, and how many there were.
+
+        A batch is asked for when the one before is done; but rows of arrays in memory may be asked for at once.
+        """
+        if type(batches) is tuple:
+            (batch,) = batches
+            return self(batch), 1
+        result, count = None, 0
+        for _, group in itertools.groupby(batches, _alike):
+            result, done = self._run_alike(group)
+            count += done
+        return result, count
+
+    def _run_alike(self, batches: Iterator[Batch]) -> tuple[Any, int]:
+        result, count = None, 0
+        for batch in batches:
+            if self._repeats is not None and self._can_repeat(batch.alike):
+                rest = [batch, *batches]
+                return self._repeat(rest), count + len(rest)
+            result = self(batch)
+            count += 1
+        return result, count
 
     def __call__(self, batch: Batch) -> Any:
         """The result for a batch."""
-        if (again := self._repeated) is not None and batch.alike is self._alike and again.is_valid():
-            return self._run.repeat(again, batch.write, float)  # type: ignore[attr-defined]
-        self._repeated = None
+        if self._can_repeat(batch.alike):
+            if self._repeats is not None:
+                return self._repeat((batch,))
+            self._counter.value += 1
+            return self._run.repeat(self._repeated, batch.write, float)  # type: ignore[attr-defined]
+        self._repeated = self._repeats = self._feed = None
+        self._counter.value += 1
         state = context.state
         saved, state.shard = state.shard, shard_of(batch)
         try:
@@ -52,8 +100,23 @@ class Step:
             self._remember(result, batch)
         return {name: float(value) for name, value in result.items()}
 
+    def _can_repeat(self, alike: object) -> bool:
+        return (again := self._repeated) is not None and alike is self._alike and again.is_valid()
+
+    def _repeat(self, batches: Sequence[Any]) -> Any:
+        self._feed.begin(batches)  # type: ignore[union-attr]
+        self._run.note_repeat()  # type: ignore[attr-defined]
+        return self._repeats(len(batches), float)  # type: ignore[misc]
+
     def _remember(self, result: Logs, batch: Batch) -> None:
         concrete = self._run.concrete_of_last_call if isinstance(self._run, Function) else None
         # What is no tensor was a constant of the trace, and would not be read from the plan as a number.
-        if concrete is not None and concrete.repeat is not None and all(type(v) is Tensor for v in result.values()):
-            self._repeated, self._alike = concrete, batch.alike
+        if concrete is None or not all(type(value) is Tensor for value in result.values()):
+            return
+        self._repeated, self._alike = concrete, batch.alike
+
+        def fetch(memory: Sequence[np.ndarray]) -> Sequence[Bound] | None:
+            self._feed = batch.feed(memory, self._counter)
+            return None if self._feed is None else self._feed.calls
+
+        self._repeats = concrete.repeats(fetch)

@@ -5,6 +5,7 @@ The loops over data that run these steps are in `disttensor.training.loop`.
 
 from __future__ import annotations
 
+import ctypes
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -202,9 +203,9 @@ class Trainer(Loops):
 
     # --- running steps
 
-    def _step(self, kind: str) -> Callable[[Batch], Any]:
-        """A function that runs a train, test or predict step on a batch."""
-        return Step(self._function(kind), gives_logs=kind != "predict")
+    def _step(self, kind: str, counter: ctypes.c_int64 | None = None) -> Step:
+        """What runs train, test or predict steps on batches, and counts them."""
+        return Step(self._function(kind), kind != "predict", counter)
 
     @property
     def train_function(self) -> Callable[..., Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,7 +83,7 @@ def test_replay_and_profile(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["replay", "--workload", "W1", "--threads", "1", "--rounds", "1", "--steps", "5"]) == 0
     assert main(["profile", "--workload", "W1", "--threads", "1", "--rounds", "1", "--steps", "5", "--calls", "2"]) == 0
     output = capsys.readouterr().out
-    assert "added" in output
+    assert "fit adds" in output
     assert "matrix_product" in output
     assert "(rest)" in output
 
@@ -98,11 +99,19 @@ def test_replays_share_is_of_the_replay(monkeypatch: pytest.MonkeyPatch) -> None
         def __exit__(self, *arguments: object) -> None:
             pass
 
-        def round(self) -> dict[str, list[float]]:
-            return {"seconds": [5.0, 5.0, 9.0], "replay_seconds": [4.0, 4.0, 4.0]}
+        def round(self) -> dict[str, Any]:
+            return {
+                "seconds": [5.0, 5.0, 9.0],
+                "stretches": [(2, 6.0), (1, 8.0)],
+                "replay_seconds": [4.0, 4.0, 6.0],
+            }
 
     monkeypatch.setattr(replay, "Worker", Fake)
-    assert replay.measure("W1", 1, 2, None) == {"step_s": 5.0, "replay_s": 4.0, "added_s": 1.0, "added_share": 0.25}
+    assert replay.measure("W1", 1, 2, None) == {
+        "replay_s": 4.0,
+        "seen": {"added_s": 1.0, "added_share": 0.25},
+        "unseen": {"added_s": 2.0, "added_share": 0.5},
+    }
 
 
 def test_profile_groups_calls() -> None:

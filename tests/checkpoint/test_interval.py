@@ -88,3 +88,11 @@ def test_bad_frequencies(arguments: tuple[Any, timedelta]) -> None:
 def test_bad_times_between_failures() -> None:
     with pytest.raises(ArgumentError, match="mtbf must be"):
         SaveInterval("auto", timedelta())
+
+
+def test_steps_until_the_next_save() -> None:
+    assert SaveInterval("epoch", DAY).steps_left(7) is None
+    assert SaveInterval(timedelta(seconds=30), DAY).steps_left(7) is None
+    interval = SaveInterval(5, DAY)
+    interval.note_start(3)
+    assert [interval.steps_left(step) for step in range(3, 9)] == [5, 4, 3, 2, 1, 5]

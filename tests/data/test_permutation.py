@@ -66,3 +66,33 @@ def test_neighbours_are_torn_apart():
 def test_order_is_fixed_for_good():
     # A run that is resumed with a later version must go on in the same order.
     assert Permutation(10, seed=7, epoch=2)(np.arange(10)).tolist() == [7, 4, 0, 5, 8, 9, 1, 2, 6, 3]
+
+
+def feistel(positions, n, seed, epoch):
+    """The definition, in Python's integers."""
+
+    def mix(x, key):
+        x = (x + key) % 2**32
+        x = (x ^ (x >> 16)) * 0x7FEB352D % 2**32
+        x = (x ^ (x >> 15)) * 0x846CA68B % 2**32
+        return x ^ (x >> 16)
+
+    keys = np.random.SeedSequence([seed, epoch]).generate_state(12, np.uint32).tolist()
+    bits = max(6, (n - 1).bit_length())
+    lower = (bits + 1) // 2
+
+    def encrypted(number):
+        high, low = number >> lower, number % (1 << lower)
+        for even, odd in zip(keys[::2], keys[1::2], strict=True):
+            high ^= mix(low, even) % (1 << (bits // 2))
+            low ^= mix(high, odd) % (1 << lower)
+        number = (high << lower) + low
+        return number if number < n else encrypted(number)
+
+    return [encrypted(position) for position in positions]
+
+
+@pytest.mark.parametrize("n", [1, 2, 33, 65, 1000, 40_000, (1 << 31) + 7, (1 << 33) - 1, (1 << 62) + 1, 1 << 63])
+def test_entries_are_those_of_the_definition(n):
+    positions = [i * (n - 1) // 99 for i in range(100)]
+    assert Permutation(n, 3, 8)(np.array(positions)).tolist() == feistel(positions, n, 3, 8)

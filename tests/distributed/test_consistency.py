@@ -41,6 +41,14 @@ def test_several_steps_at_once_do_not_skip_a_digest():
     assert [bool(check.message(step).any()) for step in (7, 14, 21, 28)] == [False, True, False, True]
 
 
+def test_steps_until_the_next_digest():
+    check = ReplicaCheck([Variable(1.0)], interval=10)
+    assert [check.steps_left(step) for step in (7, 9, 10)] == [3, 1, 10]
+    check.message(14)
+    assert check.steps_left(15) == 9
+    assert ReplicaCheck([Variable(1.0)], interval=0).steps_left(3) is None
+
+
 def test_interval_0_is_never():
     assert not ReplicaCheck([Variable(1.0)], interval=0).message(100).any()
 

@@ -176,3 +176,40 @@ def test_python_does_what_a_kernel_gives_up_and_the_rest_follows() -> None:
     refuse[0] = 0
     last()
     assert (done[0], len(log)) == (4, 4)
+
+
+@pytest.mark.parametrize("refuse_in", [None, 0, 1, 3])
+def test_a_sequence_runs_several_times_in_a_row(refuse_in: int | None) -> None:
+    """Where a kernel gives up, Python does its work, then come the rest of that run and those behind it."""
+    refuse, done, log = np.zeros(1, np.int64), np.zeros(1, np.int64), []
+
+    def otherwise() -> None:
+        log.append((int(done[0]), float(out[0])))
+        refuse[0] = 0
+        done[0] += 1
+
+    first, out, _ = add(1, 0)
+    kernel = machine.load(MAYBE)["maybe"]
+    ask = NativeCall(machine.load(WHEN)["when"], [done, -1 if refuse_in is None else refuse_in, refuse])
+    whole = NativeSequence([first, ask, NativeCall(kernel, [0, refuse, done], otherwise=otherwise), first])
+    begin = float(out[0])
+    whole(4)
+    assert (done[0], out[0]) == (4, begin + 12)
+    assert log == ([] if refuse_in is None else [(refuse_in, begin + 3 * refuse_in + 1.5)])
+    whole(0)
+    assert done[0] == 4
+
+
+# Sets its third argument to 1 if the first is the second.
+WHEN = """define void @when(ptr %arguments, i64 %start, i64 %stop) {
+  %w1 = getelementptr i64, ptr %arguments, i64 1
+  %w2 = getelementptr i64, ptr %arguments, i64 2
+  %at = load ptr, ptr %arguments
+  %now = load i64, ptr %at
+  %then = load i64, ptr %w1
+  %out = load ptr, ptr %w2
+  %is = icmp eq i64 %now, %then
+  %result = zext i1 %is to i64
+  store i64 %result, ptr %out
+  ret void
+}"""

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 import disttensor as keras
-from disttensor import callbacks, distributed, layers, ops, optimizers
+from disttensor import callbacks, config, distributed, layers, ops, optimizers
 from disttensor.distributed.communicator import SerialCommunicator
 from disttensor.errors import SerializationError
+from disttensor.training import loop, pace
+from disttensor.training.pace import Pace
 
 comm = distributed.communicator()
 FOLDER = Path(sys.argv[1])
@@ -165,6 +167,48 @@ class Count(callbacks.Callback):
         self.batches += 1
 
 
+class Stop(Count):
+    """Stops training with the 31st batch, if it is told of every batch."""
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        super().on_train_batch_end(batch)
+        self.model.stop_training = self.batches == 31
+
+
+def check_pace() -> None:
+    """Steps without a look by Python are those that a callback sees; ranks agree whether there are such steps."""
+    rng = np.random.default_rng(3)
+    x, y = (rng.normal(size=(405, n)).astype("float32") for n in (6, 2))
+    paces: list[int] = []
+
+    class Noted(Pace):
+        def agree(self, exponent: int) -> None:
+            super().agree(exponent)
+            paces.append(self.steps)
+
+    def run(*watchers: callbacks.Callback, epochs: int = 2) -> tuple[Any, ...]:
+        paces.clear()
+        keras.utils.set_random_seed(5)
+        model = keras.Sequential([keras.Input((6,)), layers.Dense(8, "relu"), layers.Dropout(0.3), layers.Dense(2)])
+        model.compile(optimizers.Adam(0.01), "mse", metrics=["mae"])
+        history = model.fit(x, y, batch_size=8, epochs=epochs, verbose=0, callbacks=watchers).history
+        weights = [np.asarray(w).tobytes() for w in (*model.get_weights(), *model.optimizer.variables)]
+        return history, weights, int(model.optimizer.iterations)
+
+    loop.Pace, pace._SECONDS = Noted, 1.0  # type: ignore[misc]
+    expected = run(Count())
+    assert set(paces) == {1}
+    config.set_consistency_interval(7)
+    assert run() == expected
+    assert max(paces) == 4, paces  # weights are compared every 7 steps
+    some = [Count()] if comm.rank == comm.size - 1 else []
+    assert run(*some) == expected
+    assert set(paces) == {1}
+    assert run(*([Stop()] if some else []))[2] == 31
+    config.set_consistency_interval(100)
+    loop.Pace, pace._SECONDS = Pace, 0.02  # type: ignore[misc]
+
+
 def check_stopping() -> None:
     class StopOnLastRank(Count):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -281,7 +325,7 @@ def check_output() -> None:
 
 
 CHECKS = [
-    check_curves, check_fewer_rows_than_ranks, check_evaluate_and_predict, check_masks, check_stopping,
+    check_curves, check_fewer_rows_than_ranks, check_evaluate_and_predict, check_masks, check_pace, check_stopping,
     check_custom_loop, check_running_eagerly, check_ready_batches, check_files, check_output,
 ]  # fmt: skip
 

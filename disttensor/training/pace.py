@@ -1,0 +1,55 @@
+"""`Pace`: how many steps go by before training is looked at again."""
+
+from __future__ import annotations
+
+import time
+
+_SECONDS = 0.02
+"""So long, at most, steps go on by themselves: signals, and what other ranks wish, wait no longer."""
+
+LARGEST = 1 << 12
+"""The most steps, a power of 2."""
+
+
+class Pace:
+    """How many batches are run between two looks: at signals, at what ranks wish, by callbacks.
+
+    As many as ``compile(steps_per_execution)`` says; or more, as many as take some milliseconds, where nothing but
+    machine code is between them and nobody wants to see each. Ranks must agree on it, so it is a power of 2, of which
+    each tells the exponent that it wants.
+
+    Parameters
+    ----------
+    least : int
+        What `steps_per_execution` is.
+
+    Attributes
+    ----------
+    steps : int
+        How many batches come next.
+    """
+
+    def __init__(self, least: int):
+        self.steps = self._least = least
+        self._exponent = 0
+        self._begun = 0.0
+
+    def begin(self) -> None:
+        """Batches are run from now on."""
+        self._begun = time.perf_counter()
+
+    def wish(self, done: int) -> int:
+        """The exponent that this rank wants, now that so many batches were run; it grows by 1 at most.
+
+        Parameters
+        ----------
+        done : int
+            At least 1.
+        """
+        fit = min(LARGEST, max(1, int(_SECONDS * done / (time.perf_counter() - self._begun))))
+        self._exponent = min(self._exponent + 1, fit.bit_length() - 1)
+        return self._exponent
+
+    def agree(self, exponent: int) -> None:
+        """What all ranks want."""
+        self.steps = max(self._least, 1 << exponent)

@@ -27,7 +27,7 @@ _COMMANDS = {
     "sharded": "memory of a rank where the optimizer's state is divided, beside what is predicted",
     "install": "install the peers into .venv-peers",
 }
-_ROUNDS = {"steps": 7, "start": 3, "replay": 3, "profile": 3, "scaling": 3, "determinism": 2}
+_ROUNDS = {"steps": 7, "start": 3, "replay": 3, "profile": 3, "scaling": 7, "determinism": 2}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

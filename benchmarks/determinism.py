@@ -44,8 +44,8 @@ def measure(workload: str, count: int, options: argparse.Namespace) -> tuple[lis
         for shards, times in found.items():
             with tempfile.TemporaryDirectory() as folder:
                 job: dict[str, Any] = {
-                    "activity": "training", "workload": workload, "coupled": True, "ranks": count, "rounds": 1,
-                    "steps": options.steps, "folder": folder, "divided": True,
+                    "activity": "training", "workload": workload, "ranks": count, "steps": options.steps,
+                    "folder": folder,
                 }  # fmt: skip
                 answers = ranks.run(ranks.OURS, count, job, {"DISTTENSOR_DETERMINISTIC": str(shards)} if shards else {})
             times.append([statistics.mean(step) for step in zip(*answers, strict=True)])

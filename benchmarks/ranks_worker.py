@@ -1,11 +1,13 @@
 """What every rank runs: ``python -m benchmarks.ranks_worker JOB``, where JOB is JSON; it prints its answer as JSON.
 
-The job's "activity" is "allreduce" (sums of arrays of "sizes" bytes), "training" (steps of a "workload", "coupled" or
-each rank by itself) or "sharded" (memory of a training whose optimizer state is divided as "stage" says).
+The job's "activity" is "allreduce" (sums of arrays of "sizes" bytes), "training" (steps of a "workload" whose batches
+the ranks divide), "scaling" (steps of a workload together and apart, in turns) or "sharded" (memory of a training whose
+optimizer state is divided as "stage" says).
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -13,12 +15,13 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.catalogue import WORKLOADS
+from benchmarks.catalogue import WORKLOADS, Workload
 from benchmarks.ranks import GLOO
 
 _SKIPPED = 3
@@ -68,28 +71,66 @@ def _seconds(call: Callable[[], Any], times: int, rounds: int) -> float:
 
 
 def training(job: dict[str, Any]) -> list[float]:
-    """Seconds of each step of a workload; together each rank gets a batch of the workload's size."""
+    """Seconds of each step of a workload that the ranks do together."""
     workload = WORKLOADS[job["workload"]]
-    steps = job["steps"] or workload.steps
-    session: Any
+    return _Training(workload, job, together=True).round(0)
+
+
+def scaling(job: dict[str, Any]) -> dict[str, list[list[float]]]:
+    """Seconds of each step of a workload, a list for each turn: "together", where each rank gets a batch of the
+    workload's size, and "apart", where each trains at the same time as if it were alone.
+    """
+    alone = WORKLOADS[job["workload"]]
+    ways = {"together": dataclasses.replace(alone, batch=alone.batch * job["ranks"]), "apart": alone}
     if job["library"] == GLOO:
-        from benchmarks.workloads import torch_steps
-
-        session = torch_steps.Session(workload, parallel=job["coupled"])
-    else:
-        from benchmarks.workloads import keras_like
-
-        if job["coupled"] and not job.get("divided"):
-            workload = dataclasses.replace(workload, batch=workload.batch * job["ranks"])
-        session = keras_like.Session(workload, "disttensor")
-    data = session.prepare(*workload.data(steps + _SKIPPED))
-    session.train(*session.prepare(*workload.data(2)))
-    seconds: list[float] = []
+        ways["together"] = alone
+    trainings = {way: _Training(workload, job, way == "together") for way, workload in ways.items()}
+    found: dict[str, list[list[float]]] = {way: [] for way in ways}
     for number in range(job["rounds"]):
-        _meet(Path(job["folder"]), number, job["ranks"])
-        ends, _ = session.train(*data)
-        seconds += [end - start for start, end in zip(ends[_SKIPPED:], ends[_SKIPPED + 1 :], strict=False)]
-    return seconds
+        for turn, (way, one) in enumerate(trainings.items()):
+            found[way].append(one.round(len(ways) * number + turn))
+    return found
+
+
+class _Training:
+    """A workload's training on this rank, `together` with the others or as if there were none.
+
+    Parameters
+    ----------
+    workload : Workload
+        Its batch is this rank's in PyTorch, and that of all ranks otherwise.
+    job : dict
+    together : bool
+    """
+
+    def __init__(self, workload: Workload, job: dict[str, Any], together: bool):
+        self._job = job
+        self._alone: Callable[[], AbstractContextManager[Any]] = contextlib.nullcontext
+        self._session: Any
+        if job["library"] == GLOO:
+            from benchmarks.workloads import torch_steps
+
+            self._session = torch_steps.Session(workload, parallel=together)
+        else:
+            from benchmarks.workloads import keras_like
+            from disttensor.distributed.communicator import SerialCommunicator
+            from disttensor.distributed.world import use_communicator
+
+            if not together:
+                self._alone = lambda: use_communicator(SerialCommunicator())
+            with self._alone():
+                self._session = keras_like.Session(workload, "disttensor")
+        steps = job["steps"] or workload.steps
+        self._data = self._session.prepare(*workload.data(steps + _SKIPPED))
+        with self._alone():
+            self._session.train(*self._session.prepare(*workload.data(2)))
+
+    def round(self, number: int) -> list[float]:
+        """Seconds of each step of a round, which all ranks begin at the same time."""
+        _meet(Path(self._job["folder"]), number, self._job["ranks"])
+        with self._alone():
+            ends, _ = self._session.train(*self._data)
+        return [end - start for start, end in zip(ends[_SKIPPED:], ends[_SKIPPED + 1 :], strict=False)]
 
 
 def sharded(job: dict[str, Any]) -> dict[str, float]:
@@ -143,6 +184,7 @@ def _meet(folder: Path, number: int, ranks: int) -> None:
 ACTIVITIES: dict[str, Callable[[dict[str, Any]], Any]] = {
     "allreduce": allreduce,
     "training": training,
+    "scaling": scaling,
     "sharded": sharded,
 }
 

@@ -2,7 +2,7 @@
 
 The throughput of P ranks that train together, each with a batch of the workload's size, is divided by that of P copies
 that train at the same time and know nothing of one another. So cores, memory and disturbances are the same for both.
-Together and apart take turns, several times.
+The same processes do both, in turns.
 """
 
 from __future__ import annotations
@@ -45,15 +45,14 @@ def run(options: argparse.Namespace) -> None:
 
 def measure(name: str, workload: str, options: argparse.Namespace) -> tuple[list[list[float]], list[list[float]]]:
     """Seconds of each step, together and apart, a list for each turn: of each step the mean over ranks."""
-    found: dict[bool, list[list[float]]] = {True: [], False: []}
-    for _ in range(options.rounds):
-        for coupled in (True, False):
-            with tempfile.TemporaryDirectory() as folder:
-                job: dict[str, Any] = {
-                    "activity": "training", "workload": workload, "coupled": coupled, "ranks": options.ranks[0],
-                    "rounds": 3, "steps": options.steps, "folder": folder,
-                }  # fmt: skip
-                alone = {} if coupled else {"DISTTENSOR_LAUNCHER": "none"}
-                answers = ranks.run(name, options.ranks[0], job, alone)
-            found[coupled].append([statistics.mean(step) for step in zip(*answers, strict=True)])
-    return found[True], found[False]
+    with tempfile.TemporaryDirectory() as folder:
+        job: dict[str, Any] = {
+            "activity": "scaling", "workload": workload, "ranks": options.ranks[0], "rounds": options.rounds,
+            "steps": options.steps, "folder": folder,
+        }  # fmt: skip
+        answers = ranks.run(name, options.ranks[0], job)
+    together, apart = (
+        [[statistics.mean(step) for step in zip(*turns, strict=True)] for turns in zip(*by_rank, strict=True)]
+        for by_rank in ([answer[way] for answer in answers] for way in ("together", "apart"))
+    )
+    return together, apart

@@ -156,7 +156,7 @@ class MPICommunicator:
         self._memory = memory
         self._choice = Choice()
         self._is_chosen = False
-        self._ready: dict[tuple[str, np.dtype[Any], int], ShortSum | LoneSum] = {}
+        self._ready: dict[tuple[str, np.dtype[Any], int], ShortSum | LoneSum | None] = {}
         self._sums = 0  # before that
         self.rank: int = mpi.rank
         self.size: int = mpi.size
@@ -221,12 +221,14 @@ class MPICommunicator:
         return land(receive, target)
 
     def _prepare(self, array: np.ndarray, op: str) -> None:
-        """See to it that the next arrays like this one are combined without further ado, if that is possible."""
+        """See to it that from the third on arrays like this one are combined without further ado, if possible."""
         key = op, array.dtype, array.nbytes
-        if key not in self._ready and (call := self._choice.prepared(array, op)) is not None:
+        if key not in self._ready:
             if len(self._ready) == _READY:
                 self._ready.clear()
-            self._ready[key] = call
+            self._ready[key] = None
+        elif self._ready[key] is None:
+            self._ready[key] = self._choice.prepared(array, op)
 
     def all_reduce_async(
         self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None, weights: Weights | None = None

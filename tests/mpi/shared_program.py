@@ -43,11 +43,11 @@ def equal(got, want):
 
 
 def check_all(dtype):
-    """In place in shared memory, twice, in place elsewhere, both mixed among ranks, and into another array."""
+    """In place in shared memory, again and again, elsewhere, both mixed among ranks, and into another array."""
     for size in (1, 33, 4097, 70_001):
         for op in ("sum",) if dtypes.is_complex(dtype) else REDUCE:
             want = reduced(size, dtype, op)
-            for shared in (True, True, False, RANK % 2 == 0):
+            for shared in (True, True, True, False, RANK % 2 == 0):
                 array = place(size, dtype, shared)
                 assert comm.all_reduce(array, op) is array
                 equal(array, want)
@@ -195,7 +195,8 @@ def check_waited():
 
 
 def check_waited_for(size):
-    comm.all_reduce(place(size, "float32", True))
+    for _ in range(2):
+        comm.all_reduce(place(size, "float32", True))
     activity.enter(activity.COMPUTING)
     before = activity.spent()
     time.sleep(0.3 * (RANK == 1))

@@ -73,22 +73,22 @@ def _seconds(call: Callable[[], Any], times: int, rounds: int) -> float:
 def training(job: dict[str, Any]) -> list[float]:
     """Seconds of each step of a workload that the ranks do together."""
     workload = WORKLOADS[job["workload"]]
-    return _Training(workload, job, together=True).round(0)
+    return _Training(workload, job, together=True).steps(0)
 
 
-def scaling(job: dict[str, Any]) -> dict[str, list[list[float]]]:
-    """Seconds of each step of a workload, a list for each turn: "together", where each rank gets a batch of the
-    workload's size, and "apart", where each trains at the same time as if it were alone.
+def scaling(job: dict[str, Any]) -> dict[str, list[float]]:
+    """Seconds a step of a workload took in each turn: "together", where each rank gets a batch of the workload's size,
+    and "apart", where each trains at the same time as if it were alone.
     """
     alone = WORKLOADS[job["workload"]]
     ways = {"together": dataclasses.replace(alone, batch=alone.batch * job["ranks"]), "apart": alone}
     if job["library"] == GLOO:
         ways["together"] = alone
     trainings = {way: _Training(workload, job, way == "together") for way, workload in ways.items()}
-    found: dict[str, list[list[float]]] = {way: [] for way in ways}
+    found: dict[str, list[float]] = {way: [] for way in ways}
     for number in range(job["rounds"]):
         for turn, (way, one) in enumerate(trainings.items()):
-            found[way].append(one.round(len(ways) * number + turn))
+            found[way].append(one.seconds_a_step(len(ways) * number + turn))
     return found
 
 
@@ -120,17 +120,23 @@ class _Training:
                 self._alone = lambda: use_communicator(SerialCommunicator())
             with self._alone():
                 self._session = keras_like.Session(workload, "disttensor")
-        steps = job["steps"] or workload.steps
-        self._data = self._session.prepare(*workload.data(steps + _SKIPPED))
+        self._count = (job["steps"] or workload.steps) + _SKIPPED
+        self._data = self._session.prepare(*workload.data(self._count))
         with self._alone():
             self._session.train(*self._session.prepare(*workload.data(2)))
 
-    def round(self, number: int) -> list[float]:
+    def steps(self, number: int) -> list[float]:
         """Seconds of each step of a round, which all ranks begin at the same time."""
         _meet(Path(self._job["folder"]), number, self._job["ranks"])
         with self._alone():
             ends, _ = self._session.train(*self._data)
         return [end - start for start, end in zip(ends[_SKIPPED:], ends[_SKIPPED + 1 :], strict=False)]
+
+    def seconds_a_step(self, number: int) -> float:
+        """The same of a whole round, in which nobody looks at each step."""
+        _meet(Path(self._job["folder"]), number, self._job["ranks"])
+        with self._alone():
+            return float(self._session.seconds(*self._data) / self._count)
 
 
 def sharded(job: dict[str, Any]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 The throughput of P ranks that train together, each with a batch of the workload's size, is divided by that of P copies
 that train at the same time and know nothing of one another. So cores, memory and disturbances are the same for both.
-The same processes do both, in turns.
+The same processes do both, in turns, each an epoch of `fit` or a loop over the batches in PyTorch.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def measure(name: str, workload: str, options: argparse.Namespace) -> tuple[list[list[float]], list[list[float]]]:
-    """Seconds of each step, together and apart, a list for each turn: of each step the mean over ranks."""
+    """Seconds a step, together and apart, for each turn: the mean over ranks."""
     with tempfile.TemporaryDirectory() as folder:
         job: dict[str, Any] = {
             "activity": "scaling", "workload": workload, "ranks": options.ranks[0], "rounds": options.rounds,
@@ -52,7 +52,7 @@ def measure(name: str, workload: str, options: argparse.Namespace) -> tuple[list
         }  # fmt: skip
         answers = ranks.run(name, options.ranks[0], job)
     together, apart = (
-        [[statistics.mean(step) for step in zip(*turns, strict=True)] for turns in zip(*by_rank, strict=True)]
-        for by_rank in ([answer[way] for answer in answers] for way in ("together", "apart"))
+        [[statistics.mean(turn)] for turn in zip(*(answer[way] for answer in answers), strict=True)]
+        for way in ("together", "apart")
     )
     return together, apart

@@ -79,6 +79,12 @@ class Session:
             ends.append(time.perf_counter())
         return ends, value
 
+    def seconds(self, x: Any, y: Any) -> float:
+        """How long that takes."""
+        start = time.perf_counter()
+        ends, _ = self.train(x, y)
+        return ends[-1] - start
+
 
 def _perceptron(*widths: int) -> Any:
     def make() -> Any:

@@ -44,7 +44,7 @@ class ModelCheckpoint(MonitorCallback):
         If an argument does not fit; while training, if `filepath` names a metric that the logs lack.
     """
 
-    state_attributes = ("best", "_epoch", "_batches")
+    state_attributes = ("best", "_epoch", "_batches_since_save", "_last_batch")
 
     def __init__(
         self,

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 import disttensor as keras
+from disttensor import callbacks
 from disttensor.callbacks import Callback, CallbackList, History, LambdaCallback, ProgbarLogger
+from disttensor.checkpoint import pack, unpack
 from disttensor.errors import ArgumentError
 
 X, Y = np.arange(12.0).reshape(6, 2), np.arange(6.0)
@@ -143,3 +145,32 @@ def test_verbose_adds_one_display(model, verbose, count):
 def test_wrong_arguments_are_refused(model, arguments, match):
     with pytest.raises(ArgumentError, match=match):
         model.fit(X, Y, **{"verbose": 0, **arguments})
+
+
+WITH_STATE = {
+    "CSVLogger": ["log.csv"],
+    "EarlyStopping": ["loss"],
+    "History": [],
+    "ModelCheckpoint": ["w.safetensors"],
+    "ReduceLROnPlateau": ["loss"],
+}
+
+
+def test_all_that_have_a_state_are_tested():
+    classes = [value for value in vars(callbacks).values() if isinstance(value, type) and issubclass(value, Callback)]
+    found = {c.__name__ for c in classes if c.state_attributes or c.get_state is not Callback.get_state}
+    assert found == set(WITH_STATE)
+
+
+@pytest.mark.parametrize("name", WITH_STATE)
+def test_a_state_is_given_and_taken_back(tmp_path, monkeypatch, name):
+    """As a checkpoint does, before and after training."""
+    monkeypatch.chdir(tmp_path)
+    used, fresh = (getattr(callbacks, name)(*WITH_STATE[name]) for _ in range(2))
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.fit(X, Y, epochs=2, verbose=0, callbacks=[used])
+    state, arrays = pack(used.get_state(), "state")
+    fresh.set_state(unpack(state, arrays.__getitem__))
+    again, _ = pack(fresh.get_state(), "state")
+    assert again == state

@@ -64,6 +64,8 @@ callbacks = [
     dt.callbacks.ReduceLROnPlateau("val_loss", patience=1, factor=0.5, min_delta=0.05),
     dt.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.97),
     dt.callbacks.CSVLogger(output + ".csv"),
+    dt.callbacks.ModelCheckpoint(output + ".best.safetensors", save_best_only=True),
+    dt.callbacks.ModelCheckpoint(output + ".latest.safetensors", save_freq=7),
     counter,
 ]
 history = model.fit(x, y, batch_size=16, epochs=6, validation_split=0.2, callbacks=callbacks, verbose=0, resume="auto")

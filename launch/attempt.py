@@ -255,7 +255,7 @@ class Attempt:
             if not secrets.compare_digest(said["proof"], protocol.proof(self._token, peer.nonce)):
                 return False
             rank, peer.host = int(said["rank"]), str(said["host"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return False
         if rank in self._peers:
             self._console.say(

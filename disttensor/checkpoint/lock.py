@@ -86,7 +86,7 @@ class FolderLock:
         return False
 
     def _holder(self) -> dict[str, Any]:
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             found = json.loads(os.pread(self._descriptor, 4096, 0) or b"{}")
             return found if isinstance(found, dict) else {}
         return {}

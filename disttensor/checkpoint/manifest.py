@@ -22,6 +22,8 @@ NAME = "manifest.json"
 FORMAT = "disttensor.checkpoint.1"
 _PREFIX = b'{"xxh3_128": "'
 _DIGITS = 32
+_LARGEST = 1 << 30  # bytes
+_MOST_AXES = 64  # of an array
 _SHARD = re.compile(r"shard-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -120,7 +122,10 @@ class Manifest:
         path = os.path.join(folder, NAME)
         try:
             with disk.existing_file(path) as descriptor:
-                content = memoryview(bytearray(os.fstat(descriptor).st_size))
+                size = os.fstat(descriptor).st_size
+                if size > _LARGEST:
+                    raise SerializationError(f"{path} has {size} bytes; no manifest has so many.")
+                content = memoryview(bytearray(size))
                 disk.read_into(descriptor, content, 0)
         except FileNotFoundError:
             raise SerializationError(f"{folder} is no checkpoint: it has no {NAME}.") from None
@@ -156,12 +161,12 @@ class Manifest:
                     for name, (shape, dtype, ps) in found["tensors"].items()
                 },
                 state=found["state"],
-                metrics=dict(found["metrics"]),
-                versions=dict(found["versions"]),
+                metrics={name: _number(value) for name, value in found["metrics"].items()},
+                versions={name: str(version) for name, version in found["versions"].items()},
                 created=str(found["created"]),
                 ranks=_natural(found["ranks"]),
             )
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, DTypeError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError, DTypeError) as error:
             if isinstance(error, SerializationError):
                 raise
             raise SerializationError(f"is malformed: {type(error).__name__}: {error}") from None
@@ -178,6 +183,9 @@ class Manifest:
                 )
         for name, tensor in self.tensors.items():
             itemsize, next_element = dtypes.to_numpy(tensor.dtype).itemsize, 0
+            # numpy counts the bytes of an empty array as if it had one of each axis without elements
+            if len(tensor.shape) > _MOST_AXES or math.prod(max(n, 1) for n in tensor.shape) * itemsize >= 1 << 63:
+                raise SerializationError(f"says that {name!r} has the shape {tensor.shape}, which no array can have.")
             for part in tensor.parts:
                 if part.first != next_element or part.shard >= len(self.shards):
                     raise SerializationError(f"says that {name!r} lies in parts that do not fit together.")
@@ -190,9 +198,15 @@ class Manifest:
 
 
 def _natural(value: Any) -> int:
-    if type(value) is not int or value < 0:
+    if type(value) is not int or not 0 <= value < 1 << 63:
         raise ValueError(f"{value!r} is no number that counts")
     return value
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float):
+        raise ValueError(f"{value!r} is no number")
+    return float(value)
 
 
 def _part(shard: Any, offset: Any, first: Any, count: Any, digest: Any) -> Part:

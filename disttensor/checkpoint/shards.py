@@ -22,19 +22,13 @@ import numpy as np
 from disttensor import config, dtypes
 from disttensor.checkpoint import disk
 from disttensor.errors import SerializationError
+from disttensor.saving.stored import NAMES, STORED_AS
 
 _CACHED = 1 << 20
 """Bytes that are hashed in one go: few enough to stay in a core's cache."""
 
 _COPIED = 8 << 20
 """Bytes that a thread copies in one go."""
-
-# safetensors knows no complex numbers of every kind; they are kept as pairs of reals.
-_STORED = {"complex64": "float32", "complex128": "float64"}
-_NAMES = {
-    "bool": "BOOL", "bfloat16": "BF16", "float16": "F16", "float32": "F32", "float64": "F64",
-    **{f"{kind}int{bits}": f"{letter}{bits}" for kind, letter in (("", "I"), ("u", "U")) for bits in (8, 16, 32, 64)},
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,8 +91,8 @@ def lay_out(pieces: Sequence[Piece], arrays: Mapping[str, np.ndarray]) -> Layout
         shape = list(array.shape) if whole else [piece.count]
         edges.append(edges[-1] + piece.count * array.itemsize)
         header[piece.tensor if whole else f"{piece.tensor}#{piece.first}"] = {
-            "dtype": _NAMES[_STORED.get(dtype, dtype)],
-            "shape": [*shape, 2] if dtype in _STORED else shape,
+            "dtype": NAMES[STORED_AS.get(dtype, dtype)],
+            "shape": [*shape, 2] if dtype in STORED_AS else shape,
             "data_offsets": edges[-2:],
         }
     text = json.dumps(header).encode()

@@ -95,7 +95,9 @@ class CSVDataset(Dataset):
         self._delimiter = field_delim
         self._na_value = na_value
         self._files = [_IndexedFile(os.fspath(path), int(header)) for path in paths]
-        headers = [self._fields(file.lines(np.array([0]))[0]) if header else [] for file in self._files]
+        headers = [
+            self._fields(file.lines(np.array([0]))[0], f"{file.path}, row 1") if header else [] for file in self._files
+        ]
         self.column_names = list(headers[0] if column_names is None else column_names)
         for file, names in zip(self._files, headers, strict=True):
             if names and len(names) != len(self.column_names) or (column_names is None and names != headers[0]):
@@ -130,7 +132,7 @@ class CSVDataset(Dataset):
             lines = rows[places] - (self._ends[number] - file.rows) + file.first
             for place, line, text in zip(places.tolist(), lines.tolist(), file.lines(lines), strict=True):
                 where = f"{file.path}, row {line + 1}"
-                fields = self._fields(text)
+                fields = self._fields(text, where)
                 if len(fields) != len(self.column_names):
                     names = self.column_names
                     raise DataError(f"{where} has {len(fields)} fields; there are {len(names)} columns {names}.")
@@ -140,8 +142,11 @@ class CSVDataset(Dataset):
             return x
         return x, y[:, 0] if self._single_target else y
 
-    def _fields(self, line: str) -> list[str]:
-        return next(csv.reader([line], delimiter=self._delimiter), [])
+    def _fields(self, line: str, where: str) -> list[str]:
+        try:
+            return next(csv.reader([line], delimiter=self._delimiter), [])
+        except csv.Error as error:
+            raise DataError(f"{where} is no CSV: {error}.") from None
 
     def _number(self, fields: list[str], column: int, where: str) -> float:
         try:

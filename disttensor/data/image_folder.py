@@ -14,6 +14,7 @@ from disttensor.data.resizing import resize_image
 from disttensor.errors import ArgumentError, DataError
 
 _FORMATS = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
+_DECODERS = ("BMP", "GIF", "JPEG", "PNG")  # Pillow has others, which start programs (EPS), whatever a file is called
 _MODES = {"grayscale": "L", "rgb": "RGB", "rgba": "RGBA"}
 _LABEL_MODES = ("int", "categorical", "binary", None)
 
@@ -310,16 +311,18 @@ def _images(directory: str, name: str, links: bool) -> list[str]:
 def _decode(path: str, mode: str) -> np.ndarray:
     """A file's first image as uint8, shape (height, width, channels)."""
     try:
-        from PIL import Image, UnidentifiedImageError
+        from PIL import Image
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
             "reading images needs Pillow: pip install 'disttensor[images]'.", name="PIL"
         ) from None
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=_DECODERS) as image:
             if image.mode.startswith(("I", "F")):
                 raise DataError(f"{path} has more than 8 bits a channel (mode {image.mode}); convert it first.")
             pixels = np.asarray(image.convert(mode))
-    except (OSError, UnidentifiedImageError, SyntaxError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # what a damaged file makes Pillow come across is of any kind
         raise DataError(f"{path} is no readable image: {error}") from None
     return pixels if pixels.ndim == 3 else pixels[..., None]

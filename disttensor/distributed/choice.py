@@ -19,6 +19,7 @@ import json
 import os
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -152,18 +153,24 @@ def _remembered(comm: Any, found: Choice, memory: NodeMemory) -> int:
     file = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     threshold = None
     if comm.rank == 0:
-        path = disk_cache.root() / "allreduce" / file
-        with contextlib.suppress(OSError, ValueError):
-            if abs(time.time() - path.stat().st_mtime) > _KEPT_S:
-                path.unlink()
-            threshold = json.loads(path.read_bytes())
+        threshold = _read(disk_cache.root() / "allreduce" / file)
     threshold = comm.broadcast_object(threshold)
-    if not isinstance(threshold, int):
+    if threshold is None:
         threshold = _measure(comm, found, memory)
         if comm.rank == 0:
             content = json.dumps(threshold).encode()
             disk_cache.get_or_make("allreduce", file, lambda: content)
     return threshold
+
+
+def _read(path: Path) -> int | None:
+    """What was remembered in a file; None if it is too old, or anything else."""
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        if abs(time.time() - path.stat().st_mtime) > _KEPT_S:
+            path.unlink()
+        found = json.loads(path.read_bytes())
+        return found if type(found) is int else None
+    return None
 
 
 def _measure(comm: Any, found: Choice, memory: NodeMemory) -> int:

@@ -17,16 +17,15 @@ import numpy as np
 
 from disttensor import distributed, dtypes
 from disttensor.distributed.partition import assign_whole, whole_array, whole_shape
-from disttensor.errors import ArgumentError, DTypeError, SerializationError
+from disttensor.errors import ArgumentError, SerializationError
 from disttensor.naming import snake_case
 from disttensor.saving.files import on_main, write_atomically
+from disttensor.saving.stored import NAMES, STORED_AS
 from disttensor.tensor import Variable
 
 SUFFIX = ".safetensors"
 _FORMAT = "disttensor.weights.1"
 _MOST_LISTED = 10
-# safetensors knows no complex128; complex numbers are kept as pairs of reals on a last axis.
-_PAIRS = {"complex64": "float32", "complex128": "float64"}
 
 
 def named_variables(model: Any) -> dict[str, Variable]:
@@ -126,22 +125,40 @@ def load_weights(model: Any, filepath: Any) -> None:
 
 
 def _read(path: str, variables: dict[str, Variable]) -> dict[str, np.ndarray]:
-    """The values of all variables, which are known to fit."""
+    """The values of all variables, which are known to fit before memory is asked for."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if metadata.get("format") != _FORMAT:
+                raise SerializationError(
+                    f"{path} has the format {metadata.get('format')!r}; this version reads {_FORMAT!r}."
+                )
+            heads = {
+                name: _head(path, name, file.get_slice(name), metadata.get(f"dtype {name}"))
+                for name in file.keys()  # noqa: SIM118
+            }
+            _require_fit(path, heads, variables)
+            return {name: _decode(file.get_tensor(name), dtype) for name, (dtype, _) in heads.items()}
     except SafetensorError as error:
         raise SerializationError(f"{path} is damaged or no safetensors file: {error}") from None
-    if metadata.get("format") != _FORMAT:
-        raise SerializationError(f"{path} has the format {metadata.get('format')!r}; this version reads {_FORMAT!r}.")
-    values = {name: _decode(path, name, array, metadata.get(f"dtype {name}")) for name, array in arrays.items()}
-    problems = [f"{name!r} is missing" for name in variables if name not in values]
-    problems += [f"{name!r} is not in the model" for name in values if name not in variables]
-    for name in variables.keys() & values.keys():
-        found = _describe(values[name].dtype, values[name].shape)
+
+
+def _head(path: str, name: str, entry: Any, dtype: str | None) -> tuple[str, tuple[int, ...]]:
+    """Dtype and shape of an array in a file, marked as of this dtype."""
+    stored, shape = entry.get_dtype(), tuple(entry.get_shape())
+    fits = dtype is not None and stored == NAMES.get(STORED_AS.get(dtype, dtype))
+    if dtype is None or not fits or (dtype in STORED_AS and shape[-1:] != (2,)):
+        raise SerializationError(f"{path} is damaged: {name!r} is {stored}{list(shape)}, marked as {dtype}.")
+    return dtype, shape[:-1] if dtype in STORED_AS else shape
+
+
+def _require_fit(path: str, heads: dict[str, tuple[str, tuple[int, ...]]], variables: dict[str, Variable]) -> None:
+    problems = [f"{name!r} is missing" for name in variables if name not in heads]
+    problems += [f"{name!r} is not in the model" for name in heads if name not in variables]
+    for name in variables.keys() & heads.keys():
+        found = _describe(*heads[name])
         expected = _describe(variables[name].dtype, whole_shape(variables[name]))
         if found != expected:
             problems.append(f"{name!r} is {found}, in the model {expected}")
@@ -149,22 +166,14 @@ def _read(path: str, variables: dict[str, Variable]) -> dict[str, np.ndarray]:
         shown = "; ".join(sorted(problems)[:_MOST_LISTED])
         more = f"; and {len(problems) - _MOST_LISTED} more" if len(problems) > _MOST_LISTED else ""
         raise SerializationError(f"{path} does not fit the model: {shown}{more}.")
-    return values
 
 
 def _encode(array: np.ndarray, dtype: str) -> np.ndarray:
-    return array[..., np.newaxis].view(_PAIRS[dtype]) if dtype in _PAIRS else array
+    return array[..., np.newaxis].view(STORED_AS[dtype]) if dtype in STORED_AS else array
 
 
-def _decode(path: str, name: str, array: np.ndarray, dtype: str | None) -> np.ndarray:
-    stored = _PAIRS.get(dtype or "", dtype)
-    try:
-        fits = dtypes.standardize_dtype(array.dtype) == stored
-    except DTypeError:
-        fits = False
-    if not fits or (dtype in _PAIRS and array.shape[-1:] != (2,)):
-        raise SerializationError(f"{path} is damaged: {name!r} is {array.dtype}{list(array.shape)}, marked as {dtype}.")
-    return array.view(dtypes.to_numpy(dtype))[..., 0] if dtype in _PAIRS else array
+def _decode(array: np.ndarray, dtype: str) -> np.ndarray:
+    return array.view(dtypes.to_numpy(dtype))[..., 0] if dtype in STORED_AS else array
 
 
 def _describe(dtype: Any, shape: tuple[int, ...]) -> str:

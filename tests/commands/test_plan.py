@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, example, given, settings
 
 import disttensor as dt
 from disttensor import cli
+from disttensor.commands.plan import read_profile
 from disttensor.distributed.scaling import Link, Step, predict
+from tests.fuzzing import altered, damaged
 
 LINK = ["--latency", "100us", "--bandwidth", "1Gbit"]
 STEP = ["--step", "30ms", "--rows", "64", "--gradients", "1MiB,2MB,3kB"]
@@ -61,6 +65,19 @@ def test_a_profile_from_training(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert step["gradients"] == [4, 32, 32, 32, 32, 128]  # from the last layer's bias to the first layer's kernel
     assert (step["rows"], step["small_messages"]) == (4, 3)
     assert 0 < step["seconds"] < 10
+
+
+PROFILE = {"format": "disttensor.step.1", "seconds": 0.1, "rows": 3, "gradients": [3, 4], "small_messages": 2}
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=altered(PROFILE).map(lambda value: json.dumps(value).encode()) | damaged(json.dumps(PROFILE).encode()))
+@example(content=b"[" * 100_000)
+def test_whatever_a_profile_holds_it_is_read_or_refused(tmp_path: Path, content: bytes) -> None:
+    """Nothing but DataError, whatever is wrong."""
+    (tmp_path / "step.json").write_bytes(content)
+    with contextlib.suppress(dt.errors.DataError):
+        read_profile(tmp_path / "step.json")
 
 
 def test_profiles_are_checked(tmp_path: Path) -> None:

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import contextlib
 import csv
 import random
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
 
 import disttensor as keras
 from disttensor.data import CSVDataset, csv_files, make_adapter
 from disttensor.errors import DataError
+from tests.fuzzing import damaged
 
 
 def write(path, rows, end="\n", after=""):
@@ -114,11 +117,14 @@ def test_it_is_read_in_pieces(tmp_path, monkeypatch):
         ("a,b\n1,2\n3\n", {}, "row 3 has 1 fields"),
         ("a,b\n1,2\n3,x\n", {}, "row 3: column 'b' holds 'x', which is no number"),
         ("a,b\n1,\n", {}, "column 'b' holds '', which is no number"),
+        ("a,b\n1,2\r3\n", {}, "row 2 is no CSV: new-line character seen in unquoted field"),
+        ("a,b\n1,'" + 200_000 * "9" + "'\n", {}, "row 2 is no CSV: field larger than field limit"),
+        ("a,b\rc\n1,2\n", {}, "row 1 is no CSV"),
         ("a,b\n1,z\n", {"label_name": "b", "class_names": ["x", "y"]}, r"holds 'z', which is none of class_names"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, text, options, message):
-    (tmp_path / "x.csv").write_text(text)
+    (tmp_path / "x.csv").write_bytes(text.encode())
     with pytest.raises(DataError, match=message):
         list(CSVDataset(tmp_path / "x.csv", **options))
 
@@ -131,3 +137,12 @@ def test_a_missing_file_and_text_of_another_encoding(tmp_path):
     (tmp_path / "x.csv").write_bytes(b"a\n\xff\n")
     with pytest.raises(DataError, match="row 2 is no UTF-8 text"):
         list(CSVDataset(tmp_path / "x.csv"))
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=damaged(b'a,b,c\n1,2,"x"\n3,4,"y, z"\r\n5,6,"w\nv"\n'))
+def test_whatever_a_file_holds_it_is_read_or_refused(tmp_path, content):
+    """Nothing but DataError, whatever is wrong."""
+    (tmp_path / "x.csv").write_bytes(content)
+    with contextlib.suppress(DataError):
+        list(CSVDataset(tmp_path / "x.csv", label_name="c", class_names=["x", "y, z", "w\nv"]))

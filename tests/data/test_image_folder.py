@@ -1,17 +1,23 @@
 from __future__ import annotations
 
+import contextlib
+import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import disttensor as keras
 from disttensor.data import make_adapter
+from disttensor.data.image_folder import _decode
 from disttensor.data.resizing import resize_image
 from disttensor.errors import ArgumentError, DataError
 from disttensor.utils import image_dataset_from_directory
+from tests.fuzzing import damaged
 
 
 def folder(path, counts, size=(6, 5), mode="RGB", ending="png"):
@@ -173,6 +179,38 @@ def test_folders_and_files_that_are_none(tmp_path):
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "a" / "x.png")
     with pytest.raises(DataError, match=r"more than 8 bits a channel"):
         list(load(tmp_path))
+
+
+@pytest.mark.parametrize("ending", ["png", "jpeg", "gif", "bmp"])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of what it mends by itself
+def test_whatever_a_file_holds_it_is_read_or_refused(tmp_path, ending, data):
+    """Nothing but DataError, whatever is wrong."""
+    path = tmp_path / f"x.{ending}"
+    Image.fromarray(np.arange(90, dtype=np.uint8).reshape(5, 6, 3)).save(path)
+    path.write_bytes(data.draw(damaged(path.read_bytes())))
+    with contextlib.suppress(DataError):
+        _decode(str(path), "RGB")
+
+
+def test_cve_2026_0897_a_bomb_is_not_unpacked(tmp_path):
+    """A head that says 50000 × 50000 pixels, before a file of a few."""
+    Image.fromarray(np.zeros((5, 6, 3), np.uint8)).save(tmp_path / "x.bmp")
+    content = bytearray((tmp_path / "x.bmp").read_bytes())
+    content[18:26] = struct.pack("<2i", 50_000, 50_000)
+    (tmp_path / "x.bmp").write_bytes(content)
+    with pytest.raises(DataError, match="exceeds limit of"):
+        _decode(str(tmp_path / "x.bmp"), "RGB")
+
+
+@pytest.mark.parametrize("kind", ["EPS", "TIFF", "PPM", "ICO"])
+def test_only_the_formats_that_names_are_of_are_decoded(tmp_path, kind):
+    """Pillow goes by content, and hands EPS to a program, which runs what is in it."""
+    with open(tmp_path / "x.png", "wb") as file:
+        Image.fromarray(np.zeros((5, 6, 3), np.uint8)).save(file, kind)
+    with pytest.raises(DataError, match="no readable image"):
+        _decode(str(tmp_path / "x.png"), "RGB")
 
 
 def test_pillow_is_asked_for(tmp_path):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import http.server
@@ -14,9 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from disttensor.datasets import files
 from disttensor.errors import DataError
+from tests.fuzzing import damaged
 
 CONTENT = bytes(range(256)) * 9000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -241,3 +245,31 @@ def test_cve_2026_0897_arrays_of_npz_are_as_long_as_their_heads_say(tmp_path, sh
 def test_others_may_read_what_was_downloaded(server, tmp_path):
     target = files.fetch(tmp_path / "file.bin", server.url + "file", SHA256)
     assert os.stat(target).st_mode & 0o777 == 0o644
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_a_file_holds_it_is_read_or_refused(tmp_path, data):
+    """Nothing but DataError, whatever is wrong."""
+    if not (tmp_path / "a.npz").exists():
+        save(tmp_path / "a.npz")
+        (tmp_path / "a.gz").write_bytes(gzip.compress(idx(np.zeros((3, 4), np.uint8)), mtime=0))
+    name, read = data.draw(
+        st.sampled_from([("a.npz", lambda path: files.read_npz(path, (3, 3))), ("a.gz", files.read_idx)])
+    )
+    path = tmp_path / f"damaged-{name}"
+    path.write_bytes(data.draw(damaged((tmp_path / name).read_bytes())))
+    with contextlib.suppress(DataError):
+        read(path)
+
+
+@pytest.mark.parametrize(("place", "change"), [(4, 0xFF), (6, 0x20), (6, 0x01), (8, 0x63)])
+def test_archives_that_zipfile_does_not_know_are_refused(tmp_path, place, change):
+    """Of a later version, patched, encrypted, packed in a way of its own."""
+    save(tmp_path / "a.npz")
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    for start, more in ((content.index(b"PK\3\4"), 0), (content.index(b"PK\1\2"), 2)):
+        content[start + place + more] = change
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(DataError, match=r"a[.]npz is no npz file"):
+        files.read_npz(tmp_path / "a.npz", (3, 3))

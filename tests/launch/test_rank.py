@@ -103,6 +103,9 @@ def test_strangers_are_ignored(tmp_path):
     for said in (b"\x00" * 100, b"GET / HTTP/1.1\r\n\r\n"):
         with socket.create_connection(("127.0.0.1", port)) as link:
             link.sendall(said)
+    for payload in (b"", b"1", b"\xff", b"{}", b"[" * 100_000):
+        with socket.create_connection(("127.0.0.1", port)) as link:
+            send(link, HELLO, payload)
     with socket.create_connection(("127.0.0.1", port), timeout=10) as link:
         ((kind, nonce),) = Frames().feed(link.recv(100))
         assert kind == NONCE

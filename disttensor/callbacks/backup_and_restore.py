@@ -37,6 +37,11 @@ class BackupAndRestore(Callback):
         Remove all when `fit` has come to its end.
     mtbf : timedelta, default one day
         With "auto": the mean time between failures to expect.
+    keep_best : int, default 0
+        Keep so many of the checkpoints with the best `monitor` besides; those at the end of an epoch hold the metrics
+        of its validation. To keep weights rather than whole trainings, see `ModelCheckpoint`.
+    monitor, mode
+        See `disttensor.checkpoint.CheckpointManager`.
 
     Raises
     ------
@@ -51,12 +56,15 @@ class BackupAndRestore(Callback):
         double_checkpoint: bool = False,
         delete_checkpoint: bool = True,
         mtbf: timedelta = timedelta(days=1),
+        keep_best: int = 0,
+        monitor: str = "val_loss",
+        mode: str = "min",
     ):
         super().__init__()
         self.save_freq = save_freq
         self.mtbf = mtbf
         self.delete_checkpoint = delete_checkpoint
-        self.manager = CheckpointManager(backup_dir, keep=2 if double_checkpoint else 1)
+        self.manager = CheckpointManager(backup_dir, 2 if double_checkpoint else 1, keep_best, monitor, mode)
         self.interval()
 
     def interval(self) -> SaveInterval:

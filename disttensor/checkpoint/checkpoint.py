@@ -117,8 +117,25 @@ class Checkpoint:
         return target
 
     def state(self) -> Any:
-        """What was saved beside the tensors, with its arrays."""
-        return unpack(self.manifest.state, self.array)
+        """What was saved beside the tensors, with its arrays.
+
+        Raises
+        ------
+        SerializationError
+            If it is malformed, or an array is damaged.
+        """
+
+        def array_of(name: Any) -> np.ndarray:
+            if not isinstance(name, str) or name not in self.manifest.tensors:
+                raise SerializationError(
+                    f"{self.path} is malformed: its state names {name!r}, which is no tensor of it."
+                )
+            return self.array(name)
+
+        try:
+            return unpack(self.manifest.state, array_of)
+        except RecursionError:
+            raise SerializationError(f"{self.path} is malformed: its state is nested too deeply.") from None
 
     def restore_together(self, tensors: Mapping[str, Variable]) -> None:
         """Set variables to the values saved under their names: call it on all ranks, after `verify_together`.
@@ -177,6 +194,20 @@ class Checkpoint:
             found = os.stat(path, follow_symlinks=False).st_size if os.path.lexists(path) else None
             if found != shard.bytes:
                 raise SerializationError(f"{path} is {'missing' if found is None else f'{found} bytes long'}.")
+
+
+def open_together(path: str) -> Checkpoint:
+    """Open a checkpoint on all ranks, which fail alike."""
+    found, report = None, None
+    try:
+        found = Checkpoint(path)
+    except (SerializationError, OSError) as error:
+        report = str(error)
+    reports = distributed.communicator().all_gather_object(report)
+    first = next((text for text in reports if text is not None), None)
+    if found is None or first is not None:
+        raise SerializationError(first)
+    return found
 
 
 def _raise_first(action: Any) -> None:

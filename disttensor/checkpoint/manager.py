@@ -18,16 +18,18 @@ import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from disttensor import distributed, dtypes
 from disttensor.checkpoint import disk
-from disttensor.checkpoint.checkpoint import Checkpoint, find_checkpoints, folder_name, number_of
+from disttensor.checkpoint.checkpoint import Checkpoint, find_checkpoints, folder_name, number_of, open_together
 from disttensor.checkpoint.lock import FolderLock
 from disttensor.checkpoint.manifest import NAME, Manifest, Part, Shard, TensorInfo
 from disttensor.checkpoint.packing import pack
+from disttensor.checkpoint.ranking import ranked
 from disttensor.checkpoint.shards import Written, fill, lay_out, share, write_shard
 from disttensor.errors import ArgumentError, CheckpointError, SerializationError
 from disttensor.saving.files import on_main
@@ -62,7 +64,7 @@ class CheckpointManager:
     keep : int, default 2
         How many of the newest checkpoints stay.
     keep_best : int, default 0
-        How many of those with the best `monitor` stay besides.
+        How many of those with the best `monitor` stay besides; see `best`.
     monitor : str, default "val_loss"
         A name in the metrics that `save` is given.
     mode : {"min", "max"}, default "min"
@@ -125,7 +127,21 @@ class CheckpointManager:
             For each newer one that is damaged: which file, and how.
         """
         self.wait()
-        for path in distributed.communicator().broadcast_object(self.checkpoints[::-1]):
+        return self._first_whole(self.checkpoints[::-1])
+
+    def best(self) -> Checkpoint | None:
+        """The checkpoint with the best `monitor` of those that are there and whole; None if none was saved with it.
+
+        Warns
+        -----
+        UserWarning
+            As `latest` does, for each better one that is damaged.
+        """
+        self.wait()
+        return self._first_whole(on_main(lambda: ranked(self.checkpoints, self.monitor, self.mode)))
+
+    def _first_whole(self, paths: Any) -> Checkpoint | None:
+        for path in distributed.communicator().broadcast_object(paths):
             try:
                 found = open_together(path)
                 found.verify_together()
@@ -183,22 +199,25 @@ class CheckpointManager:
             The same on every rank; each writes a part.
         state : nested dict or list of numbers, str, None and arrays, optional
             See `disttensor.checkpoint.packing`. That of rank 0 is saved.
-        metrics : mapping of str to float, optional
+        metrics : mapping of str to number, optional
         wait : bool, default True
             Return when the checkpoint is complete; otherwise as soon as the values are copied. Then call `poll`
             now and then, on all ranks; a new save waits for the one before.
 
         Raises
         ------
+        ArgumentError
+            If a metric is no number.
         CheckpointError
             On all ranks, if any cannot write, or if the state cannot be saved; checkpoints there are stay.
         """
+        numbers = {name: _number(name, value) for name, value in (metrics or {}).items()}
         self.open()
         self.wait()
         started = time.monotonic()
         packed, arrays = pack(state, "state")
         everything = {name: t.memory if isinstance(t, Variable) else t for name, t in tensors.items()} | arrays
-        self._begin(started, step, everything, packed, dict(metrics or {}))
+        self._begin(started, step, everything, packed, numbers)
         assert self._save is not None
         self._save.held_up = time.monotonic() - started
         if wait:
@@ -361,19 +380,9 @@ class CheckpointManager:
         """Remove checkpoints that are neither among the newest nor among the best, and what was left half removed."""
         self._remove_leftovers()
         paths = self.checkpoints
-        stay = set(paths[-self.keep :])
-        if self.keep_best:
-            scores = []
-            for path in paths:
-                try:
-                    score = Manifest.read(path).metrics.get(self.monitor)
-                except SerializationError:
-                    continue
-                if score is not None and score == score:
-                    scores.append((score if self.mode == "min" else -score, path))
-            stay.update(path for _, path in sorted(scores)[: self.keep_best])
-        for path in paths:
-            if path not in stay:
+        best = ranked(paths, self.monitor, self.mode)[: self.keep_best] if self.keep_best else []
+        for path in paths[: -self.keep]:
+            if path not in best:
                 self._remove(path)
 
     def _remove_leftovers(self) -> None:
@@ -440,18 +449,10 @@ class _Sized:
         self.size = self.nbytes // self.itemsize
 
 
-def open_together(path: str) -> Checkpoint:
-    """Open a checkpoint on all ranks, which fail alike."""
-    found, report = None, None
-    try:
-        found = Checkpoint(path)
-    except (SerializationError, OSError) as error:
-        report = str(error)
-    reports = distributed.communicator().all_gather_object(report)
-    first = next((text for text in reports if text is not None), None)
-    if found is None or first is not None:
-        raise SerializationError(first)
-    return found
+def _number(name: str, value: Any) -> float:
+    if not isinstance(value, Real):
+        raise ArgumentError(f"metrics are numbers; {name!r} is {value!r}.")
+    return float(value)
 
 
 def _shard_name(rank: int, size: int) -> str:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from disttensor.data.loader import as_tensors, shard_of
 from disttensor.distributed import activity
 from disttensor.distributed.consistency import DIGEST_BYTES, ReplicaCheck
 from disttensor.distributed.partition import assign_whole, stand_in, whole_array
-from disttensor.errors import ArgumentError
+from disttensor.errors import ArgumentError, SerializationError
 from disttensor.graph.function import Function
 from disttensor.saving.weights import named_variables
 from disttensor.tensor import Variable
@@ -38,6 +39,10 @@ from launch.exit_codes import INTERRUPTED, REQUEUE
 _INTERRUPT, _LEAVE = 1, 2
 _HIGHEST = 255
 _SIGNALS = {signal.SIGINT: _INTERRUPT, signal.SIGTERM: _LEAVE, signal.SIGUSR1: _LEAVE}
+_STATE = {
+    "epoch": int, "batch": int, "logs": dict, "stop": bool, "seed": int, "host_random": list, "callbacks": list,
+}  # fmt: skip
+"""What a checkpoint of `fit` says beside its tensors, and as what."""
 _MARGIN = 30.0
 """Seconds before a Slurm time limit, beside three times what a save took, at which training ends."""
 
@@ -104,7 +109,7 @@ class Recovery:
             try:
                 self._found = manager.latest() if self._resume else None
                 if self._found is not None:
-                    self._state = self._found.state()
+                    self._state = _state_of(self._found)
                     random.set_global_seed(self._state["seed"])
                 self._listen()
             except BaseException:
@@ -292,7 +297,8 @@ class Recovery:
             "callbacks": self._watchers.get_state(),
         }
         tensors = {name: v if v.partition is None else whole_array(v) for name, v in self._variables().items()}
-        self._backup.manager.save(step, tensors, state, logs, wait=wait)
+        metrics = {name: float(value) for name, value in logs.items() if isinstance(value, Real)}
+        self._backup.manager.save(step, tensors, state, metrics, wait=wait)
 
     def _leave(self, asked: int) -> None:
         assert self._backup is not None
@@ -311,6 +317,17 @@ class Recovery:
             self._backup.manager.wait()
             if self._backup.delete_checkpoint:
                 self._backup.manager.delete()
+
+
+def _state_of(found: Checkpoint) -> Any:
+    """What `fit` saved beside the tensors."""
+    state = found.state()
+    if not isinstance(state, dict) or any(type(state.get(name)) is not kind for name, kind in _STATE.items()):
+        raise SerializationError(
+            f"{found.path} was not saved by fit(): its state is not that of a training. Give BackupAndRestore a folder "
+            "of its own."
+        )
+    return state
 
 
 def _host_random() -> Any:

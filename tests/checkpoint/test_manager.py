@@ -23,7 +23,7 @@ from disttensor import dtypes
 from disttensor.checkpoint import Checkpoint, CheckpointManager, disk, find_checkpoints
 from disttensor.checkpoint.manifest import Manifest
 from disttensor.checkpoint.shards import share
-from disttensor.errors import CheckpointError, SerializationError
+from disttensor.errors import ArgumentError, CheckpointError, SerializationError
 
 
 def variables(seed: int = 0) -> dict[str, dt.Variable]:
@@ -112,6 +112,35 @@ def test_newest_and_best_stay(tmp_path: Path) -> None:
         for step, loss in enumerate([3.0, 1.0, 2.0, float("nan"), 5.0]):
             manager.save(step, {"v": np.zeros(3)}, metrics={"loss": loss})
         assert [Checkpoint(path).step for path in manager.checkpoints] == [1, 3, 4]
+
+
+def best(folder: Path, mode: str) -> int | None:
+    with CheckpointManager(folder, monitor="score", mode=mode) as manager:
+        found = manager.best()
+    return None if found is None else found.step
+
+
+def test_the_best_is_found_by_its_metric(tmp_path: Path) -> None:
+    assert best(tmp_path, "max") is None
+    scores = [None, 3, np.float32(5), float("nan"), 5.0, 1.0]
+    with CheckpointManager(tmp_path, keep=9) as manager:
+        for step, score in enumerate(scores):
+            manager.save(step, {"v": np.zeros(3)}, metrics={} if score is None else {"score": score})
+    assert best(tmp_path, "max") == 2  # of equal ones the older
+    assert best(tmp_path, "min") == 5
+    damage(Path(find_checkpoints(tmp_path)[2]) / "shard-00000-of-00001.safetensors", "bit")
+    with pytest.warns(UserWarning, match="000003-step-2 is left out"):
+        assert best(tmp_path, "max") == 4
+    damage(Path(find_checkpoints(tmp_path)[4]) / "manifest.json", "bit")
+    with pytest.warns(UserWarning, match="000003-step-2 is left out"):
+        assert best(tmp_path, "max") == 1
+
+
+@pytest.mark.parametrize("value", ["0.5", None, [1.0], np.ones(2)])
+def test_metrics_are_numbers(tmp_path: Path, value: object) -> None:
+    with CheckpointManager(tmp_path) as manager, pytest.raises(ArgumentError, match="metrics are numbers; 'loss' is"):
+        manager.save(1, {"v": np.zeros(3)}, metrics={"loss": value})  # type: ignore[dict-item]
+    assert find_checkpoints(tmp_path) == []
 
 
 def damage(path: Path, kind: str) -> None:

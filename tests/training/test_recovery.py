@@ -7,13 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 import disttensor as dt
-from disttensor.checkpoint import disk, find_checkpoints
+from disttensor.checkpoint import Checkpoint, disk, find_checkpoints, interval
 from disttensor.errors import ArgumentError, CheckpointError
 from launch.exit_codes import INTERRUPTED, REQUEUE
 
@@ -28,10 +31,11 @@ def run(folder: Path, output: Path, *arguments: str, **variables: str) -> subpro
 def assert_same(found: Path, expected: Path) -> None:
     for suffix in (".json", ".csv"):
         assert Path(f"{found}{suffix}").read_text() == Path(f"{expected}{suffix}").read_text()
-    one, other = np.load(f"{found}.npz"), np.load(f"{expected}.npz")
-    assert one.files == other.files
-    for name in one.files:
-        assert one[name].tobytes() == other[name].tobytes(), name
+    for suffix, load in ((".npz", np.load), (".best.safetensors", load_file), (".latest.safetensors", load_file)):
+        one, other = (dict(load(f"{path}{suffix}")) for path in (found, expected))
+        assert one.keys() == other.keys()
+        for name in one:
+            assert one[name].tobytes() == other[name].tobytes(), (suffix, name)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +93,36 @@ def test_the_end_of_training_removes_what_it_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
     fit(tmp_path / "b", backup={"delete_checkpoint": False, "double_checkpoint": True, "save_freq": 1})
     assert len(find_checkpoints(tmp_path / "b")) == 2
+
+
+@pytest.mark.parametrize("save_freq", [timedelta(milliseconds=1), "auto"], ids=["time", "auto"])
+def test_saves_by_time(tmp_path: Path, save_freq: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interval, "_FIRST", 0.001)
+    backup = {"save_freq": save_freq, "mtbf": timedelta(milliseconds=1), "delete_checkpoint": False}
+    model = dt.Sequential([dt.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    callbacks = [dt.callbacks.BackupAndRestore(tmp_path, **backup)]
+    model.fit(np.ones((400, 2)), np.ones((400, 1)), batch_size=1, verbose=0, callbacks=callbacks)
+    (newest,) = (Checkpoint(path) for path in find_checkpoints(tmp_path))
+    assert int(newest.name[:6]) >= 3  # so many saves, all within an epoch
+    assert 0 < newest.step <= 400
+
+
+def test_the_best_checkpoints_of_a_training_stay(tmp_path: Path) -> None:
+    class Scores(dt.callbacks.Callback):
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            logs |= {"score": [0.2, 0.9, 0.3, 0.8, 0.1][epoch], "note": "no number, and no metric"}
+
+    model = dt.Sequential([dt.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    backup = dt.callbacks.BackupAndRestore(tmp_path, delete_checkpoint=False, keep_best=2, monitor="score", mode="max")
+    model.fit(np.ones((8, 2)), np.ones((8, 1)), epochs=5, verbose=0, callbacks=[Scores(), backup])
+    kept = {Checkpoint(path).step: Checkpoint(path).manifest.metrics["score"] for path in find_checkpoints(tmp_path)}
+    assert kept == {2: 0.9, 4: 0.8, 5: 0.1}
+    found = backup.manager.best()
+    assert found is not None
+    assert found.step == 2
+    assert found.state()["logs"]["note"] == "no number, and no metric"
 
 
 def test_a_writer_that_fails_ends_training_at_the_next_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,15 +14,27 @@ examples:
   disttensor submit --nodes 4 --time 2:00:00 train.py --epochs 20
   disttensor submit --ntasks 16 --threads 2 --requeue 120 train.py
   disttensor submit --nodes 4 --dry-run train.py
+  disttensor submit train.py --nodes 4 --time 2:00:00 -- --epochs 20
+
+Options may stand behind the program too, if neither --nodes nor --ntasks stands before
+it; what is not known here, and all behind a `--`, is the program's.
 
 The script is written to the folder at hand, named after the program, and is yours to
 change. Options of sbatch that have none here: --sbatch=--constraint=avx512 (repeat it)."""
 
 
+_USAGE = "disttensor submit (--nodes N | --ntasks N) [options] program.py [arguments of the program ...]"
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.epilog = _EXAMPLES
-    parser.usage = "disttensor submit (--nodes N | --ntasks N) [options] program.py [arguments of the program ...]"
+    parser.epilog, parser.usage = _EXAMPLES, _USAGE
+    _add_options(parser)
+    parser.add_argument("program", help=argparse.SUPPRESS)
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--nodes", type=int, metavar="N", help="number of nodes")
     parser.add_argument("--ntasks", type=int, metavar="N", help="number of processes on all nodes together")
     parser.add_argument("--ntasks-per-node", type=int, metavar="N", help="number of processes on each node")
@@ -45,12 +57,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sbatch", action="append", default=[], metavar="--OPTION", help="any other option of sbatch")
     parser.add_argument("--module", action="store_true", help="the program is a module, as in python -m")
     parser.add_argument("--dry-run", action="store_true", help="only show the script")
-    parser.add_argument("program", help=argparse.SUPPRESS)
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+
+
+def _look_behind_program(options: argparse.Namespace) -> None:
+    """Take our options out of the program's arguments."""
+    parser = argparse.ArgumentParser(usage=_USAGE, add_help=False, allow_abbrev=False)
+    _add_options(parser)
+    end = options.arguments.index("--") if "--" in options.arguments else len(options.arguments)
+    behind = options.arguments[end + 1 :]
+    _, others = parser.parse_known_args(options.arguments[:end], options)
+    options.arguments = [*others, *behind]
 
 
 def run(options: argparse.Namespace) -> int:
     """Show the script, and submit it unless told otherwise."""
+    if options.nodes is None and options.ntasks is None:
+        _look_behind_program(options)
     values = {name: getattr(options, name) for name in Job._fields if hasattr(options, name)}
     job = Job(**values | {"arguments": tuple(options.arguments), "options": tuple(options.sbatch)})
     environment = Path(sys.executable).parent

@@ -138,3 +138,29 @@ def test_a_dry_run_writes_nothing(folder, capsys):
     assert "--nodes=2" in out
     assert out.rstrip().endswith("train.py --nodes 9")
     assert not (folder / "train.sbatch").exists()
+
+
+@pytest.mark.parametrize(
+    ("behind", "command"),
+    [
+        ("--nodes 2 --time 2:00:00", "train.py"),
+        ("--epochs 3 --nodes 2 data.npz --time=2:00:00", "train.py --epochs 3 data.npz"),
+        ("--nodes 2 --time 2:00:00 -- --nodes 9 --", "train.py --nodes 9 --"),
+    ],
+)
+def test_options_behind_the_program(behind, command, capsys):
+    assert main(["submit", "train.py", "--dry-run", *behind.split()]) == 0
+    out = capsys.readouterr().out
+    assert options(out) == [
+        "--job-name=train",
+        "--output=%x-%j.out",
+        "--nodes=2",
+        "--cpus-per-task=1",
+        "--time=2:00:00",
+    ]
+    assert out.rstrip().endswith(f"disttensor-run {command}")
+
+
+def test_without_a_size_behind_the_program_either(capsys):
+    assert main(["submit", "train.py", "--time", "2:00:00"]) == 2
+    assert "say how large the job is: --nodes 4, or --ntasks 16" in capsys.readouterr().err

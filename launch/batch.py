@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
-from launch.errors import LaunchError
+from launch.errors import LaunchError, require_positive
 
 _TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
 
@@ -121,15 +121,8 @@ def submit(job: Job, environment: Path) -> str:
 def _check(job: Job) -> None:
     if job.nodes is None and job.ntasks is None:
         raise LaunchError("say how large the job is: --nodes 4, or --ntasks 16.")
-    for option, value in (
-        ("--nodes", job.nodes),
-        ("--ntasks", job.ntasks),
-        ("--ntasks-per-node", job.ntasks_per_node),
-        ("--threads", job.threads),
-        ("--requeue", job.requeue),
-    ):
-        if value is not None and value < 1:
-            raise LaunchError(f"{option} {value} must be at least 1.")
+    numbers = {"--nodes": job.nodes, "--ntasks": job.ntasks, "--ntasks-per-node": job.ntasks_per_node}
+    require_positive({**numbers, "--threads": job.threads, "--requeue": job.requeue})
     if job.time is not None and not _TIME.fullmatch(job.time):
         raise LaunchError(f"--time {job.time!r} is none of Slurm's forms: minutes, hours:minutes:seconds, days-hours.")
     for text in (job.title, job.time, job.partition, job.account, job.mem_per_cpu, *job.options):

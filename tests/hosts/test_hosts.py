@@ -40,8 +40,9 @@ class Run:
     """A disttensor-run on the first host."""
 
     def __init__(
-        self, hosts, python, folder, *options, patience=4, command=None, variables=None, program=PROGRAM, ranks=1
-    ):
+        self, hosts, python, folder, *options, patience=4, command=None, variables=None, program=PROGRAM, ranks=1,
+        hostfile=False,
+    ):  # fmt: skip
         (folder / "program.py").write_text(program)
         self.stop = folder / "stop"
         self.program, *arguments = command or [str(folder / "program.py"), str(self.stop)]
@@ -50,9 +51,12 @@ class Run:
         environ["UCX_TLS"] = "tcp,self"  # MPICH would find out that all hosts share one memory
         environ["PRTE_MCA_prte_tmpdir_base"] = "/dev/shm"  # process numbers repeat, and the hosts share /tmp
         environ |= variables or {}
-        names = ",".join(f"{host.name}:{ranks}" for host in hosts)
+        where = ["--hosts", ",".join(f"{host.name}:{ranks}" for host in hosts)]
+        if hostfile:
+            (folder / "hostfile").write_text("".join(f"{host.name} slots={ranks}\n" for host in hosts))
+            where = ["--hostfile", str(folder / "hostfile")]
         self.process = hosts[0].run(
-            str(python), "-m", "launch.cli", "--hosts", names, *options, self.program, *arguments,
+            str(python), "-m", "launch.cli", *where, *options, self.program, *arguments,
             env=environ, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         self.lines = []
@@ -105,8 +109,9 @@ def received(host):
     return int(re.search(r"RX:[^\\]*\\\s+(\d+)", shown)[1])
 
 
-def test_ranks_on_all_hosts(run, hosts):
-    started = run()
+@pytest.mark.parametrize("hostfile", [False, True], ids=["hosts", "hostfile"])
+def test_ranks_on_all_hosts(run, hosts, hostfile):
+    started = run(hostfile=hostfile)
     started.wait_for("start 0", 3)
     started.stop.touch()
     code, output = started.end()
@@ -267,6 +272,44 @@ def test_the_doctor_visits_all_hosts(hosts, python, tmp_path):
     code, output = doctor(hosts[0], python, "--folder", str(tmp_path))
     assert code == 1
     assert "ERROR   host h3: cannot be reached" in output
+
+
+FAST_CLOCK = "import time\nreal = time.time\ntime.time = lambda: real() + 60\n"
+
+
+def with_other_packages(host, site, folder):
+    """Let a host see other versions of two packages in an environment, and a clock that is a minute fast."""
+    for name in ("numpy", "disttensor"):
+        (info,) = site.glob(f"{name}-*.dist-info")
+        (folder / info.name).mkdir(parents=True)
+        text = (info / "METADATA").read_text()
+        (folder / info.name / "METADATA").write_text(re.sub(r"^Version: .*", "Version: 9.9", text, flags=re.MULTILINE))
+    (folder / "sitecustomize.py").write_text(FAST_CLOCK)
+    layers = f"lowerdir={folder}:{site}"
+    assert host.run("mount", "-t", "overlay", "overlay", "-o", layers, str(site)).wait() == 0
+
+
+@only_one_library
+def test_the_doctor_tells_hosts_apart(hosts, python, tmp_path):
+    (site,) = python.parents[1].glob("lib/python*/site-packages")
+    with_other_packages(hosts[1], site, tmp_path / "other")
+    assert hosts[1].run("mount", "-o", "remount,size=16m", "/dev/shm").wait() == 0
+    (tmp_path / "run").mkdir()
+    assert hosts[2].run("mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(tmp_path / "run")).wait() == 0
+    code, output = doctor(hosts[0], python, "--folder", str(tmp_path / "run"))
+    assert code == 1, output
+    wrong = re.findall(r"^(?:WARNING|ERROR  ) (.*)\n +-> (.*)", output, re.MULTILINE)
+    found = {check: (said, advice) for check, said, advice in (re.split(": ", a, maxsplit=1) + [b] for a, b in wrong)}
+    assert set(found) == {
+        "version of numpy", "version of disttensor", "/dev/shm of h2", "clocks", "disk of h3",
+        f"folder {tmp_path / 'run'}",
+    }  # fmt: skip
+    said, advice = found["version of numpy"]
+    assert re.fullmatch(r"2\S+ on h1, 9[.]9 on h2, 2\S+ on h3", said), said
+    assert "install the same everywhere" in advice
+    assert found["clocks"] == ("that of h2 differs by 60 s", "let all hosts use NTP (chrony)")
+    assert found["/dev/shm of h2"][0] == "16 MiB free"
+    assert found[f"folder {tmp_path / 'run'}"][0] == "Read-only file system on h3"
 
 
 HANGS = """

@@ -16,6 +16,7 @@ from disttensor import config, distributed, layers, losses, metrics, optimizers
 from disttensor.errors import DistributedError
 
 comm = distributed.communicator()
+VERSION = np.__version__
 
 
 def train(difference: str) -> None:
@@ -26,6 +27,7 @@ def train(difference: str) -> None:
         return other if comm.rank == 1 and name == difference else usual
 
     keras.utils.set_random_seed(mine("seed", 1, 2))
+    np.__version__ = mine("version", VERSION, "9.9")
     config.set_floatx(mine("floatx", "float32", "float64"))
     config.set_consistency_interval(mine("interval", 4, 5))
     config.disable_determinism()

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tests.mpi.libraries import open_mpi_alone
 
 PROGRAM = Path(__file__).with_name("consistency_program.py")
@@ -15,6 +17,7 @@ DIFFERENCES = {
     "bit of a weight": "after step 8 the ranks' variables are no longer equal:\n  dense",
     "bit of a slot": "\n  adam/",
     "seed": "seed (utils.set_random_seed): ranks 0, 2 have 1, rank 1 (host",
+    "version": f'version of numpy: ranks 0, 2 have "{np.__version__}", rank 1 (host',
     "floatx": 'config.floatx(): ranks 0, 2 have "float32", rank 1 (host',
     "interval": "config.consistency_interval(): ranks 0, 2 have 4",
     "shards": "virtual shards (deterministic mode): ranks 0, 2 have [4, ",

@@ -5,6 +5,7 @@ References: srun(1) and sbatch(1), "Output environment variables"; the MPI guide
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import time
@@ -81,6 +82,22 @@ def nodes(environ: Mapping[str, str]) -> list[str]:
         ).stdout.split()
     except (OSError, subprocess.TimeoutExpired):
         return []
+
+
+def end_time(environ: Mapping[str, str]) -> int | None:
+    """When the job's time is over, in seconds since 1970; None outside Slurm, or if that is not known.
+
+    Newer versions of Slurm tell it in a variable; 22.05 is asked instead.
+    """
+    text = environ.get("SLURM_JOB_END_TIME", "")
+    if not text and "SLURM_JOB_ID" in environ:
+        command = ["squeue", "--noheader", f"--jobs={environ['SLURM_JOB_ID']}", "--format=%e"]
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            asked = {**environ, "SLURM_TIME_FORMAT": "%s"}
+            text = subprocess.run(
+                command, capture_output=True, text=True, timeout=10, check=False, env=asked
+            ).stdout.strip()
+    return int(text) if text.isdigit() else None
 
 
 def silent_nodes(environ: Mapping[str, str], seconds: float = 20.0) -> list[str]:

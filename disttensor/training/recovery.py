@@ -35,6 +35,7 @@ from disttensor.saving.weights import named_variables
 from disttensor.tensor import Variable
 from disttensor.training.pace import LARGEST, Pace
 from launch.exit_codes import INTERRUPTED, REQUEUE
+from launch.slurm import end_time
 
 _INTERRUPT, _LEAVE = 1, 2
 _HIGHEST = 255
@@ -96,6 +97,7 @@ class Recovery:
         self._is_alone = self._backup is None and distributed.size() == 1
         self._asked = 0
         self._check: ReplicaCheck | None = None
+        self._end: int | None = None
         self._leaving = False
         self._reserved = False
         self._handlers: dict[signal.Signals, Any] = {}
@@ -106,6 +108,7 @@ class Recovery:
             manager = self._backup.manager
             manager.open()
             self._interval = self._backup.interval()
+            self._end = end_time(os.environ) if distributed.is_main() else None
             try:
                 self._found = manager.latest() if self._resume else None
                 if self._found is not None:
@@ -277,8 +280,7 @@ class Recovery:
     def _is_due(self, epoch_ended: bool) -> bool:
         if self._backup is None:
             return False
-        end = os.environ.get("SLURM_JOB_END_TIME", "")
-        if end.isdigit() and time.time() > int(end) - _MARGIN - 3 * self._backup.manager.latency:
+        if self._end is not None and time.time() > self._end - _MARGIN - 3 * self._backup.manager.latency:
             self._asked = max(self._asked, _LEAVE)
         return self._interval.is_due(int(self._model.optimizer.iterations), epoch_ended)
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,17 @@ def test_an_array_tries_each_value(sbatch, tmp_path):
         time.sleep(0.2)
 
 
+@pytest.mark.parametrize("environment", ["openmpi"], indirect=True)  # Slurm's part; the MPI library has none in it
+def test_the_end_of_a_job_is_known(sbatch, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text("import os\nfrom launch.slurm import end_time\nprint('ends at', end_time(os.environ))")
+    job = sbatch("train.sbatch", "-n", "1", str(program), options=("--ntasks=1", "--time=7"))
+    assert job.wait_until("COMPLETED", "FAILED") == "COMPLETED", job.output()
+    (end,) = re.findall(r"ends at (\d+)\n", job.output())
+    began = datetime.fromisoformat(job.field("StartTime")).timestamp()
+    assert int(end) == began + 7 * 60
+
+
 def _start_now(job):
     """A requeued job waits for two minutes, or until somebody asks for it."""
     time.sleep(
@@ -177,10 +189,14 @@ def _start_now(job):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("environment", ["openmpi"], indirect=True)  # Slurm's part; the MPI library has none in it
-def test_the_time_limit_itself(sbatch, training, undisturbed):
-    """--signal=B:USR1 comes from Slurm; its shortest limit is a minute."""
-    options = ("--ntasks=2", "--time=1", "--signal=B:USR1@30", DETERMINISTIC)
-    job = sbatch("preemptible.sbatch", *training, options=options)
+@pytest.mark.parametrize("is_signalled", [True, False], ids=["signal", "clock"])
+def test_the_time_limit_itself(sbatch, training, undisturbed, is_signalled):
+    """--signal=B:USR1 comes from Slurm, whose shortest limit is a minute; without it `fit` looks at the clock."""
+    options = ["--ntasks=2", "--time=1", DETERMINISTIC]
+    if is_signalled:
+        job = sbatch("preemptible.sbatch", *training, options=[*options, "--signal=B:USR1@30"])
+    else:
+        job = sbatch("train.sbatch", "--requeue", *training, options=[*options, "--open-mode=append"])
     job.wait_for("goes back into the queue", seconds=100)
     job.wait_until("PENDING")
     _start_now(job)

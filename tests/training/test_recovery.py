@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,15 @@ def test_a_signal_saves_and_ends_with_its_code(tmp_path: Path, expected: Path, n
     assert path.endswith(f"-step-{at}")
     ended = run(tmp_path / "checkpoints", tmp_path / "out")
     assert f"epoch {1 + (at - 1) // 11}, batch {2 + (at - 1) % 11}" in ended.stdout
+    assert_same(tmp_path / "out", expected)
+
+
+def test_a_time_limit_that_comes_near_saves_and_ends(tmp_path: Path, expected: Path) -> None:
+    ended = run(tmp_path / "checkpoints", tmp_path / "out", SLURM_JOB_END_TIME=str(int(time.time()) + 20))
+    assert ended.returncode == REQUEUE, ended.stderr
+    assert "the time limit ended training; checkpoint 000001-step-1 is complete" in ended.stdout
+    ended = run(tmp_path / "checkpoints", tmp_path / "out", SLURM_JOB_END_TIME=str(int(time.time()) + 3600))
+    assert ended.returncode == 0, ended.stderr
     assert_same(tmp_path / "out", expected)
 
 

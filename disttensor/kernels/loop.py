@@ -212,7 +212,9 @@ def supports(function: str, dtype: str) -> bool:
         return False
     if dtype.startswith("float"):
         return function in scalar_ir.FLOATING or function in elementary.FUNCTIONS
-    return function in (scalar_ir.TRUTH if dtype == "bool" else scalar_ir.INTEGRAL)
+    if dtype == "bool":
+        return function in scalar_ir.TRUTH
+    return function in scalar_ir.INTEGRAL or function in elementary.INTEGRAL
 
 
 def converts(source: str, target: str) -> bool:

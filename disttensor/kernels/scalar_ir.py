@@ -11,8 +11,9 @@ bits depend neither on the width nor on the processor.
 
 from __future__ import annotations
 
+import hashlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,6 +37,7 @@ _INTRINSIC = {
     "absolute": "fabs", "sqrt": "sqrt", "floor": "floor", "ceil": "ceil", "trunc": "trunc", "rint": "rint",
     "copysign": "copysign", "fma": "fma",
 }  # fmt: skip
+_TESTS = ("isnan", "isinf", "isfinite")
 COMPARISONS = frozenset(_COMPARE)
 LOGICAL = frozenset(_LOGICAL)
 FLOATING = frozenset(
@@ -43,9 +45,17 @@ FLOATING = frozenset(
     + ("isinf", "isfinite", "where", "copy")
 )
 """Primitives on floating-point numbers."""
-INTEGRAL = frozenset(("add", "subtract", "multiply", *_COMPARE, *_BITWISE, "maximum", "minimum", "where", "copy"))
+_WHOLE = {"trunc": "copy", "conjugate": "copy", "real": "copy"}
+"""What primitives are on numbers without a fraction."""
+INTEGRAL = frozenset(
+    ("add", "subtract", "multiply", *_COMPARE, *_BITWISE, *_WHOLE, *_TESTS, "maximum", "minimum", "where", "copy")
+    + ("negative", "absolute", "sign", "square", "invert", "left_shift", "right_shift")
+)
 """Primitives on integers."""
-TRUTH = frozenset((*_LOGICAL, *_BITWISE, "logical_not", "invert", "where", "copy"))
+_OF_TRUTH = {
+    "add": "or", "maximum": "or", "multiply": "and", "minimum": "and", "absolute": "copy", "square": "copy", **_WHOLE,
+}  # fmt: skip
+TRUTH = frozenset((*_LOGICAL, *_BITWISE, *_COMPARE, *_OF_TRUTH, *_TESTS, "logical_not", "invert", "where", "copy"))
 """Primitives on booleans."""
 
 
@@ -164,6 +174,7 @@ class Block:
         self.functions = functions or {}
         self.prefix = prefix
         self.lines: list[str] = []
+        self.label: str | None = None  # in the body of a function: where we are
         self._count = 0
 
     def type(self, dtype: str) -> str:
@@ -208,7 +219,7 @@ class Block:
         values = [Value(self, o.name, o.dtype) if isinstance(o, Value) else self.constant(o, dtype) for o in operands]
         if function in self.functions:
             return self._call(function, dtype, values)
-        if function == "copy":
+        if function in ("copy", "conjugate", "real"):
             return values[0]
         return self._float(function, dtype, values) if dtype.startswith("float") else self._int(function, dtype, values)
 
@@ -218,6 +229,51 @@ class Block:
         a, b = (o if isinstance(o, Value) else self.constant(o, dtype) for o in (x, y))
         kind = self.type(dtype)
         return self.emit(f"select {self.type('bool')} {condition.name}, {kind} {a.name}, {kind} {b.name}", dtype)
+
+    def where_any(self, condition: Value, rare: Callable[[], Sequence[Value]], common: Sequence[Value]) -> list[Value]:
+        """`rare` where the condition holds, else `common`; `rare` is only computed if it holds anywhere.
+
+        In functions only, as it is a branch.
+        """
+        if self.label is None:
+            raise ValueError("a branch must be in a function.")
+        anywhere = condition.name
+        if self.width > 1:
+            lanes = f"v{self.width}i1"
+            self.module.declarations.add(f"declare i1 @llvm.vector.reduce.or.{lanes}({self.type('bool')})")
+            call = f"call i1 @llvm.vector.reduce.or.{lanes}({self.type('bool')} {condition.name})"
+            anywhere = self.emit(call, "bool").name
+        before, inside, behind = self.label, f"any{self._count}", f"all{self._count}"
+        self.lines += [f"  br i1 {anywhere}, label %{inside}, label %{behind}", f"{inside}:"]
+        self.label = inside
+        chosen = [self.where(condition, r, c) for r, c in zip(rare(), common, strict=True)]
+        self.lines += [f"  br label %{behind}", f"{behind}:"]
+        sources = [f"[{r.name}, %{self.label}], [{c.name}, %{before}]" for r, c in zip(chosen, common, strict=True)]
+        self.label = behind
+        return [self.emit(f"phi {self.type(c.dtype)} {s}", c.dtype) for c, s in zip(common, sources, strict=True)]
+
+    def gather(self, table: Sequence[float], index: Value, dtype: str) -> Value:
+        """The elements of a table of constants at these places, which must be in range."""
+        numbers = ", ".join(f"{TYPES[dtype]} {constant(number, dtype)}" for number in table)
+        text = f"private constant [{len(table)} x {TYPES[dtype]}] [{numbers}]"
+        name = f"table.{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        self.module.functions[name] = f"@{name} = {text}"
+        pointers = "ptr" if self.width == 1 else f"<{self.width} x ptr>"
+        address = f"getelementptr {TYPES[dtype]}, ptr @{name}, {self.type(index.dtype)} {index.name}"
+        places = self.emit(address, dtype).name
+        kind = self.type(dtype)
+        if self.width == 1:
+            return self.emit(f"load {kind}, ptr {places}", dtype)
+        function = f"@llvm.masked.gather.v{self.width}{'f32' if dtype == 'float32' else 'f64'}.v{self.width}p0"
+        lanes = self.type("bool")
+        self.module.declarations.add(f"declare {kind} {function}({pointers}, i32, {lanes}, {kind})")
+        size = 4 if dtype == "float32" else 8
+        every = f"{lanes} splat (i1 true), {kind} poison"
+        return self.emit(f"call {kind} {function}({pointers} {places}, i32 {size}, {every})", dtype)
+
+    def binary(self, instruction: str, x: Value, y: Value) -> Value:
+        """An instruction of LLVM on two values of one dtype, which gives such a value."""
+        return self.emit(f"{instruction} {self.type(x.dtype)} {x.name}, {y.name}", x.dtype)
 
     def shift(self, instruction: str, x: Value, places: int) -> Value:
         """Bits moved to the left (shl) or right (lshr without, ashr with the sign)."""
@@ -295,6 +351,13 @@ class Block:
     def _int(self, function: str, dtype: str, values: list[Value]) -> Value:
         kind = self.type(dtype)
         x, y = values[0], values[-1]
+        if dtype == "bool" and function in _OF_TRUTH:
+            name = _OF_TRUTH[function]
+            return x if name == "copy" else self.binary(name, x, y)
+        if function in _WHOLE:
+            return x
+        if function in _TESTS:
+            return self.apply("equal" if function == "isfinite" else "not_equal", x, x)
         if function in _COMPARE:
             name = _COMPARE[function][1]
             signed = "" if name in ("eq", "ne") else ("u" if dtype.startswith("u") or dtype == "bool" else "s")
@@ -302,8 +365,29 @@ class Block:
         if function in ("maximum", "minimum"):
             return self.where(x > y if function == "maximum" else x < y, x, y)
         if function in ("logical_not", "invert"):
-            return self.emit(f"xor {kind} {x.name}, {self.constant(True, 'bool').name}", dtype)
+            return self.binary("xor", x, self.constant(True if dtype == "bool" else -1, dtype))
+        if function == "square":
+            return x * x
+        if function in ("negative", "absolute"):
+            negated = 0 - x
+            return negated if function == "negative" else self.where(self.apply("less", x, 0), negated, x)
+        if function == "sign":
+            return self.where(x > 0, 1, self.where(x < 0, self.constant(-1, dtype), 0))
+        if function in ("left_shift", "right_shift"):
+            return self._shifted(function, x, y)
         return self.emit(f"{({**_ARITHMETIC, **_LOGICAL, **_BITWISE})[function]} {kind} {x.name}, {y.name}", dtype)
+
+    def _shifted(self, function: str, x: Value, y: Value) -> Value:
+        """Bits moved by as many places as y says; by too many, nothing but zeros (or the sign) is left."""
+        unsigned, bits = x.dtype.startswith("u"), int(TYPES[x.dtype][1:])
+        # Of a negative number of places numpy makes a large one, too.
+        outside = self.apply("logical_or", y < 0, y >= bits)
+        safe = self.where(outside, 0, y)
+        if function == "left_shift":
+            return self.where(outside, 0, self.binary("shl", x, safe))
+        if unsigned:
+            return self.where(outside, 0, self.binary("lshr", x, safe))
+        return self.binary("ashr", x, self.where(outside, bits - 1, y))
 
     def _call(self, function: str, dtype: str, values: list[Value]) -> Value:
         name = f"{function}.{dtype}" + (f".x{self.width}" if self.width > 1 else "")
@@ -311,10 +395,13 @@ class Block:
         if name not in self.module.functions:
             self.module.functions[name] = ""
             inner = Block(self.module, self.width, self.functions)
+            inner.label = "entry"
             parameters = [Value(inner, f"%x{i}", dtype) for i in range(len(values))]
             result = self.functions[function](inner, *parameters)
-            head = f"define internal {kind} @{name}({', '.join(f'{kind} {p.name}' for p in parameters)}) alwaysinline"
+            # What has branches is long, and would be compiled once for whole vectors and once more for the rest.
+            inlined = "alwaysinline" if inner.label == "entry" else "noinline"
+            head = f"define internal {kind} @{name}({', '.join(f'{kind} {p.name}' for p in parameters)}) {inlined}"
             self.module.functions[name] = "\n".join(
-                [f"{head} nounwind {{", *inner.lines, f"  ret {kind} {result.name}", "}"]
+                [f"{head} nounwind {{", "entry:", *inner.lines, f"  ret {kind} {result.name}", "}"]
             )
         return self.emit(f"call {kind} @{name}({', '.join(f'{kind} {v.name}' for v in values)})", dtype)

@@ -77,7 +77,7 @@ def why_not_fused(node: Node) -> str:
     if steps_of(node) is not None:
         return "not fused: the fusion pass has not run"
     dtypes = sorted({v.spec.dtype for v in node.inputs} | {spec.dtype for spec in node.specs})
-    return f"not fused: loops have no {node.name} of {', '.join(dtypes)} with numpy's bits"
+    return f"not fused: loops have no {node.name} of {', '.join(dtypes)}"
 
 
 def why_apart(producer: Node, user: Node) -> str:

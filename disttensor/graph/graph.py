@@ -122,11 +122,11 @@ class Graph:
     Examples
     --------
     >>> import disttensor as dt
-    >>> f = dt.function(lambda x: dt.ops.sin(2 * x + 1))
+    >>> f = dt.function(lambda x: dt.ops.erfinv(2 * x - 1))
     >>> print(f.graph(dt.constant([1.0, 2.0])))
     %0: float32[2] = input
-    %1: float32[2] = fused(%0, loop=[v1 = multiply(2.0, v0); v2 = add(v1, 1.0) -> v2], shape=(2,), columns=1)
-    %2: float32[2] = sin(%1)
+    %1: float32[2] = fused(%0, loop=[v1 = multiply(2.0, v0); v2 = subtract(v1, 1.0) -> v2], shape=(2,), columns=1)
+    %2: float32[2] = erfinv(%1)
     return %2
     """
 
@@ -258,22 +258,22 @@ class Graph:
         Examples
         --------
         >>> import disttensor as dt
-        >>> f = dt.function(lambda x: dt.ops.sin(2 * x + 1))
+        >>> f = dt.function(lambda x: dt.ops.erfinv(2 * x - 1))
         >>> print(f.graph(dt.constant([1.0, 2.0])).explain())
-        traced: 3 operators: add, multiply, sin
+        traced: 3 operators: erfinv, multiply, subtract
         fold_constants: nothing to do
         share_common_subexpressions: nothing to do
         drop_dead_code: nothing to do
         insert_allreduce: nothing to do
         sum_by_rows: nothing to do
-        fuse_elementwise: 3 → 2 operators: gone add, multiply; new fused
+        fuse_elementwise: 3 → 2 operators: gone multiply, subtract; new fused
         update_early: nothing to do
         <BLANKLINE>
         operators, in the order in which they run:
         %1 fused: float32[2]
-            one loop: multiply, add
-        %2 sin: float32[2]
-            not fused: loops have no sin of float32 with numpy's bits
+            one loop: multiply, subtract
+        %2 erfinv: float32[2]
+            not fused: loops have no erfinv of float32
         """
         from disttensor.graph.explanation import explain
 

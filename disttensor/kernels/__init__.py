@@ -4,7 +4,8 @@ Kernels write into their first argument, `out`, which the caller has allocated. 
 threads. Convolutions: `convolution` (on `convolution_plan` and `convolution_ir`), `depthwise`, `pooling`, on `windows`;
 products: `gemm`, `products`; sequences: `recurrent`, `gates`, `attention`; statistics of columns: `moments`; random
 numbers: `philox`, `normal`; `indexing`, `copying` and `special`. Generated loops are described by `loop`, written by
-`codegen` on `scalar_ir` with `elementary` functions, and bound by `generated`; `sums`, `softmax`, `crossentropy` and
-`normalization` are such loops. Around them: `ir` (which writes LLVM IR), `machine` (compiles it), `native`, `_jit`
-(numba), `blas` (threads), `disk_cache`, `denormals`.
+`codegen` on `scalar_ir` with `elementary` functions (`exponential`, `trigonometric`, `hyperbolic`, `remainders`, on
+`floating`), and bound by `generated`; `reductions`, `softmax`, `crossentropy` and `normalization` are such loops.
+Around them: `ir` (which writes LLVM IR), `machine` (compiles it), `native`, `_jit` (numba), `blas` (threads),
+`disk_cache`, `denormals`.
 """

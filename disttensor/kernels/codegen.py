@@ -19,7 +19,7 @@ import numpy as np
 
 from disttensor.kernels import elementary, indexing_ir
 from disttensor.kernels.ir import NO_HINT
-from disttensor.kernels.loop import LANES, ROW_REDUCTIONS, Literal, Loop, Step
+from disttensor.kernels.loop import COLUMN_REDUCTIONS, LANES, ROW_REDUCTIONS, Literal, Loop, Step
 from disttensor.kernels.scalar_ir import TYPES, Block, Module, Value
 
 _COMBINE = {"sum": "add", "max": "maximum", "min": "minimum"}
@@ -65,7 +65,7 @@ class _Writer:
         loop = self.loop
         found = [o for o in loop.outputs if loop.levels[o] == "full" and loop.passes[o] == number]
         for step in loop.steps:
-            if step.function in ROW_REDUCTIONS or step.function == "sum_rows":
+            if step.function in ROW_REDUCTIONS | COLUMN_REDUCTIONS:
                 (operand,) = step.operands
                 if loop.passes[operand] == number:
                     found.append(operand)
@@ -138,12 +138,12 @@ class _Writer:
         return "\n".join([*sorted(self.module.declarations), *self.module.functions.values(), *self.lines, ""])
 
     def _rows(self) -> None:
-        """The loop over rows; with sums of columns, over blocks of rows around it."""
+        """The loop over rows; with reductions of columns, over blocks of rows around it."""
         loop = self.loop
-        sums = loop.sums_columns
-        first, last = ("%first", "%last") if sums else ("%start", "%stop")
+        reduces = loop.reduces_columns
+        first, last = ("%first", "%last") if reduces else ("%start", "%stop")
         self.write("  %some = icmp slt i64 %start, %stop", "  br i1 %some, label %begin, label %end", "begin:")
-        if sums:
+        if reduces:
             self.write(
                 "  br label %block", "block:",
                 "  %b = phi i64 [%start, %begin], [%b.next, %block.end]",
@@ -160,12 +160,14 @@ class _Writer:
                         f"  %bytes{i} = mul i64 %columns, {size_of(loop.dtypes[output])}",
                         f"  call void @llvm.memset.p0.i64(ptr %row{i}, i8 0, i64 %bytes{i}, i1 false)",
                     )
-        before = "block" if sums else "begin"
+        before = "block" if reduces else "begin"
         self.write(
             "  br label %row", "row:", f"  %r = phi i64 [{first}, %{before}], [%r.next, %row.end]",
             "  %base = mul nsw i64 %r, %columns", "  %left = sub i64 %total, %base",
             "  %short = icmp slt i64 %left, %columns", "  %n = select i1 %short, i64 %left, i64 %columns",
         )  # fmt: skip
+        if reduces:
+            self.write("  %begins = icmp eq i64 %r, %first")
         self._sum_chosen_rows()
         block = self.block()
         for i, (dtype, access) in enumerate(loop.inputs):
@@ -184,8 +186,8 @@ class _Writer:
         self.close(block)
         self.write("  br label %row.end", "row.end:", "  %r.next = add nsw i64 %r, 1")
         self.write(f"  %again = icmp slt i64 %r.next, {last}")
-        self.write(f"  br i1 %again, label %row, label %{'block.end' if sums else 'end'}")
-        if sums:
+        self.write(f"  br i1 %again, label %row, label %{'block.end' if reduces else 'end'}")
+        if reduces:
             self.write("block.end:", "  %b.next = add nsw i64 %b, 1", "  %more = icmp slt i64 %b.next, %stop")
             self.write("  br i1 %more, label %block, label %end")
         self.write("end:", "  ret void")
@@ -310,11 +312,14 @@ class _Writer:
             self._keep_vector(block, f"%sum{i}", block.apply(_combining(step), before, element))
         for i, output in enumerate(loop.outputs, len(loop.inputs)):
             made_by = self.step(output)
-            if made_by is not None and made_by.function == "sum_rows":
+            if made_by is not None and made_by.function in COLUMN_REDUCTIONS:
                 if loop.passes[output] == number:
                     element = value(made_by.operands[0])
                     before = self._load(block, f"%row{i}", made_by.dtype, column, mask)
-                    self._store(block, f"%row{i}", before + element, column, mask)
+                    so_far = block.apply(_combining(made_by), before, element)
+                    if made_by.function != "sum_rows":  # sums begin with 0
+                        so_far = block.where(fixed.splat(Value(fixed, "%begins", "bool")), element, so_far)
+                    self._store(block, f"%row{i}", so_far, column, mask)
             elif loop.levels[output] == "full" and loop.passes[output] == number:
                 self._store(block, f"%p{i}", value(output), index, mask)
 
@@ -405,9 +410,7 @@ class _Writer:
 
 
 def _combining(step: Step) -> str:
-    if step.dtype == "bool":
-        return "logical_or" if step.function == "max" else "logical_and"
-    return _COMBINE[step.function]
+    return _COMBINE[step.function.removesuffix("_rows")]
 
 
 def _memory(dtype: str) -> str:
@@ -426,8 +429,8 @@ def _suffix(dtype: str) -> str:
 def source(loop: Loop, keep: bool = True) -> str:
     """The LLVM IR of a loop, a native kernel named ``loop``, which works from row (if flat: element) start to stop.
 
-    With sums of columns, from block of rows to block of rows. Its arguments are the inputs, the outputs, the number of
-    columns, of rows, and of elements (the last row may be shorter), and how many rows make a block.
+    With reductions of columns, from block of rows to block of rows. Its arguments are the inputs, the outputs, the
+    number of columns, of rows, and of elements (the last row may be shorter), and how many rows make a block.
 
     Parameters
     ----------

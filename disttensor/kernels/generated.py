@@ -80,7 +80,7 @@ def _native(
     # Rows without an element have results all the same.
     rows = -(-size // columns) if columns else max(o.size for o in outputs)
     least = max(least // max(columns, 1), 1)
-    if not loop.sums_columns:
+    if not loop.reduces_columns:
         pieces = _pieces(loop, inputs, outputs, columns)
         words = [*inputs, *outputs, columns, rows, size, 0]
         return NativeCall(address, words, rows, least if rows > least else 0, pieces=pieces)
@@ -90,9 +90,9 @@ def _native(
     if blocks > 1 and height is None:
         for i, register in enumerate(loop.outputs):
             if loop.levels[register] == "row":
-                dtype = loop.dtypes[register]
-                targets[i] = np.empty((blocks, columns), dtype)
-                combine = Loop(((dtype, "full"),), (Step("sum_rows", (0,), dtype),), (1,))
+                step = loop.steps[register - len(loop.inputs)]
+                targets[i] = np.empty((blocks, columns), step.dtype)
+                combine = Loop(((step.dtype, "full"),), (Step(step.function, (0,), step.dtype),), (1,))
                 more.append(_native(combine, [targets[i]], [outputs[i]], columns, blocks * columns))
     grain = max(least // block, 1)
     first = NativeCall(address, [*inputs, *targets, columns, rows, size, block], blocks, grain if blocks > grain else 0)

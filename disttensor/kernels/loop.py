@@ -34,6 +34,9 @@ BOOLEAN = frozenset((*scalar_ir.COMPARISONS, *scalar_ir.LOGICAL, "logical_not", 
 ROW_REDUCTIONS = frozenset(("sum", "max", "min"))
 """Steps that make one number of a row."""
 
+COLUMN_REDUCTIONS = frozenset(f"{function}_rows" for function in ROW_REDUCTIONS)
+"""Steps that make one number of a column."""
+
 _COSTLY = frozenset((*elementary.FUNCTIONS, "divide", "sqrt", "reciprocal"))
 
 
@@ -52,10 +55,10 @@ class Step:
     """``register = function(*operands)``, in the dtype of the operands; ``convert`` gives `dtype`.
 
     Operands are numbers of registers, or literals. Inputs are the first registers, then comes one for each step.
-    Beside the primitives and functions there are "sum", "max" and "min" of a row; "sum_rows", the sums of columns,
-    which no other step can use; "column", the number of the column, without operands; "spread", which makes a number of
-    each element; and "sum_chosen", whose row r is the sum of the rows of its first operand that r has chosen (see
-    `disttensor.kernels.indexing.bind_order`).
+    Beside the primitives and functions there are "sum", "max" and "min" of a row; "sum_rows", "max_rows" and "min_rows"
+    of columns, which no other step can use; "column", the number of the column, without operands; "spread", which makes
+    a number of each element; and "sum_chosen", whose row r is the sum of those rows of its first operand that r has
+    chosen (see `disttensor.kernels.indexing.bind_order`).
     """
 
     function: str
@@ -101,7 +104,7 @@ class Loop:
             operands = {levels[o] for o in step.operands if isinstance(o, int)}
             if step.function in ROW_REDUCTIONS:
                 level = "column"
-            elif step.function == "sum_rows":
+            elif step.function in COLUMN_REDUCTIONS:
                 level = "row"
             elif step.function in ("column", "spread", "sum_chosen") or "full" in operands:
                 level = "full"
@@ -123,13 +126,13 @@ class Loop:
     def is_flat(self) -> bool:
         """Whether rows and columns do not matter."""
         return all(access in ("full", "scalar") for _, access in self.inputs) and not (
-            {step.function for step in self.steps} & {*ROW_REDUCTIONS, "sum_rows", "column"}
+            {step.function for step in self.steps} & {*ROW_REDUCTIONS, *COLUMN_REDUCTIONS, "column"}
         )
 
     @property
-    def sums_columns(self) -> bool:
-        """Whether there are sums of columns."""
-        return any(step.function == "sum_rows" for step in self.steps)
+    def reduces_columns(self) -> bool:
+        """Whether there are reductions of columns."""
+        return any(step.function in COLUMN_REDUCTIONS for step in self.steps)
 
     @functools.cached_property
     def in_place(self) -> bool:

@@ -53,7 +53,7 @@ INTEGRAL = frozenset(
 )
 """Primitives on integers."""
 _OF_TRUTH = {
-    "add": "or", "maximum": "or", "multiply": "and", "minimum": "and", "absolute": "copy", "square": "copy", **_WHOLE,
+    "add": "or", "maximum": "or", "multiply": "and", "minimum": "and", "absolute": "copy", **_WHOLE,
 }  # fmt: skip
 TRUTH = frozenset((*_LOGICAL, *_BITWISE, *_COMPARE, *_OF_TRUTH, *_TESTS, "logical_not", "invert", "where", "copy"))
 """Primitives on booleans."""

@@ -12,7 +12,7 @@ import numpy as np
 from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.errors import ShapeError
-from disttensor.kernels import generated, sums
+from disttensor.kernels import generated, reductions
 from disttensor.kernels.loop import DTYPES, Loop, Step, converts
 from disttensor.kernels.native import Bound
 from disttensor.ops.registry import Example, apply, operator, public
@@ -187,7 +187,7 @@ def broadcast_to(x: Any, shape: Any) -> Tensor:
 def sum_over_broadcast(out: np.ndarray, x: np.ndarray, *, shape: tuple[int, ...]) -> None:
     """The sum over the axes along which `shape` would be repeated to become x.shape; the adjoint of `broadcast`."""
     wide = np.asarray(x, np.float32 if x.dtype.itemsize == 2 else x.dtype, order="C")
-    np.copyto(out, sums.total(wide, _repeated_axes(x.shape, shape)).reshape(shape), casting="unsafe")
+    np.copyto(out, reductions.total(wide, _repeated_axes(x.shape, shape)).reshape(shape), casting="unsafe")
 
 
 def _repeated_axes(shape: tuple[int, ...], source: tuple[int, ...]) -> tuple[int, ...]:
@@ -200,13 +200,13 @@ def _repeated_axes(shape: tuple[int, ...], source: tuple[int, ...]) -> tuple[int
 @sum_over_broadcast.bind
 def _(out: np.ndarray, x: np.ndarray, *, shape: tuple[int, ...]) -> Callable[[], Any]:
     if x.dtype.name in DTYPES:
-        return sums.bind(out, x, _repeated_axes(x.shape, shape))
+        return reductions.bind(out, x, _repeated_axes(x.shape, shape))
     return functools.partial(sum_over_broadcast.kernel, out, x, shape=shape)
 
 
 @sum_over_broadcast.loop
 def _(x: Spec, *, shape: tuple[int, ...]) -> Any:
-    return sums.loop(x.shape, _repeated_axes(x.shape, shape), x.dtype)
+    return reductions.loop(x.shape, _repeated_axes(x.shape, shape), x.dtype)
 
 
 @sum_over_broadcast.infer

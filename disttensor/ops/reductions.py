@@ -16,8 +16,9 @@ import numpy as np
 from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.errors import DTypeError, ShapeError
-from disttensor.kernels import sums
+from disttensor.kernels import reductions
 from disttensor.kernels.loop import DTYPES
+from disttensor.kernels.native import Bound
 from disttensor.ops.arithmetic import equal, maximum, minimum, not_equal, scalar
 from disttensor.ops.core import broadcast_to, cast
 from disttensor.ops.logic import isclose
@@ -92,7 +93,7 @@ def accumulate(ufunc: np.ufunc, out: np.ndarray, x: np.ndarray, axes: tuple[int,
     wide = np.float32 if dtypes.standardize_dtype(out.dtype) in HALF else out.dtype
     x = np.asarray(x, wide, order="C")
     if ufunc is np.add:
-        np.copyto(out, sums.total(x, axes, keepdims), casting="unsafe")
+        np.copyto(out, reductions.total(x, axes, keepdims), casting="unsafe")
         return
     np.copyto(out, ufunc.reduce(x, axis=axes, keepdims=keepdims, dtype=wide), casting="unsafe")
 
@@ -133,13 +134,13 @@ def reduce_sum(out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...], keepdim
 @reduce_sum.bind
 def _(out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...], keepdims: bool) -> Callable[[], Any]:
     if x.dtype == out.dtype and x.dtype.name in DTYPES:
-        return sums.bind(out, x, axes)
+        return reductions.bind(out, x, axes)
     return functools.partial(accumulate, np.add, out, x, axes, keepdims)
 
 
 @reduce_sum.loop
 def _(x: Spec, *, axes: tuple[int, ...], keepdims: bool) -> Any:
-    return sums.loop(x.shape, axes, x.dtype) if sum_dtype(x.dtype) == x.dtype else None
+    return reductions.loop(x.shape, axes, x.dtype) if sum_dtype(x.dtype) == x.dtype else None
 
 
 @reduce_sum.infer
@@ -160,13 +161,24 @@ def _repeat(ctx: Any, value: Tensor) -> Tensor:
 @operator(examples=_EXAMPLES, kinds=("float", "int", "bool"))
 def reduce_max(out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...], keepdims: bool) -> None:
     """The largest element along some axes, NaN if one is NaN; equal largest elements share the gradient."""
-    np.copyto(out, x.max(axis=axes, keepdims=keepdims))
+    _bind_extremum("max", out, x, axes=axes, keepdims=keepdims)()
 
 
 @operator(examples=_EXAMPLES, kinds=("float", "int", "bool"))
 def reduce_min(out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...], keepdims: bool) -> None:
     """The smallest element along some axes, NaN if one is NaN; equal smallest elements share the gradient."""
-    np.copyto(out, x.min(axis=axes, keepdims=keepdims))
+    _bind_extremum("min", out, x, axes=axes, keepdims=keepdims)()
+
+
+def _bind_extremum(function: str, out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...], keepdims: bool) -> Bound:
+    if x.dtype.name in DTYPES:
+        return reductions.bind(out, x, axes, function)
+    ufunc = np.maximum if function == "max" else np.minimum
+    return functools.partial(ufunc.reduce, x, axis=axes, keepdims=keepdims, out=out)
+
+
+def _loop_of_extremum(function: str, x: Spec, *, axes: tuple[int, ...], keepdims: bool) -> Any:
+    return reductions.loop(x.shape, axes, x.dtype, function)
 
 
 def _infer_extremum(name: str, x: Spec, *, axes: tuple[int, ...], keepdims: bool) -> Spec:
@@ -182,6 +194,9 @@ def _share_among_ties(ctx: Any, g: Tensor) -> Tensor:
     return chosen * _repeat(ctx, g / reduce_sum(chosen, **ctx.attrs))
 
 
+for _op, _function in ((reduce_max, "max"), (reduce_min, "min")):
+    _op.bind(functools.partial(_bind_extremum, _function))
+    _op.loop(functools.partial(_loop_of_extremum, _function))
 reduce_max.infer(functools.partial(_infer_extremum, "max"))
 reduce_min.infer(functools.partial(_infer_extremum, "min"))
 reduce_max.gradient(_share_among_ties)
@@ -191,19 +206,33 @@ reduce_min.gradient(_share_among_ties)
 @operator(examples=_EXAMPLES + _EMPTY, kinds=("float", "complex", "int", "bool"))
 def reduce_any(out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...], keepdims: bool) -> None:
     """Whether any element along some axes is true (not zero)."""
-    np.copyto(out, np.any(x, axis=axes, keepdims=keepdims))
+    _bind_truth("max", out, x, axes=axes, keepdims=keepdims)()
 
 
 @operator(examples=_EXAMPLES + _EMPTY, kinds=("float", "complex", "int", "bool"))
 def reduce_all(out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...], keepdims: bool) -> None:
     """Whether all elements along some axes are true (not zero)."""
-    np.copyto(out, np.all(x, axis=axes, keepdims=keepdims))
+    _bind_truth("min", out, x, axes=axes, keepdims=keepdims)()
+
+
+def _bind_truth(function: str, out: np.ndarray, x: np.ndarray, *, axes: tuple[int, ...], keepdims: bool) -> Bound:
+    if x.dtype == bool and x.size:
+        return reductions.bind(out, x, axes, function)
+    ufunc = np.logical_or if function == "max" else np.logical_and
+    return functools.partial(ufunc.reduce, x, axis=axes, keepdims=keepdims, out=out)
+
+
+def _loop_of_truth(function: str, x: Spec, *, axes: tuple[int, ...], keepdims: bool) -> Any:
+    return reductions.loop(x.shape, axes, x.dtype, function) if x.dtype == "bool" else None
 
 
 def _infer_truth(x: Spec, *, axes: tuple[int, ...], keepdims: bool) -> Spec:
     return Spec(reduced_shape(x.shape, axes, keepdims), "bool")
 
 
+for _op, _function in ((reduce_any, "max"), (reduce_all, "min")):
+    _op.bind(functools.partial(_bind_truth, _function))
+    _op.loop(functools.partial(_loop_of_truth, _function))
 reduce_any.infer(_infer_truth)
 reduce_all.infer(_infer_truth)
 
@@ -213,13 +242,27 @@ _POSITIONS = [Example((2, 3), axis=None, keepdims=True), Example((4, 2, 3), axis
 @operator(examples=_POSITIONS, kinds=("float", "int", "bool"))
 def position_of_max(out: np.ndarray, x: np.ndarray, *, axis: int | None, keepdims: bool) -> None:
     """The index of the first of the largest elements along an axis, or in the flattened tensor."""
-    np.copyto(out, np.argmax(x, axis=axis, keepdims=keepdims), casting="unsafe")
+    _bind_position("max", out, x, axis=axis, keepdims=keepdims)()
 
 
 @operator(examples=_POSITIONS, kinds=("float", "int", "bool"))
 def position_of_min(out: np.ndarray, x: np.ndarray, *, axis: int | None, keepdims: bool) -> None:
     """The index of the first of the smallest elements along an axis, or in the flattened tensor."""
-    np.copyto(out, np.argmin(x, axis=axis, keepdims=keepdims), casting="unsafe")
+    _bind_position("min", out, x, axis=axis, keepdims=keepdims)()
+
+
+def _bind_position(function: str, out: np.ndarray, x: np.ndarray, *, axis: int | None, keepdims: bool) -> Bound:
+    if x.dtype.name not in DTYPES:
+        find = np.argmax if function == "max" else np.argmin
+        return lambda: np.copyto(out, find(x, axis=axis, keepdims=keepdims), casting="unsafe")
+    rows = x.reshape(1, -1) if axis is None else np.moveaxis(x, axis, -1)
+    return reductions.bind_position(out, rows, function)
+
+
+def _loop_of_position(function: str, x: Spec, *, axis: int | None, keepdims: bool) -> Any:
+    if x.dtype not in DTYPES or axis != len(x.shape) - 1 or 0 in x.shape:
+        return None
+    return reductions.position(x.dtype, function), x.shape, x.shape[-1]
 
 
 def _infer_position(name: str, x: Spec, *, axis: int | None, keepdims: bool) -> Spec:
@@ -227,6 +270,9 @@ def _infer_position(name: str, x: Spec, *, axis: int | None, keepdims: bool) -> 
     return Spec(_infer_extremum(name, x, axes=axes, keepdims=keepdims).shape, "int32")
 
 
+for _op, _function in ((position_of_max, "max"), (position_of_min, "min")):
+    _op.bind(functools.partial(_bind_position, _function))
+    _op.loop(functools.partial(_loop_of_position, _function))
 position_of_max.infer(functools.partial(_infer_position, "argmax"))
 position_of_min.infer(functools.partial(_infer_position, "argmin"))
 

@@ -90,7 +90,7 @@ def test_an_index_out_of_range_raises_before_anything_changes() -> None:
     "read",
     [
         lambda g: g,
-        lambda g: ops.sin(g),
+        lambda g: ops.erfinv(g),
         lambda g: ops.matmul(g, ops.transpose(g)),
         lambda g: ops.reshape(g, (-1,)) * 2,
     ],
@@ -144,8 +144,8 @@ def test_what_is_summed_from_anywhere_is_not_overwritten(rng: np.random.Generato
     def add_rows(x: Tensor) -> Tensor:
         return x + 0.5 * apply(scatter_add, [x, ids], {"axes": (0,), "position": 0, "shape": (ROWS, 8)})
 
-    twice = dt.function(lambda x: add_rows(ops.sin(x)))
-    assert twice(start).numpy().tobytes() == add_rows(ops.sin(Tensor.wrap(start))).numpy().tobytes()
+    twice = dt.function(lambda x: add_rows(ops.erfinv(x)))
+    assert twice(start).numpy().tobytes() == add_rows(ops.erfinv(Tensor.wrap(start))).numpy().tobytes()
     variable = Variable(start)
     dt.function(lambda: variable.assign(add_rows(variable.value)))()
     assert variable.numpy().tobytes() == add_rows(Tensor.wrap(start)).numpy().tobytes()

@@ -14,7 +14,7 @@ from disttensor.kernels.loop import BOOLEAN, DTYPES, Literal, Loop, Step, suppor
 UNARY = "negative absolute sqrt square reciprocal floor ceil trunc rint sign isnan isinf isfinite logical_not invert"
 BINARY = (
     "add subtract multiply divide maximum minimum copysign equal not_equal less less_equal greater greater_equal "
-    "logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor"
+    "logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor left_shift right_shift"
 )
 # Native calls take denormals for zeros; none here, for then it is open which of two zeros is the less.
 SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 1.5, 2.5, -2.5, np.inf, -np.inf, np.nan, 1.2e-38, 3e38, 2.3e-308, 7.0]

@@ -1,11 +1,11 @@
 """Fusion: neighbouring operators become one loop over the elements of a tensor.
 
 An elementwise operator has a formula (see `disttensor.ops.formula`), which is a list of primitives; others declare a
-loop of their own: sums of rows or columns, the softmax, layer normalization, cross-entropy. The lists of a group are
-put together into one `disttensor.kernels.loop.Loop`. A value that only the group uses never reaches memory. Only what
-loops compute with the bits of the operator alone is fused: primitives that are exact in IEEE 754, the functions whose
-definition is in `disttensor.kernels.elementary`, and sums, whose order is that of `disttensor.kernels.sums`. So the
-results do not change.
+loop of their own: reductions of rows or columns, the softmax, layer normalization, cross-entropy. The lists of a group
+are put together into one `disttensor.kernels.loop.Loop`. A value that only the group uses never reaches memory. Only
+what loops compute with the bits of the operator alone is fused: primitives that are exact in IEEE 754, the functions
+whose definition is in `disttensor.kernels.elementary`, and reductions, whose order is that of
+`disttensor.kernels.reductions`. So the results do not change.
 
 Operators join a group greedily, in program order, when they run over its shape, are of its section, and no path leads
 from the group through another operator back into it (the graph must stay acyclic). What is computed of a number for

@@ -1,4 +1,4 @@
-"""Sums over axes: right for every layout of axes, more exact for many rows, the same for any number of threads."""
+"""Reductions: right for every layout of axes, sums more exact for many rows, the same for any number of threads."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disttensor.kernels import sums
+from disttensor.kernels import reductions
 from disttensor.kernels.native import NativeSequence
-from disttensor.kernels.sums import total
+from disttensor.kernels.reductions import total
 
 
 @pytest.mark.parametrize("keepdims", [False, True])
@@ -48,7 +48,7 @@ def test_many_rows_are_summed_more_exactly_than_one_by_one():
 
 def test_threads_change_no_bit():
     program = (
-        "import numpy as np; from disttensor import config; from disttensor.kernels.sums import total\n"
+        "import numpy as np; from disttensor import config; from disttensor.kernels.reductions import total\n"
         "x = np.random.default_rng(0).normal(size=(5000, 64)).astype('float32')\n"
         "for n in (1, 2): config.set_threads(n); print(total(x, (0,)).tobytes().hex())"
     )
@@ -74,7 +74,7 @@ def in_lanes(x: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("length", [1, 17, 4096, 4097, 10000])
 def test_a_single_row_is_summed_in_pieces(length: int) -> None:
     x = np.random.default_rng(0).normal(size=length).astype("float32")
-    pieces = np.array([in_lanes(x[i : i + sums.PIECE]) for i in range(0, length, sums.PIECE)])
+    pieces = np.array([in_lanes(x[i : i + reductions.PIECE]) for i in range(0, length, reductions.PIECE)])
     assert total(x, (0,)) == (in_lanes(pieces) if len(pieces) > 1 else pieces[0])
 
 
@@ -88,7 +88,7 @@ def test_any_axes_of_any_layout(shape: list[int], data: st.DataObject, dtype: st
     axes = tuple(sorted(data.draw(st.sets(st.sampled_from(range(len(shape))))) if shape else ()))
     x = np.random.default_rng(1).integers(0, 9, shape[::-1]).astype(dtype).T
     out = np.full(x.sum(axis=axes).shape, 7, dtype)
-    call = sums.bind(out, x, axes)
+    call = reductions.bind(out, x, axes)
     for _ in range(2):
         call()
         np.testing.assert_array_equal(out, x.sum(axis=axes, dtype=dtype))
@@ -97,4 +97,52 @@ def test_any_axes_of_any_layout(shape: list[int], data: st.DataObject, dtype: st
 def test_sums_in_plans_are_native() -> None:
     x = np.ones((30, 20, 10), np.float32)
     for axes in [(0,), (1,), (2,), (0, 2), (0, 1, 2)]:
-        assert isinstance(sums.bind(total(x, axes), x, axes), NativeSequence)
+        assert isinstance(reductions.bind(total(x, axes), x, axes), NativeSequence)
+
+
+SHAPES = st.lists(st.integers(1, 40), min_size=1, max_size=4).map(tuple)
+NUMBERS = ["float32", "float64", "int8", "int64", "uint16", "bool"]
+
+
+def some(shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
+    """Numbers with ties, and with NaN in a few places of some seeds."""
+    rng = np.random.default_rng(seed)
+    x = rng.integers(0, 2 if dtype == "bool" else 9, shape).astype(dtype)
+    if dtype.startswith("float"):
+        x -= 4
+        x[rng.random(shape) < (0.02 if seed % 2 else 0)] = np.nan
+    return x
+
+
+@settings(max_examples=60, deadline=None)
+@given(SHAPES, st.sampled_from(NUMBERS), st.integers(0, 99), st.data())
+def test_largest_and_smallest_are_those_of_numpy(shape, dtype, seed, data):
+    axes = tuple(sorted(data.draw(st.sets(st.integers(0, len(shape) - 1), min_size=1))))
+    x = some(shape, dtype, seed)
+    if data.draw(st.booleans()):
+        x = x.transpose()
+    for function in ("max", "min"):
+        expected = np.asarray(getattr(x, function)(axis=axes))
+        out = np.empty(expected.shape, dtype)
+        reductions.bind(out, x, axes, function)()
+        np.testing.assert_array_equal(out, expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SHAPES, st.sampled_from(NUMBERS), st.integers(0, 99))
+def test_the_place_is_that_of_the_first_of_the_largest_or_of_the_first_nan(shape, dtype, seed):
+    x = some(shape, dtype, seed)
+    for function in ("max", "min"):
+        expected = np.asarray(getattr(np, f"arg{function}")(x, axis=-1))
+        out = np.empty(expected.shape, np.int32)
+        reductions.bind_position(out, x, function)()
+        np.testing.assert_array_equal(out, expected)
+
+
+@pytest.mark.parametrize("function", ["max", "min"])
+def test_infinities_and_many_blocks_of_rows(function):
+    x = np.full((700, 19), np.inf if function == "min" else -np.inf, np.float32)
+    x[650, 3] = 2
+    out = np.empty(19, np.float32)
+    reductions.bind(out, x, (0,), function)()
+    np.testing.assert_array_equal(out, getattr(x, function)(axis=0))

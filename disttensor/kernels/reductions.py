@@ -1,8 +1,9 @@
-"""Sums over axes, as generated loops: alone, and as a part of larger ones, they are added up in one order.
+"""Sums, largest and smallest elements over axes, as generated loops: alone, and as a part of larger ones, in one order.
 
 Sums over trailing axes are those of rows, over leading axes those of columns, as `disttensor.kernels.loop` defines
 them; a single row is cut into pieces of `PIECE` numbers, whose sums are added up in the same way. Over axes in between,
-rows are added one after the other. Axes that are not neighbours are done in turn, the last ones first.
+rows are added one after the other. Axes that are not neighbours are done in turn, the last ones first. Largest and
+smallest elements are found in the same way.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import math
 import numpy as np
 
 from disttensor.kernels import copying, generated
-from disttensor.kernels.loop import DTYPES, Loop, Step
+from disttensor.kernels.loop import DTYPES, Literal, Loop, Step, Writing
 from disttensor.kernels.native import Bound, sequence
 
 PIECE = 1 << 12
-"""Numbers of a single row that are added up at once."""
+"""Numbers of a single row that are reduced at once."""
 
 
 def total(x: np.ndarray, axes: tuple[int, ...], keepdims: bool = False) -> np.ndarray:
@@ -39,8 +40,8 @@ def total(x: np.ndarray, axes: tuple[int, ...], keepdims: bool = False) -> np.nd
     return out
 
 
-def bind(out: np.ndarray, x: np.ndarray, axes: tuple[int, ...]) -> Bound:
-    """`total` into `out`, which is contiguous.
+def bind(out: np.ndarray, x: np.ndarray, axes: tuple[int, ...], function: str = "sum") -> Bound:
+    """`total`, or another reduction, into `out`, which is contiguous.
 
     Parameters
     ----------
@@ -50,6 +51,8 @@ def bind(out: np.ndarray, x: np.ndarray, axes: tuple[int, ...]) -> Bound:
         Of any strides.
     axes : tuple of int
         Ascending, not negative.
+    function : {"sum", "max", "min"}, default "sum"
+        All but sums are of one element at least.
     """
     if x.size == 0:
         return copying.bind_zeros(out)
@@ -69,34 +72,67 @@ def bind(out: np.ndarray, x: np.ndarray, axes: tuple[int, ...]) -> Bound:
         head, middle, tail = x.shape[:first], x.shape[first:end], x.shape[end:]
         axes = tuple(a for a in axes if a < first)
         target = np.empty(head + tail, x.dtype) if axes else out
-        before += _along_one(target, x, math.prod(head), math.prod(middle), math.prod(tail))
+        before += _along_one(target, x, math.prod(head), math.prod(middle), math.prod(tail), function)
         x = target
     return sequence(before)
 
 
-def loop(shape: tuple[int, ...], axes: tuple[int, ...], dtype: str) -> tuple[Loop, tuple[int, ...], int] | None:
-    """The loop that adds up in one go, the shape of its input and the length of its rows; None if it takes several."""
+def loop(
+    shape: tuple[int, ...], axes: tuple[int, ...], dtype: str, function: str = "sum"
+) -> tuple[Loop, tuple[int, ...], int] | None:
+    """The loop that reduces in one go, the shape of its input and the length of its rows; None if it takes several."""
     if dtype not in DTYPES or math.prod(shape) == 0 or not axes:
         return None
     count = math.prod(shape[a] for a in axes)
     rest = math.prod(shape) // count
     if axes == tuple(range(len(axes))) and count > 1 and rest > 1:
-        return Loop(((dtype, "full"),), (Step("sum_rows", (0,), dtype),), (1,)), shape, rest
+        return _reduce(f"{function}_rows", dtype), shape, rest
     if axes == tuple(range(len(shape) - len(axes), len(shape))) and count > 1 and (rest > 1 or count <= PIECE):
-        return Loop(((dtype, "full"),), (Step("sum", (0,), dtype),), (1,)), shape, count
+        return _reduce(function, dtype), shape, count
     return None
 
 
-def _along_one(out: np.ndarray, x: np.ndarray, outer: int, count: int, inner: int) -> list[Bound]:
-    """The sum over the middle one of three axes."""
+def _reduce(function: str, dtype: str) -> Loop:
+    return Loop(((dtype, "full"),), (Step(function, (0,), dtype),), (1,))
+
+
+def _along_one(out: np.ndarray, x: np.ndarray, outer: int, count: int, inner: int, function: str) -> list[Bound]:
+    """The reduction over the middle one of three axes."""
     dtype = x.dtype.name
     if inner > 1:
-        columns = Loop(((dtype, "full"),), (Step("sum_rows", (0,), dtype),), (1,))
+        columns = _reduce(f"{function}_rows", dtype)
         return [generated.bind(columns, [x], [out], inner, height=count if outer > 1 else None)]
-    rows = Loop(((dtype, "full"),), (Step("sum", (0,), dtype),), (1,))
+    rows = _reduce(function, dtype)
     calls = []
     while outer == 1 and count > PIECE:
         partial = np.empty(-(-count // PIECE), x.dtype)
         calls.append(generated.bind(rows, [x], [partial], PIECE, count))
         x, count = partial, partial.size
     return [*calls, generated.bind(rows, [x], [out], count, x.size)]
+
+
+def position(dtype: str, function: str) -> Loop:
+    """The loop that finds the place of the first of the largest ("max") or smallest ("min") elements of each row.
+
+    The first NaN is the largest and the smallest.
+    """
+    write = Writing((dtype, "full"))
+    chosen = write("equal", 0, write(function, 0))
+    if dtype.startswith("float"):
+        chosen = write("logical_or", chosen, write("isnan", 0))
+    beyond = Literal(np.iinfo(np.int32).max)
+    return write.loop(write("min", write("where", chosen, write("column"), beyond)))
+
+
+def bind_position(out: np.ndarray, x: np.ndarray, function: str) -> Bound:
+    """`position` along the last axis into `out`, which is contiguous and of int32.
+
+    Parameters
+    ----------
+    out : array
+        With an element for each row of `x`.
+    x : array
+        Of any strides.
+    function : {"max", "min"}
+    """
+    return generated.bind(position(x.dtype.name, function), [x], [out], x.shape[-1], x.size)

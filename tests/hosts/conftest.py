@@ -1,4 +1,4 @@
-"""Three emulated hosts (see `emulated`), and the Pythons with each MPI library."""
+"""Emulated hosts (see `emulated`), and the Pythons with each MPI library."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ COUNT = 3
 
 
 @pytest.fixture
-def hosts(tmp_path: Path) -> Iterator[list[Host]]:
-    """Hosts h1, h2 and h3."""
+def hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[list[Host]]:
+    """Hosts h1, h2 and h3, or as many as the test asks for by an indirect parameter."""
     skip = pytest.fail if os.environ.get("DISTTENSOR_REQUIRE_CLUSTER") else pytest.skip
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
         skip(f"emulated hosts need {', '.join(missing)}; on Debian: apt-get install openssh-server iproute2")
     if os.geteuid() != 0:
         skip("emulated hosts need root")
-    with emulated_hosts(tmp_path, COUNT) as made:
+    with emulated_hosts(tmp_path, getattr(request, "param", COUNT)) as made:
         yield made
 
 

@@ -50,6 +50,12 @@ def test_buckets_between_hosts(hosts, python, ranks, algorithm):
     assert "every check passed" in output, output
 
 
+@pytest.mark.parametrize("hosts", [4], indirect=True)
+def test_four_hosts(hosts, python):
+    output = run(hosts, python, (1, 1, 1, 1), "exchange_program.py")
+    assert "every check passed" in output, output
+
+
 def test_interrupted_step(hosts, python):
     output = run(hosts, python, (1, 1), "interrupted_program.py")
     assert "every check passed" in output, output

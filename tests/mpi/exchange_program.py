@@ -43,6 +43,7 @@ def by_tests(running):
         pass
 
 
+exchange.PIECE = 1 << 16
 many = exchange.PIECE // 4 * comm.size * (exchange._UNDER_WAY + 3) + 17  # more pieces than may be under way
 for size in (1, 15, 16, 17, 1000, 70_001, many):
     for dtype in (np.float32, np.float64):

@@ -11,6 +11,7 @@ import numpy as np
 from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.errors import ArgumentError, DTypeError, ShapeError
+from disttensor.kernels import indicator as indicator_kernels
 from disttensor.kernels import softmax as kernels
 from disttensor.kernels.loop import DTYPES
 from disttensor.kernels.native import Bound
@@ -206,6 +207,14 @@ def indicator(out: np.ndarray, x: np.ndarray, *, num_classes: int, axis: int, dt
     """Along a new axis, 1 at the place that the number says and 0 elsewhere; all 0 if there is no such place."""
     classes = np.arange(num_classes).reshape([-1 if a == axis else 1 for a in range(out.ndim)])
     np.copyto(out, np.expand_dims(x, axis) == classes, casting="unsafe")
+
+
+@indicator.bind
+def _(out: np.ndarray, x: np.ndarray, *, num_classes: int, axis: int, dtype: str) -> Bound:
+    call = indicator_kernels.bind(out, x, axis)
+    if call is not None:
+        return call
+    return functools.partial(indicator.kernel, out, x, num_classes=num_classes, axis=axis, dtype=dtype)
 
 
 @indicator.infer

@@ -36,3 +36,15 @@ def test_a_step_on_words_does_not_come_back_to_python(build: Callable[[dt.KerasT
     model.fit(rng.integers(0, 50, (16, 12)), rng.normal(size=(16, 1)), batch_size=8, verbose=0)
     (plan,) = model.train_function.plans
     assert [node.name for node, call in plan.calls if not isinstance(call, (NativeCall, NativeSequence))] == []
+
+
+@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", "categorical_crossentropy"])
+def test_nor_does_one_that_counts_what_is_right(loss: str) -> None:
+    model = dt.Sequential([dt.Input((5,)), layers.Dense(8, "relu"), layers.Dense(3, "softmax")])
+    model.compile("adam", loss, metrics=["accuracy"])
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 3, 16)
+    y = classes if loss[0] == "s" else np.eye(3, dtype=np.float32)[classes]
+    model.fit(rng.normal(size=(16, 5)).astype("float32"), y, batch_size=8, verbose=0)
+    (plan,) = model.train_function.plans
+    assert [node.name for node, call in plan.calls if not isinstance(call, (NativeCall, NativeSequence))] == []

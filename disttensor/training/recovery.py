@@ -169,7 +169,10 @@ class Recovery:
         model.stop_training = state["stop"]
         self._interval.note_start(self._found.step)
         _set_host_random(host_random)
-        print_on_main(f"Going on from checkpoint {self._found.name}: epoch {epoch + 1}, batch {batch + 1}")
+        place = (
+            f"epoch {epoch + 1}, batch {batch + 1}" if first is not None else f"the end of epoch {epoch + bool(batch)}"
+        )
+        print_on_main(f"Going on from checkpoint {self._found.name}: {place}")
         rest = itertools.chain([] if first is None else [first], batches)
         return Start(
             epoch, batch, iter(()) if state["stop"] else rest, state["logs"], begun=batch > 0, prepared=True,

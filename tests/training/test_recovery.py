@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -72,7 +73,8 @@ def test_a_signal_saves_and_ends_with_its_code(tmp_path: Path, expected: Path, n
     (path,) = find_checkpoints(tmp_path / "checkpoints")
     assert path.endswith(f"-step-{at}")
     ended = run(tmp_path / "checkpoints", tmp_path / "out")
-    assert f"epoch {1 + (at - 1) // 11}, batch {2 + (at - 1) % 11}" in ended.stdout
+    where = f"epoch {1 + at // 11}, batch {1 + at % 11}" if at % 11 else f"the end of epoch {at // 11}"
+    assert f"-step-{at}: {where}\n" in ended.stdout
     assert_same(tmp_path / "out", expected)
 
 
@@ -86,8 +88,10 @@ def test_a_time_limit_that_comes_near_saves_and_ends(tmp_path: Path, expected: P
 
 
 def test_a_finished_run_that_is_started_again_is_still_finished(tmp_path: Path, expected: Path) -> None:
-    for _ in range(2):
-        assert run(tmp_path / "checkpoints", tmp_path / "out").returncode == 0
+    ended = [run(tmp_path / "checkpoints", tmp_path / "out") for _ in range(2)]
+    assert [each.returncode for each in ended] == [0, 0], ended[-1].stderr
+    epochs = len(json.loads(Path(f"{expected}.json").read_text())[0]["loss"])
+    assert f": the end of epoch {epochs}\n" in ended[-1].stdout
     assert_same(tmp_path / "out", expected)
 
 

@@ -138,7 +138,7 @@ def enable_determinism(shards: int = 8, per_rank: Sequence[int] | None = None) -
 
     Notes
     -----
-    The environment variable ``DISTTENSOR_DETERMINISTIC=8`` does the same.
+    The environment variable ``DISTTENSOR_DETERMINISTIC=8`` does the same; 0 is as if it were not set.
 
     Examples
     --------
@@ -166,7 +166,7 @@ def virtual_shards() -> int:
     """Into how many virtual shards a batch is cut; 0 unless `enable_determinism` was called."""
     global _shards
     if _shards is None:
-        _shards = _positive_from_environment("DISTTENSOR_DETERMINISTIC") or 0
+        _shards = _number_from_environment("DISTTENSOR_DETERMINISTIC", least=0) or 0
     return _shards
 
 
@@ -189,12 +189,13 @@ def shards_of(rank: int, size: int) -> tuple[int, int]:
     return sum(_shards_per_rank[:rank]), sum(_shards_per_rank[: rank + 1])
 
 
-def _positive_from_environment(name: str) -> int | None:
+def _number_from_environment(name: str, least: int = 1) -> int | None:
     text = os.environ.get(name, "").split(",")[0].strip()
     if not text:
         return None
-    if not text.isdigit() or int(text) < 1:
-        raise ArgumentError(f"environment variable {name}={os.environ[name]!r} must be a positive integer.")
+    if not text.isdigit() or int(text) < least:
+        wanted = "a positive integer" if least else "0, for off, or a positive integer"
+        raise ArgumentError(f"environment variable {name}={os.environ[name]!r} must be {wanted}.")
     return int(text)
 
 
@@ -300,7 +301,7 @@ def bucket_bytes() -> int:
 
     The first that is set of: `set_bucket_bytes`, ``DISTTENSOR_BUCKET_BYTES``, and 4 MiB.
     """
-    return _bucket_bytes or _positive_from_environment("DISTTENSOR_BUCKET_BYTES") or 4 << 20
+    return _bucket_bytes or _number_from_environment("DISTTENSOR_BUCKET_BYTES") or 4 << 20
 
 
 def set_bucket_bytes(count: int) -> None:
@@ -313,7 +314,7 @@ def set_bucket_bytes(count: int) -> None:
 
 def _threads_from_environment() -> int:
     for name in ("DISTTENSOR_THREADS", "OMP_NUM_THREADS"):
-        if (count := _positive_from_environment(name)) is not None:
+        if (count := _number_from_environment(name)) is not None:
             return count
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))

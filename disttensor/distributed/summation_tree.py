@@ -17,6 +17,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from disttensor.distributed.communicator import Communicator
+from disttensor.kernels import copying
+from disttensor.kernels.native import Bound
+from disttensor.kernels.program import Program
+from disttensor.ops.arithmetic import add
 
 Node = tuple[int, int]
 """A node of the tree: its first and past-the-last leaf."""
@@ -65,15 +69,16 @@ def are_siblings(leaves: int, left: Node, right: Node) -> bool:
 
 
 class TreeSum:
-    """Adds arrays along the tree as they come, from left to right; holds at most two times log₂ `leaves` of them.
+    """Writes the calls that add arrays along the tree, from left to right.
+
+    At most two times log₂ `leaves` arrays are held at a time.
 
     Parameters
     ----------
     leaves : int
         Of the whole tree.
     buffers : list of arrays, optional
-        Where sums are kept, the leftmost in the first; new ones are appended to it. So memory that was touched once
-        serves the next tree again.
+        Where sums are kept, the leftmost in the first; new ones are appended to it.
     """
 
     def __init__(self, leaves: int, buffers: list[np.ndarray] | None = None):
@@ -82,40 +87,45 @@ class TreeSum:
         self._buffers = [] if buffers is None else buffers
         self._free = list(self._buffers)
 
-    def add(self, node: Node, array: np.ndarray, given: bool = False) -> None:
-        """Take a node that begins where the one before ended.
+    def add(self, node: Node, array: np.ndarray, given: bool = False) -> list[Bound]:
+        """What takes a node that begins where the one before ended.
 
         Parameters
         ----------
         node : (int, int)
         array : ndarray
-            Only read, unless it is given away: then the tree keeps it and may write to it.
+            Has the node's values when the calls run. They only read it, unless it is given away: then the tree keeps
+            it and may write to it.
         """
+        calls: list[Bound] = []
         own = given
         while self._open and (parent := self._parents.get((self._open[-1][0], node))):
             total = self._open.pop()[1]
-            np.add(total, array, out=total)
+            calls.append(add.bind_rule(total, total, array))
             if own and not given:
                 self._free.insert(0, array)
             node, array, own, given = parent, total, True, False
-        self._open.append((node, array if own else self._copy(array)))
+        if not own:
+            buffer = self._buffer(array)
+            calls.append(copying.bind(buffer, array))
+            array = buffer
+        self._open.append((node, array))
+        return calls
 
-    def _copy(self, array: np.ndarray) -> np.ndarray:
+    def _buffer(self, like: np.ndarray) -> np.ndarray:
         if not self._free:
-            self._buffers.append(np.empty_like(array))
+            self._buffers.append(np.empty_like(like))
             self._free.append(self._buffers[-1])
-        buffer = self._free.pop(0)
-        np.copyto(buffer, array)
-        return buffer
+        return self._free.pop(0)
 
     @property
     def nodes(self) -> list[np.ndarray]:
-        """The sums of the largest nodes within what came, from left to right."""
+        """Where the sums of the largest nodes within what came will be, from left to right."""
         return [array for _, array in self._open]
 
 
 class SumOverRanks:
-    """Finishes the tree of which each rank has the `largest_nodes` within its leaves.
+    """Adds up what virtual shards leave in one place, first those of this rank, then all.
 
     Parameters
     ----------
@@ -123,56 +133,58 @@ class SumOverRanks:
     leaves : int
     held : sequence of (int, int)
         For each rank, its first and past-the-last leaf.
-    size, dtype
-        Of every node, also for a rank that holds none.
+    values : array, one axis
+        Where this rank's leaves, or nodes of two of them, are left one after the other.
 
     Attributes
     ----------
-    result : array, shape (size,)
+    result : array, shape of `values`
         The sum of all leaves, with the same bits on every rank and for any number of them.
     """
 
-    def __init__(self, group: Communicator, leaves: int, held: Sequence[Node], size: int, dtype: np.dtype):
-        self._group, self._leaves = group, leaves
-        self._layout = [largest_nodes(leaves, *leaf_range) for leaf_range in held]
+    def __init__(self, group: Communicator, leaves: int, held: Sequence[Node], values: np.ndarray):
+        self._group, self._values = group, values
+        size, dtype = values.size, values.dtype
+        layout = [largest_nodes(leaves, *leaf_range) for leaf_range in held]
         # Of two addends the order does not matter: the sum of two nodes is an all-reduce.
-        self._is_pair = group.size == 2 and all(len(part) == 1 for part in self._layout)
+        self._is_pair = group.size == 2 and all(len(part) == 1 for part in layout)
         if group.size == 1 or self._is_pair:
             self.result = group.shared_empty((size,), dtype)
             self.result.fill(0)
-            self._buffers = [self.result]
-        else:
-            chunk = -(-size // group.size)
-            self._gathered = np.zeros((group.size, chunk), dtype)
-            self.result = self._gathered.reshape(-1)[:size]
-            self._buffers = []
-            self._sent = np.zeros((group.size, max(map(len, self._layout)), chunk), dtype)
-            self._received = np.empty_like(self._sent)
+            self._tree = TreeSum(leaves, [self.result])
+            return
+        self._tree = TreeSum(leaves)
+        self._chunk = -(-size // group.size)
+        self._gathered = np.zeros((group.size, self._chunk), dtype)
+        self.result = self._gathered.reshape(-1)[:size]
+        self._sent = np.zeros((group.size, max(map(len, layout)), self._chunk), dtype)
+        self._received = np.empty_like(self._sent)
+        rest = TreeSum(leaves)
+        self._rest = Program(
+            [
+                call
+                for rank, part in enumerate(layout)
+                for number, node in enumerate(part)
+                for call in rest.add(node, self._received[rank, number], given=True)
+            ]
+        )
+        (self._total,) = rest.nodes
 
-    def local(self) -> TreeSum:
-        """A tree for this rank's leaves."""
-        return TreeSum(self._leaves, self._buffers)
+    def add(self, node: Node) -> list[Bound]:
+        """What is to run when a node of this rank's leaves is in `values`; nodes come from left to right."""
+        return self._tree.add(node, self._values)
 
-    def finish(self, nodes: Sequence[np.ndarray]) -> None:
-        """Compute `result`; with one rank, or two that have a node each, the local tree is there already.
-
-        Parameters
-        ----------
-        nodes : sequence of arrays, shape (size,)
-            This rank's, from left to right.
-        """
+    def finish(self) -> None:
+        """Compute `result`; with one rank, or two that have a node each, the local tree is there already."""
         if self._is_pair:
             self._group.all_reduce(self.result)
         if self._group.size == 1 or self._is_pair:
             return
-        chunk = self._sent.shape[2]
-        for number, node in enumerate(nodes):
+        chunk = self._chunk
+        for number, node in enumerate(self._tree.nodes):
             for rank in range(self._group.size):
                 piece = node[rank * chunk : (rank + 1) * chunk]
                 self._sent[rank, number, : piece.size] = piece
-        received = self._group.all_to_all(self._sent, out=self._received)
-        tree = TreeSum(self._leaves)
-        for rank, part in enumerate(self._layout):
-            for number, node_range in enumerate(part):
-                tree.add(node_range, received[rank, number], given=True)
-        self._group.all_gather(tree.nodes[0], out=self._gathered)
+        self._group.all_to_all(self._sent, out=self._received)
+        self._rest()
+        self._group.all_gather(self._total, out=self._gathered)

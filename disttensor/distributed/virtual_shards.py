@@ -13,6 +13,7 @@ shard's intermediate results are not kept from round to round.
 
 from __future__ import annotations
 
+import itertools
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -35,6 +36,8 @@ from disttensor.graph.passes import optimize
 from disttensor.graph.plan import Fetch, Read, Write
 from disttensor.graph.tracing import Traced
 from disttensor.kernels import denormals
+from disttensor.kernels.native import Bound
+from disttensor.kernels.program import Program
 from disttensor.ops.arithmetic import add, equal, multiply, select
 from disttensor.ops.core import convert
 from disttensor.ops.registry import Operator
@@ -52,37 +55,27 @@ class _Meeting:
 
     Attributes
     ----------
-    pair : array
-        Where a shard leaves its values, or adds them to those of the one before, its sibling in the tree.
-    of_pair, totals : list of Variable
-        For each value its place there, and that of the sum over all shards.
+    of_pair : list of Variable
+        For each value, where a shard leaves it, or adds it to that of the one before, its sibling in the tree.
+    totals : list of Variable
+        The sums over all shards.
+    add, finish : callable
+        Those of `SumOverRanks`.
     """
 
     def __init__(self, specs: Sequence[Spec], group: Communicator, leaves: int, held: Sequence[tuple[int, int]]):
         starts, length = layout([spec.shape for spec in specs], specs[0].dtype)
-        self.pair = aligned_empty((length,), specs[0].dtype)
-        self.pair.fill(0)
-        self._sums = SumOverRanks(group, leaves, held, length, self.pair.dtype)
+        pair = aligned_empty((length,), specs[0].dtype)
+        pair.fill(0)
+        sums = SumOverRanks(group, leaves, held, pair)
         self.of_pair, self.totals = (
             [
                 Variable.over(flat[start : start + math.prod(spec.shape)].reshape(spec.shape))
                 for start, spec in zip(starts, specs, strict=True)
             ]
-            for flat in (self.pair, self._sums.result)
+            for flat in (pair, sums.result)
         )
-        self._tree = self._sums.local()
-
-    def begin(self) -> None:
-        """A new sum."""
-        self._tree = self._sums.local()
-
-    def add(self, first: int, last: int) -> None:
-        """What these shards, one or two, left in `pair` is complete."""
-        self._tree.add((first, last), self.pair)
-
-    def finish(self) -> None:
-        """Make the totals."""
-        self._sums.finish(self._tree.nodes)
+        self.add, self.finish = sums.add, sums.finish
 
 
 def _apply(op: Operator, *inputs: Value, **attrs: Any) -> Value:
@@ -112,9 +105,6 @@ class _Segment:
 
     plan: Plan
     reads: list[int]
-
-    def run(self, arrays: Sequence[np.ndarray], *more: np.ndarray) -> list[np.ndarray]:
-        return self.plan.run([*(arrays[i] for i in self.reads), *more])
 
 
 class _Cut:
@@ -229,7 +219,6 @@ class DividedCall:
         self._held = [config.shards_of(rank, self._group.size) for rank in range(self._group.size)]
         self._first, self._last = self._held[self._group.rank]
         self._totals = [int(shard.total) for shard in call.shards]
-        self._offsets = [self._first * total // self._parts for total in self._totals]
         self._sharded = [call.shard_of(t) for t in call.inputs]
         for tensor, number in zip(call.inputs, self._sharded, strict=True):
             if number is not None and tensor.shape[:1] != (call.shards[number].local,):
@@ -256,58 +245,94 @@ class DividedCall:
             for groups in reference.rounds
         ]
         rounds = {rows: [cut.round(i, self._meetings) for i in range(cut.count)] for rows, cut in cuts.items()}
-        self._rounds = [rounds[self._rows(shard)] for shard in range(self._first, self._last)]
         self._end = reference.end(self._meetings)
         self.graph, self.plan = self._end.plan.graph, self._end.plan
         self._assemble = assembler(reference.structure)
-        # After the arguments come, for each batch, its rows and the shard's first row.
-        self._places = [self._place(shard) for shard in range(self._first, self._last)]
-        self._numbers = [
-            [np.asarray(n, np.int64) for total in self._totals for n in (total, shard * total // self._parts)]
-            for shard in range(self._first, self._last)
-        ]
-        self._for_all = [np.asarray(n, np.int64) for total in self._totals for n in (total, 0)]
-        siblings = [are_siblings(self._parts, (v - 1, v), (v, v + 1)) for v in range(self._first, self._last)]
-        self._is_first = [np.asarray(i == 0 or not pair) for i, pair in enumerate(siblings)]
         inputs = [aligned_empty(t.shape, t.dtype) for t in call.inputs]
-        self._inputs = [*inputs, *(np.zeros((), np.int64) for _ in self._for_all)]
+        self._inputs = [*inputs, *(np.zeros((), np.int64) for _ in range(2 * len(self._totals)))]
+        # After the arguments come, for each batch, its rows and its first row.
+        numbers = [np.asarray(n, np.int64) for total in self._totals for n in (total, 0)]
+        self._end_reads = [[*inputs, *numbers][i] for i in self._end.reads]
+        self._results: dict[int, np.ndarray] = {}
+        self._programs = [self._program(number, rounds) for number in range(reference.count)]
         self._lock = threading.RLock()
 
     def run(self, call: Call) -> Any:
         """The function's result; outputs with rows have those of this rank."""
-        return self._assemble(list(map(Tensor.wrap, self._run([t.array for t in call.inputs]))))
+        arrays = [t.array for t in call.inputs]
+
+        def write(memory: Sequence[np.ndarray]) -> None:
+            for buffer, array in zip(memory, arrays, strict=False):
+                np.copyto(buffer, array, casting="no")
+
+        return self._run(write, lambda array: Tensor.wrap(array.copy()))
 
     def repeat(self, write: Write, read: Read) -> Any:
         """See `Concrete.repeat`."""
+        return self._run(write, read)
+
+    def _run(self, write: Write, read: Read) -> Any:
         with self._lock:
             write(self._inputs)
-            return self._assemble([read(array) for array in self._run(self._inputs[: len(self._sharded)])])
+            for number, program in enumerate(self._programs):
+                program()
+                with denormals.flushed():
+                    for meeting in self._meetings[number] if number < len(self._meetings) else ():
+                        meeting.finish()
+            once = iter(self._end.plan.replay(self._write_end, read))
+            found = [read(self._results[i]) if i in self._results else next(once) for i in range(len(self._outputs))]
+        return self._assemble(found)
 
     def repeats(self, fetch: Fetch) -> None:
-        """See `Concrete.repeats`: shards are added up by Python."""
+        """See `Concrete.repeats`: ranks meet in Python."""
 
-    def _run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        results: dict[int, list[np.ndarray]] = {i: [] for numbers in self._row_outputs for i in numbers}
-        shards = [
-            [*(x if place is None else x[place] for x, place in zip(inputs, places, strict=True)), *numbers]
-            for places, numbers in zip(self._places, self._numbers, strict=True)
+    def _write_end(self, memory: Sequence[np.ndarray]) -> None:
+        for buffer, array in zip(memory, self._end_reads, strict=True):
+            np.copyto(buffer, array)
+
+    def _program(self, number: int, rounds: dict[tuple[int, ...], list[_Segment]]) -> Program:
+        """What this rank does in a round: its shards, one after the other, and what it can add of their sums.
+
+        All of it is bound to memory that stays, so that a round is a single call of machine code if all operators are.
+        """
+        shards = range(self._first, self._last)
+        segments = [rounds[self._rows(shard)][number] for shard in shards]
+        results = [
+            self._result(output, [segment.plan.outputs[i] for segment in segments])
+            for i, output in enumerate(self._row_outputs[number])
         ]
-        with self._lock, denormals.flushed():
-            for number, row_outputs in enumerate(self._row_outputs):
-                meetings = self._meetings[number] if number < len(self._meetings) else []
+        meetings = self._meetings[number] if number < len(self._meetings) else []
+        calls: list[Bound] = []
+        first = self._first
+        for shard, segment, *parts in zip(shards, segments, *results, strict=True):
+            if not are_siblings(self._parts, (shard - 1, shard), (shard, shard + 1)):
+                first = shard
+            calls += segment.plan.between(self._reads(segment, shard, shard == first), parts)
+            if shard + 1 == self._last or not are_siblings(self._parts, (shard, shard + 1), (shard + 1, shard + 2)):
                 for meeting in meetings:
-                    meeting.begin()
-                for i, arrays in enumerate(shards):
-                    found = self._rounds[i][number].run(arrays, self._is_first[i])
-                    for output, rows in zip(row_outputs, found, strict=True):
-                        results[output].append(rows)
-                    if i + 1 == len(shards) or self._is_first[i + 1]:
-                        for meeting in meetings:
-                            meeting.add(self._first + i - (not self._is_first[i]), self._first + i + 1)
-                for meeting in meetings:
-                    meeting.finish()
-            once = iter(self._end.run([*inputs, *self._for_all]))
-        return [self._join(results[i], spec) if i in results else next(once) for i, spec in enumerate(self._outputs)]
+                    calls += meeting.add((first, shard + 1))
+        return Program(calls)
+
+    def _reads(self, segment: _Segment, shard: int, is_first: bool) -> list[np.ndarray]:
+        """What a shard's plan reads: its rows of the inputs, where it stands in each batch, and `is_first`."""
+        starts = [shard * total // self._parts for total in self._totals]
+        known: list[np.ndarray] = []
+        for array, number in zip(self._inputs, self._sharded, strict=False):
+            if number is None:
+                known.append(array)
+            else:
+                start = starts[number] - self._first * self._totals[number] // self._parts
+                known.append(array[start : start + self._rows(shard)[number]])
+        known += [np.asarray(n, np.int64) for pair in zip(self._totals, starts, strict=True) for n in pair]
+        return [*(known[i] for i in segment.reads), np.asarray(is_first)]
+
+    def _result(self, output: int, parts: list[np.ndarray]) -> list[np.ndarray]:
+        """Where each shard puts its rows of an output."""
+        spec = self._outputs[output]
+        empty = np.empty((0, *spec.shape[1:]), dtypes.to_numpy(spec.dtype))
+        self._results[output] = whole = np.concatenate(parts) if parts else empty
+        ends = np.cumsum([0, *map(len, parts)])
+        return [whole[start:end] for start, end in itertools.pairwise(ends)]
 
     def _rows(self, shard: int) -> tuple[int, ...]:
         """For each batch, the rows of a virtual shard."""
@@ -317,21 +342,6 @@ class DividedCall:
         traced = trace(_for_shards(function, call.parts), call.specification(rows), rows, call.ambient)
         # After the arguments come, for each batch, its rows (the same for all shards) and the shard's first row.
         return _Cut(traced, [n is not None for n in self._sharded] + [False, True] * len(rows))
-
-    def _place(self, shard: int) -> list[slice | None]:
-        """Which rows of the function's inputs, as this rank has them, are a virtual shard's; None for all."""
-        found: list[slice | None] = []
-        for number in self._sharded:
-            if number is None:
-                found.append(None)
-                continue
-            total = self._totals[number]
-            start, end = shard * total // self._parts, (shard + 1) * total // self._parts
-            found.append(slice(start - self._offsets[number], end - self._offsets[number]))
-        return found
-
-    def _join(self, parts: list[np.ndarray], spec: Spec) -> np.ndarray:
-        return np.concatenate(parts) if parts else np.empty((0, *spec.shape[1:]), dtypes.to_numpy(spec.dtype))
 
 
 def _for_shards(function: Callable[..., Any], parts: int) -> Callable[..., Any]:

@@ -24,9 +24,9 @@ from disttensor.graph.graph import Graph, Node, Value
 from disttensor.graph.memory import Lifetime, place
 from disttensor.graph.memory_report import Buffer, Memory, most_alive
 from disttensor.graph.passes.fusion import fused
-from disttensor.kernels import blas, copying, denormals
-from disttensor.kernels.chain import chained
-from disttensor.kernels.native import Bound, NativeSequence, segments, sequence
+from disttensor.kernels import copying
+from disttensor.kernels.native import Bound, NativeSequence, sequence
+from disttensor.kernels.program import Program
 from disttensor.tensor import Variable, aligned_empty
 
 Key = tuple[int, int]
@@ -80,6 +80,8 @@ class Plan:
     graph : Graph
     arena_bytes : int
         Memory of all intermediates together.
+    outputs : list of arrays
+        Where a run leaves `graph.outputs`.
     """
 
     def __init__(self, graph: Graph):
@@ -96,7 +98,7 @@ class Plan:
             and (id(node), i) not in layout.into_variable
         )
         self._inputs = [arrays[_key(Value(n))] for n in graph.inputs]
-        self._outputs = [arrays[_key(v)] for v in graph.outputs]
+        self.outputs = [arrays[_key(v)] for v in graph.outputs]
         self._staged, self._commits = _commits(graph, layout, arrays)
         self._updated = list(graph.updates)
         self.calls = _kernel_calls(layout, arrays)
@@ -109,9 +111,7 @@ class Plan:
     @calls.setter
     def calls(self, calls: Sequence[tuple[Node, Bound]]) -> None:
         self._calls = tuple(calls)
-        self._program = segments(chained([call for _, call in calls]))
-        # What comes back to Python runs numpy, and needs its settings; native calls bring their own.
-        self._is_native = all(isinstance(call, NativeSequence) for call in self._program)
+        self._program = Program([call for _, call in calls])
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Run once.
@@ -141,8 +141,8 @@ class Plan:
         """
         with self._lock:
             write(self._inputs)
-            self._run()
-            outputs = [read(array) for array in self._outputs]
+            self._program()
+            outputs = [read(array) for array in self.outputs]
             if self._commits:
                 staged = [a.copy() for a in self._staged]
                 for memory, array, stage in self._commits:
@@ -150,15 +150,6 @@ class Plan:
             for variable in self._updated:
                 variable.touch()
         return outputs
-
-    def _run(self) -> None:
-        if self._is_native:
-            for call in self._program:
-                call()
-        else:
-            with blas.single_threaded(), denormals.flushed(), np.errstate(all="ignore"):
-                for call in self._program:
-                    call()
 
     def repeats(self, fetch: Fetch) -> Callable[[int, Read], list[Any]] | None:
         """A function that runs the plan several times in a row by machine code alone; None if that cannot be.
@@ -169,11 +160,11 @@ class Plan:
         if (calls := fetch(self._inputs)) is None:
             return None
         for memory, _, stage in self._commits:
-            if stage is not None or any(np.may_share_memory(memory, output) for output in self._outputs):
+            if stage is not None or any(np.may_share_memory(memory, output) for output in self.outputs):
                 return None  # it must be read before it is overwritten
         program = self._program
         write, commit = sequence(calls), sequence([copying.bind(memory, array) for memory, array, _ in self._commits])
-        whole = sequence([write, *program, commit])
+        whole = sequence([write, *program.parts, commit])
         if not isinstance(whole, NativeSequence):
             return None
 
@@ -184,14 +175,35 @@ class Plan:
                         whole(times)
                     for _ in range(0 if self._program is program else times):  # `calls` are others now
                         write()
-                        self._run()
+                        self._program()
                         commit()
                 finally:  # an error may come of a run behind others
                     for variable in self._updated:
                         variable.touch()
-                return [read(array) for array in self._outputs]
+                return [read(array) for array in self.outputs]
 
         return repeat
+
+    def between(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> list[Bound]:
+        """One run as a part of a larger program.
+
+        Parameters
+        ----------
+        inputs, outputs : sequence of arrays
+            Where the program has what the plan reads, and wants what it gives: of the shapes and dtypes of
+            `graph.inputs` and `graph.outputs`.
+
+        Returns
+        -------
+        list of NativeCall, NativeSequence or callable
+            For one thread at a time, and not while the plan itself runs.
+        """
+        read = [copying.bind(memory, array) for memory, array in zip(self._inputs, inputs, strict=True)]
+        written = [copying.bind(array, memory) for array, memory in zip(outputs, self.outputs, strict=True)]
+        stages = [np.empty(array.shape, array.dtype) for array in self._staged]
+        staged = [copying.bind(stage, array) for stage, array in zip(stages, self._staged, strict=True)]
+        commits = [copying.bind(m, array if stage is None else stages[stage]) for m, array, stage in self._commits]
+        return [*read, *(call for _, call in self._calls), *written, *staged, *commits]
 
     def source(self, call: int | None = None) -> str:
         """The source of the kernels in machine code, as LLVM IR: each once, below the calls that run it.

@@ -41,5 +41,5 @@ def test_nodes_are_those_of_the_calls() -> None:
     assert [node.name for node, _ in plan.calls] == ["matrix_product", "reduce_sum"]
     assert describe(plan.calls[0][0]) == "matrix_product 2×2, 2×2 → 2×2"
     assert plan.run([x])[0] == pytest.approx(8)
-    plan.calls = (plan.calls[0], (plan.calls[1][0], lambda: plan._outputs[0].fill(-1)))
+    plan.calls = (plan.calls[0], (plan.calls[1][0], lambda: plan.outputs[0].fill(-1)))
     assert plan.run([x])[0] == pytest.approx(-1)

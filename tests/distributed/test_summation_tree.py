@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from disttensor.distributed.summation_tree import Node, TreeSum, largest_nodes
+from disttensor.kernels.native import Bound
+from disttensor.kernels.program import Program
 
 
 def whole(node: Node, leaves: np.ndarray) -> np.ndarray:
@@ -30,8 +32,9 @@ def test_arrays_added_one_by_one_give_the_sum_of_the_definition(count: int) -> N
     leaves = contributions(count)
     buffers: list[np.ndarray] = []
     tree = TreeSum(count, buffers)
-    for i in range(count):
-        tree.add((i, i + 1), leaves[i])
+    program = Program([call for i in range(count) for call in tree.add((i, i + 1), leaves[i])])
+    for _ in range(2):
+        program()
     (total,) = tree.nodes
     np.testing.assert_array_equal(total, whole((0, count), leaves))
     assert total is buffers[0]
@@ -48,14 +51,15 @@ def test_any_split_over_ranks_gives_the_same_bits(count: int) -> None:
         for cuts in itertools.combinations_with_replacement(range(count + 1), ranks - 1):
             edges = [0, *cuts, count]
             final = TreeSum(count)
+            calls: list[Bound] = []
             for first, last in itertools.pairwise(edges):
                 own = TreeSum(count)
-                for i in range(first, last):
-                    own.add((i, i + 1), leaves[i])
+                calls += [call for i in range(first, last) for call in own.add((i, i + 1), leaves[i])]
                 nodes = largest_nodes(count, first, last)
                 assert len(own.nodes) == len(nodes)
                 for node, array in zip(nodes, own.nodes, strict=True):
-                    final.add(node, array, given=True)
+                    calls += final.add(node, array, given=True)
+            Program(calls)()
             np.testing.assert_array_equal(final.nodes[0], expected)
             plain = sum(leaves[a:b].sum(axis=0) for a, b in itertools.pairwise(edges))
             differs += not np.array_equal(plain, expected)

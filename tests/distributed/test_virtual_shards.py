@@ -166,9 +166,10 @@ def test_switching_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
             config.enable_determinism(**arguments)
     assert config.virtual_shards() == 0
 
-    monkeypatch.setattr(config, "_shards", None)
-    monkeypatch.setenv("DISTTENSOR_DETERMINISTIC", "6")
-    assert config.virtual_shards() == 6
+    for text, shards in (("0", 0), ("6", 6)):
+        monkeypatch.setattr(config, "_shards", None)
+        monkeypatch.setenv("DISTTENSOR_DETERMINISTIC", text)
+        assert config.virtual_shards() == shards
     monkeypatch.setattr(config, "_shards", None)
     monkeypatch.setenv("DISTTENSOR_DETERMINISTIC", "yes")
     with pytest.raises(ArgumentError, match="DISTTENSOR_DETERMINISTIC='yes'"):

@@ -52,6 +52,11 @@ class MonitorCallback(Callback):
                 f"{', '.join(sorted(logs or {})) or 'nothing'}.",
                 stacklevel=2,
             )
+        if isinstance(value, list):
+            raise ArgumentError(
+                f"{type(self).__name__} watches {self.monitor!r}, which has {len(value)} numbers; it needs one. "
+                "Give the metric an average, such as F1Score(average='macro')."
+            )
         return value
 
     def is_improvement(self, value: float, reference: float | None) -> bool:

@@ -142,13 +142,15 @@ class _Bar:
         sys.stdout.flush()
 
 
-def format_logs(logs: Mapping[str, float] | None) -> str:
+def format_logs(logs: Mapping[str, float | list[float]] | None) -> str:
     """Metrics as text, by name, those of validation last: ``accuracy: 0.9100 - loss: 0.3100 - val_loss: 0.2900``."""
     ordered = sorted((logs or {}).items(), key=lambda item: (item[0].startswith("val_"), item[0]))
     return " - ".join(f"{name}: {_number(value)}" for name, value in ordered)
 
 
-def _number(value: float) -> str:
+def _number(value: float | list[float]) -> str:
+    if isinstance(value, list):
+        return f"[{', '.join(map(_number, value))}]"
     return f"{value:.4f}" if value == 0 or abs(value) > 1e-3 else f"{value:.4e}"
 
 

@@ -20,7 +20,7 @@ from disttensor.distributed.communicator import Communicator
 from disttensor.kernels import copying
 from disttensor.kernels.native import Bound
 from disttensor.kernels.program import Program
-from disttensor.ops.arithmetic import add
+from disttensor.ops import arithmetic
 
 Node = tuple[int, int]
 """A node of the tree: its first and past-the-last leaf."""
@@ -97,11 +97,13 @@ class TreeSum:
             Has the node's values when the calls run. They only read it, unless it is given away: then the tree keeps
             it and may write to it.
         """
+        bind_sum = arithmetic.add.bind_rule
+        assert bind_sum is not None
         calls: list[Bound] = []
         own = given
         while self._open and (parent := self._parents.get((self._open[-1][0], node))):
             total = self._open.pop()[1]
-            calls.append(add.bind_rule(total, total, array))
+            calls.append(bind_sum(total, total, array))
             if own and not given:
                 self._free.insert(0, array)
             node, array, own, given = parent, total, True, False

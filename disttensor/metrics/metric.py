@@ -21,9 +21,21 @@ from disttensor.tensor import Tensor, Variable, convert_to_tensor
 
 
 class _Update(threading.local):
-    """Whether a metric is being updated, so that updates within it leave summing over ranks to the outermost."""
+    """The metric's update that runs; updates within it leave summing over ranks to it.
 
-    running = False
+    Attributes
+    ----------
+    before : dict or None
+        The state's variables, by identity, with the values they had; None if nothing runs.
+    """
+
+    before: dict[int, tuple[Variable, Tensor]] | None = None
+
+    def note(self, variable: Variable) -> None:
+        """Remember a variable's value, and let it start from zero."""
+        assert self.before is not None
+        self.before[id(variable)] = variable, variable.value
+        variable.assign(ops.zeros_like(variable))
 
 
 _update = _Update()
@@ -108,6 +120,9 @@ class Metric(Configurable):
         )  # fmt: skip
         variable.path = f"{self.name}/{variable.name}"
         self._variables.append(variable)
+        if _update.before is not None:
+            # The plan that is being traced must add to what later runs find in the variable.
+            _update.note(variable)
         return variable
 
     def add_weight(
@@ -141,22 +156,22 @@ def _over_ranks(update: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(update)
     def update_state(self: Metric, *args: Any, **kwargs: Any) -> Any:
-        shard = None if _update.running or parts() == 1 else _shard_of((args, kwargs))
+        shard = None if _update.before is not None or parts() == 1 else _shard_of((args, kwargs))
         if shard is None:
             return update(self, *args, **kwargs)
-        before = [(v, v.value) for v in self.variables]
-        _update.running = True
+        before: dict[int, tuple[Variable, Tensor]] = {}
+        _update.before = before
         try:
-            for variable, _ in before:
-                variable.assign(ops.zeros_like(variable))
+            for variable in self.variables:
+                _update.note(variable)
             result = update(self, *args, **kwargs)
         except BaseException:
-            for variable, value in before:
+            for variable, value in before.values():
                 variable.assign(value)
             raise
         finally:
-            _update.running = False
-        _add_deltas(self.variables, before, shard)
+            _update.before = None
+        _add_deltas(list(before.values()), shard)
         return result
 
     return update_state
@@ -167,15 +182,12 @@ def _shard_of(arguments: Any) -> Shard | None:
     return next((s for s in shards if s is not None), None)
 
 
-def _add_deltas(variables: list[Variable], before: list[tuple[Variable, Tensor]], shard: Shard) -> None:
+def _add_deltas(before: list[tuple[Variable, Tensor]], shard: Shard) -> None:
     """Assign to each variable its value before, plus the sum over ranks of what it holds now.
 
     A rank without rows has weight 0 rather than a delta of zeros: what it computed may be NaN, and all ranks must meet
     in the same collectives.
     """
-    values = {id(v): value for v, value in before}
     weight = convert_to_tensor(float(shard.local > 0), "float64")
-    for variable in variables:
-        delta = apply(weighted_sum_of_ranks, [variable.value, weight], {})
-        # A variable made by the first update began with zeros.
-        variable.assign(values[id(variable)] + delta if id(variable) in values else delta)
+    for variable, value in before:
+        variable.assign(value + apply(weighted_sum_of_ranks, [variable.value, weight], {}))

@@ -85,7 +85,7 @@ class Step:
             if self._repeats is not None:
                 return self._repeat((batch,))
             self._counter.value += 1
-            return self._run.repeat(self._repeated, batch.write, float)  # type: ignore[attr-defined]
+            return self._run.repeat(self._repeated, batch.write, _log)  # type: ignore[attr-defined]
         self._repeated = self._repeats = self._feed = None
         self._counter.value += 1
         state = context.state
@@ -98,7 +98,7 @@ class Step:
             return result
         if batch.alike is not None and state.tracer is None and not state.recorders:
             self._remember(result, batch)
-        return {name: float(value) for name, value in result.items()}
+        return {name: _log(np.asarray(value)) for name, value in result.items()}
 
     def _can_repeat(self, alike: object) -> bool:
         return (again := self._repeated) is not None and alike is self._alike and again.is_valid()
@@ -106,7 +106,7 @@ class Step:
     def _repeat(self, batches: Sequence[Any]) -> Any:
         self._feed.begin(batches)  # type: ignore[union-attr]
         self._run.note_repeat()  # type: ignore[attr-defined]
-        return self._repeats(len(batches), float)  # type: ignore[misc]
+        return self._repeats(len(batches), _log)  # type: ignore[misc]
 
     def _remember(self, result: Logs, batch: Batch) -> None:
         concrete = self._run.concrete_of_last_call if isinstance(self._run, Function) else None
@@ -120,3 +120,8 @@ class Step:
             return None if self._feed is None else self._feed.calls
 
         self._repeats = concrete.repeats(fetch)
+
+
+def _log(value: np.ndarray) -> float | list[float]:
+    """What logs say of a metric: a number, or a list, as for classes."""
+    return float(value) if value.ndim == 0 else value.astype(float).tolist()

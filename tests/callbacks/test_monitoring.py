@@ -167,6 +167,11 @@ def test_auto_mode_refuses_to_guess():
         run(EarlyStopping("closeness"), metrics=[closeness])
 
 
+def test_a_metric_of_several_numbers_cannot_be_watched():
+    with pytest.raises(ArgumentError, match="EarlyStopping watches 'val_f1_score', which has 3 numbers"):
+        EarlyStopping("val_f1_score", mode="max").current({"val_f1_score": [0.1, 0.2, 0.3]})
+
+
 @pytest.mark.parametrize("callback", [EarlyStopping(), ReduceLROnPlateau(), ModelCheckpoint("x.safetensors")])
 def test_a_missing_metric_is_warned_of(callback, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

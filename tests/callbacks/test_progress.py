@@ -116,6 +116,7 @@ def test_other_ranks_print_nothing(model, capsys, monkeypatch):
             "acc: 1.0000 - loss: 0.2500 - zeta: 2.0000 - val_a: 1.0000",
         ),
         ({"learning_rate": 1e-5}, "learning_rate: 1.0000e-05"),
+        ({"f1": [0.5, 1e-4]}, "f1: [0.5000, 1.0000e-04]"),
         ({"loss": float("nan"), "zero": 0.0}, "loss: nan - zero: 0.0000"),
     ],
 )

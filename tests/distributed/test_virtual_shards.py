@@ -55,6 +55,25 @@ def test_training_in_shards_is_training_as_a_whole_up_to_rounding() -> None:
         np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-5)
 
 
+def test_metrics_that_make_their_state_with_the_first_batch_count_each_batch_once() -> None:
+    def train() -> dict[str, list[Any]]:
+        keras.utils.set_random_seed(3)
+        model = keras.Sequential([keras.Input((6,)), layers.Dense(3, activation="softmax")])
+        measures = [keras.metrics.F1Score(), keras.metrics.R2Score(), keras.metrics.AUC(multi_label=True, name="auc")]
+        model.compile("sgd", "categorical_crossentropy", metrics=measures)
+        history: dict[str, list[Any]] = model.fit(X, np.eye(3)[Y], batch_size=4, epochs=2, verbose=0).history
+        return history
+
+    expected = train()
+    config.enable_determinism(shards=4)
+    try:
+        found = train()
+    finally:
+        config.disable_determinism()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, err_msg=name)
+
+
 @pytest.mark.usefixtures("four_shards")
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 20])
 def test_training_repeats_to_the_bit_for_any_batch_size(batch_size: int) -> None:

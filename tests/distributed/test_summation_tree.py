@@ -47,7 +47,7 @@ def test_any_split_over_ranks_gives_the_same_bits(count: int) -> None:
     leaves = contributions(count)
     expected = whole((0, count), leaves)
     differs = 0
-    for ranks in range(1, count + 1):
+    for ranks in range(1, 5):
         for cuts in itertools.combinations_with_replacement(range(count + 1), ranks - 1):
             edges = [0, *cuts, count]
             final = TreeSum(count)

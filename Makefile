@@ -37,19 +37,22 @@ test: test-unit test-mpi
 test-unit: setup
 	$(PYTEST) -n $(WORKERS) --dist worksteal -m "not (slow or mpi or slurm or hosts or faults)"
 
-# These start 2 to 10 processes each, which often wait for one another or for a limit, so two run beside each other.
+# Tests of the kinds below lie in folders of their own (tests/conftest.py sees to it), so that nothing else is collected.
+
+# These start 2 to 10 processes each, which often wait for one another or for a limit, so some run beside each other.
 test-mpi: setup
-	$(PYTEST) -n 2 --dist worksteal -m "mpi and not (slow or slurm or hosts or faults)"
+	$(PYTEST) -n 3 --dist worksteal -m "mpi and not slow" tests/mpi tests/launch
 
 test-slow: setup
 	$(PYTEST) -m slow
 
-# These wait more than they compute, so two files run beside each other, each with daemons of its own.
+# These wait more than they compute: for limits, for Slurm, for hosts that do not answer. Each process of pytest has
+# daemons of its own.
 test-cluster: setup
-	$(PYTEST) -n 2 --dist loadfile -m "(slurm or hosts) and not slow"
+	$(PYTEST) -n 4 --dist worksteal -m "not slow" tests/slurm tests/hosts
 
 test-faults: setup
-	$(PYTEST) -n 2 -m faults
+	$(PYTEST) -n 3 --dist worksteal tests/faults
 
 lint: $(VENV)/.done-dev
 	$(BIN)/ruff check .

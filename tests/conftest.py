@@ -25,6 +25,21 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 
+FOLDERS = {"mpi": ("mpi", "launch", "slurm", "hosts"), "slurm": ("slurm",), "hosts": ("hosts",), "faults": ("faults",)}
+"""Where tests with these markers lie: the commands that run them look nowhere else."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        for marker, folders in FOLDERS.items():
+            if folder not in folders and item.get_closest_marker(marker) is not None:
+                raise pytest.UsageError(
+                    f"{item.nodeid} is marked {marker}; such tests lie in tests/{' or tests/'.join(folders)}, where "
+                    "the Makefile looks for them."
+                )
+
+
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """Random numbers that depend on the test's name only, so that a failure repeats alone and in any order."""

@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "mpirun" in getattr(item, "fixturenames", ()):
             item.add_marker("mpi")
             if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(300))  # two such tests share the cores
+                item.add_marker(pytest.mark.timeout(300))  # several such tests share the cores
 
 
 @pytest.fixture(params=["openmpi", "mpich"])

@@ -60,10 +60,11 @@ def test_how_messages_are_sent_changes_no_bit(mpirun: Any, bucket_bytes: str, al
 _of_one_team: dict[str, str] = {}  # by MPI library
 
 
-def test_teams_that_divide_a_model_have_the_bits_of_one_team(mpirun: Any) -> None:
+@pytest.mark.parametrize(("mpirun", "sizes"), [("openmpi", (2, 4, 6)), ("mpich", (4,))], indirect=["mpirun"])
+def test_teams_that_divide_a_model_have_the_bits_of_one_team(mpirun: Any, sizes: tuple[int, ...]) -> None:
     """Not those of one process, which adds up in one product what a team of two adds up as two."""
     found = set()
-    for n in (2, 4, 6):
+    for n in sizes:
         code, output = mpirun(n, PROGRAM, "null", "16", "divided")
         assert code == 0, output
         found.add(digest(output))

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from tests.mpi.libraries import on_ranks
 
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("n", [2, 3, 4])
+@on_ranks(2, 3, 4, mpich=[3])
 def test_exchange(mpirun, n):
     code, output = mpirun(n, HERE / "exchange_program.py")
     assert code == 0, output

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.mpi.libraries import on_ranks
+from tests.mpi.libraries import on_ranks, open_mpi_alone
 
 HERE = Path(__file__).parent
 
@@ -17,6 +17,7 @@ def test_values_gradients_and_errors(mpirun: Any, n: int) -> None:
     assert output.count("every check passed") == 1, output
 
 
+@open_mpi_alone
 def test_collectives_of_a_traced_function_run_in_every_call(mpirun: Any) -> None:
     program = """
 import disttensor as dt

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
+from tests.mpi.libraries import on_ranks, open_mpi_alone
 
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("n", [2, 3, 4, 8])
+@on_ranks(2, 3, 4, 8, mpich=[3])
 def test_native_sum(mpirun, n):
     code, output = mpirun(n, HERE / "native_sum_program.py", str(n))
     assert code == 0, output
@@ -72,6 +72,7 @@ assert len(offsets) == 1, offsets  # what the models had is free again
 """
 
 
+@open_mpi_alone
 def test_a_plan_that_is_gone_leaves_no_shared_memory_behind(mpirun):
     code, output = mpirun(2, MODELS)
     assert code == 0, output

@@ -7,7 +7,7 @@ import re
 import time
 from pathlib import Path
 
-from tests.mpi.libraries import on_ranks
+from tests.mpi.libraries import on_ranks, open_mpi_alone
 
 HERE = Path(__file__).parent
 
@@ -50,6 +50,7 @@ if comm.rank == 0:
 """
 
 
+@open_mpi_alone
 def test_measured_once_and_remembered(mpirun, tmp_path):
     runs = [mpirun(2, CHOICE, env={"XDG_CACHE_HOME": str(tmp_path)}) for _ in range(2)]
     assert runs[0].code == 0, runs[0].output
@@ -64,18 +65,21 @@ def test_measured_once_and_remembered(mpirun, tmp_path):
     assert file.read_text() != "12345"
 
 
+@open_mpi_alone
 def test_more_than_two_ranks_measure_nothing(mpirun, tmp_path):
     run = mpirun(3, CHOICE, env={"XDG_CACHE_HOME": str(tmp_path)})
     assert run.output == "[True, 0]\n", "with more than two, the bits of a sum would depend on what was measured"
     assert not (tmp_path / "disttensor" / "allreduce").exists()
 
 
+@open_mpi_alone
 def test_mpi_is_chosen_by_rank_0(mpirun):
     program = "import os\nfrom disttensor import config, distributed\n"
     program += "if distributed.rank() == 0:\n    config.set_all_reduce_algorithm('mpi')\n" + CHOICE
     assert mpirun(2, program).output == "[False, 0]\n"
 
 
+@open_mpi_alone
 def test_unknown_algorithm(mpirun):
     code, output = mpirun(2, CHOICE, env={"DISTTENSOR_ALLREDUCE": "fast"})
     assert code != 0

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.activities.training import SKIPPED, Training
-from disttensor.callbacks import Callback
-from disttensor.callbacks.callback import now_and_then
+from disttensor.callbacks import Callback, now_and_then
 from disttensor.data import make_adapter
 
 

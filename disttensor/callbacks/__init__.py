@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from disttensor.callbacks.backup_and_restore import BackupAndRestore
-from disttensor.callbacks.callback import Callback, LambdaCallback
+from disttensor.callbacks.callback import Callback, LambdaCallback, now_and_then
 from disttensor.callbacks.callback_list import CallbackList
 from disttensor.callbacks.csv_logger import CSVLogger
 from disttensor.callbacks.early_stopping import EarlyStopping
@@ -35,4 +35,5 @@ __all__ = [
     "StragglerReport",
     "TerminateOnNaN",
     "Timeline",
+    "now_and_then",
 ]

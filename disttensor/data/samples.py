@@ -91,16 +91,16 @@ class SampleAdapter:
 
     def _shuffled(self, order: Permutation, first: int, last: int) -> Iterator[_Place]:
         stride = max(1, _ROWS_AT_ONCE * self._size // self.batch_size)
-        for batch in range(first, last, stride):
-            some = range(batch, min(batch + stride, last))
-            bounds = [self._bounds(b) for b in some]
-            positions = [b * self.batch_size + np.arange(*bound[:2]) for b, bound in zip(some, bounds, strict=True)]
-            rows = order(np.concatenate(positions))
-            done = 0
-            for begin, end, total in bounds:
-                local = end - begin
-                yield rows[done : done + local], local, total, begin
-                done += local
+        full = min(last, self.num_samples // self.batch_size)
+        begin, end, total = self._bounds(0)
+        for batch in range(first, full, stride):
+            starts = self.batch_size * np.arange(batch, min(batch + stride, full)) + begin
+            positions = starts[:, None] + np.arange(end - begin)
+            for rows in order(positions.reshape(-1)).reshape(positions.shape):
+                yield rows, end - begin, total, begin
+        for batch in range(max(first, full), last):
+            begin, end, total = self._bounds(batch)
+            yield order(batch * self.batch_size + np.arange(begin, end)), end - begin, total, begin
 
     def _bounds(self, batch: int) -> tuple[int, int, int]:
         """This rank's first and past-the-last row of a batch, and the rows of the batch."""

@@ -256,9 +256,8 @@ class Recovery:
 
     def _steps_left(self) -> int:
         """How many steps may come before weights are compared or saved because there were so many."""
-        step = activity.steps.value
-        by_check = self._check and self._check.steps_left(step)
-        by_interval = self._backup and self._interval.steps_left(step)
+        by_check = self._check and self._check.steps_left(activity.steps.value)
+        by_interval = self._backup and self._interval.steps_left(int(self._model.optimizer.iterations))
         return min(by_check or LARGEST, by_interval or LARGEST)
 
     def _combine(self, wishes: np.ndarray) -> np.ndarray:

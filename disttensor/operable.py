@@ -33,6 +33,10 @@ class Operable:
         """How many axes."""
         return len(self.shape)
 
+    def to_tensor(self) -> Any:
+        """What it is worth now, as a `Tensor`."""
+        raise NotImplementedError
+
     @property
     def T(self) -> Any:
         """The transpose: axes in reversed order."""

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from disttensor import dtypes, tensor, tree
+from disttensor import dtypes, tree
 from disttensor.autodiff import GradientTape
 from disttensor.context import state
 from disttensor.errors import ArgumentError
 from disttensor.ops.core import fence, identity
 from disttensor.ops.registry import Context
-from disttensor.tensor import KerasTensor, Tensor, Variable
+from disttensor.tensor import KerasTensor, Tensor, Variable, keras_tensor
 
 _MODES = ("full", "activations", "larger_than", "list_of_layers", None)
 
@@ -59,7 +59,7 @@ def remat(f: Callable[..., Any]) -> Callable[..., Any]:
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         leaves = tree.flatten((args, kwargs))
         if any(isinstance(leaf, KerasTensor) for leaf in leaves):
-            return tensor.symbolic_call(wrapper, args, kwargs)
+            return keras_tensor.symbolic_call(wrapper, args, kwargs)
         if not state.recorders:
             return f(*args, **kwargs)
         run = _Run(f, (args, kwargs))

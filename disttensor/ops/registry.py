@@ -36,14 +36,14 @@ from typing import Any
 
 import numpy as np
 
-from disttensor import dtypes, tensor
+from disttensor import dtypes
 from disttensor.context import Spec, state
 from disttensor.errors import DTypeError, ShapeError, TracingError
 from disttensor.kernels import denormals
 from disttensor.kernels.loop import Loop
 from disttensor.kernels.native import Bound
 from disttensor.ops import formula as formulas
-from disttensor.tensor import KerasTensor, Tensor, Variable, convert_to_tensor
+from disttensor.tensor import KerasTensor, Tensor, Variable, convert_to_tensor, keras_tensor
 
 OPERATORS: dict[str, Operator] = {}
 """Every operator by name."""
@@ -216,7 +216,7 @@ class Operator:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Apply to tensors, arrays and numbers (the dtypes of elementwise operands are promoted first)."""
         if any(type(a) is KerasTensor for a in args) or any(type(a) is KerasTensor for a in kwargs.values()):
-            return tensor.symbolic_call(self, args, kwargs)
+            return keras_tensor.symbolic_call(self, args, kwargs)
         if self.rule is None:
             return apply(self, [convert_to_tensor(a) for a in args], kwargs)
         bound = self.signature.bind(*args, **kwargs)
@@ -440,7 +440,7 @@ def public(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         if _any_keras_tensor(args) or (kwargs and _any_keras_tensor(kwargs.values())):
-            return tensor.symbolic_call(wrapper, args, kwargs)
+            return keras_tensor.symbolic_call(wrapper, args, kwargs)
         return function(*args, **kwargs)
 
     return wrapper

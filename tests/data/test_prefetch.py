@@ -150,8 +150,16 @@ def test_workers_of_a_py_dataset(rng, workers, name):
     assert all(seen.startswith(name) for seen in dataset.seen)
 
 
-@pytest.mark.parametrize("ends", ["stop_training", "an error in a callback", "an error in the data"])
-@pytest.mark.parametrize("kind", ["mapped", "dataset", "generator"])
+ENDS = ("stop_training", "an error in a callback", "an error in the data")
+
+
+@pytest.mark.parametrize(
+    ("kind", "ends"),
+    [
+        *(("mapped", ends) for ends in ENDS[:2]),  # arrays do not fail
+        *((kind, ends) for kind in ("dataset", "generator") for ends in ENDS),
+    ],
+)
 def test_no_thread_outlives_training(tmp_path, rng, kind, ends):
     x, y = (rng.normal(size=(20, n)).astype("float32") for n in (3, 1))
 
@@ -168,8 +176,6 @@ def test_no_thread_outlives_training(tmp_path, rng, kind, ends):
             return super().__getitem__(index)
 
     if kind == "mapped":
-        if ends == "an error in the data":
-            pytest.skip("arrays do not fail")
         options = {"x": mapped(x, tmp_path / "x.npy"), "y": y, "batch_size": 2}
     elif kind == "dataset":
         options = {"x": Broken(x, y, workers=2), "shuffle": False}

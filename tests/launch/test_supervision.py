@@ -74,9 +74,10 @@ class Run:
         return found
 
 
-@pytest.fixture(
-    params=["alone", pytest.param("openmpi", marks=pytest.mark.mpi), pytest.param("mpich", marks=pytest.mark.mpi)]
-)
+WITH_MPI = [pytest.param(library, marks=pytest.mark.mpi) for library in ("openmpi", "mpich")]
+
+
+@pytest.fixture(params=["alone", *WITH_MPI])
 def start(request, tmp_path):
     """Start a program, given by its source, on one rank without MPI, or on three with either library.
 
@@ -288,9 +289,8 @@ def test_what_a_rank_leaves_behind_is_ended(start):
     assert code == 0, output
 
 
+@pytest.mark.parametrize("start", WITH_MPI, indirect=True)
 def test_shared_memory_of_killed_ranks_is_removed(start):
-    if start.ranks == 1:
-        pytest.skip("one process shares nothing")
     source = """
 from mpi4py import MPI
 MPI.COMM_WORLD.Barrier()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,9 @@ from disttensor.kernels.native import Bound, NativeCall, NativeSequence, Pieces,
 
 _WORK = 1 << 20
 """Instructions (about) that make a part for one of several threads."""
+
+_SLAB = 1 << 12
+"""Elements for which a loop of their own is worth while."""
 
 _KEPT = 1 << 16
 """Bytes of scratch memory that a row may take; beyond, values are computed again."""
@@ -54,11 +58,64 @@ def bind(
         return NativeSequence(())
     # Arithmetic of numpy makes scalars of arrays without axes.
     inputs = [np.asarray(x) for x in inputs]
+    if loop.is_flat and (run := _repetition(loop, inputs, outputs)) is not None:
+        return _bind_slabs(loop, inputs, outputs, *run)
     copies = [(np.empty(x.shape, x.dtype), x) for x in inputs if not x.flags.c_contiguous]
     replaced = {id(x): copy for copy, x in copies}
     arrays = [replaced.get(id(x), x) for x in inputs]
     call = _native(loop, arrays, list(outputs), columns, size, height)
     return sequence([*(copying.bind(copy, x) for copy, x in copies), call]) if copies else call
+
+
+def _repeated_axes(x: np.ndarray) -> tuple[int, int] | None:
+    """The first of the axes, neighbours, along which an array repeats its elements, and the one behind them."""
+    first = next((a for a, n in enumerate(x.shape) if n > 1 and x.strides[a] == 0), None)
+    if first is None:
+        return None
+    end = next((a for a in range(first, x.ndim) if x.shape[a] > 1 and x.strides[a] != 0), x.ndim)
+    return first, end
+
+
+def _repetition(loop: Loop, inputs: list[np.ndarray], outputs: Sequence[np.ndarray]) -> tuple[int, int] | None:
+    """Axes along which an operand is repeated, before others along which it is not; None if that is not worth a loop.
+
+    Such an operand is a row, though not the same in all places along the axes before: these become loops of their own.
+    """
+    shapes = {x.shape for x, (_, access) in zip(inputs, loop.inputs, strict=True) if access == "full"}
+    if len(shapes) != 1 or any(not out.flags.c_contiguous for out in outputs):
+        return None
+    (shape,) = shapes
+    for x, (_, access) in zip(inputs, loop.inputs, strict=True):
+        run = _repeated_axes(x) if access == "full" else None
+        if run is not None and math.prod(shape[run[1] :]) >= LANES and math.prod(shape[run[0] :]) >= _SLAB:
+            return run
+    return None
+
+
+def _bind_slabs(loop: Loop, inputs: list[np.ndarray], outputs: Sequence[np.ndarray], first: int, end: int) -> Bound:
+    """A loop for each place along the axes before `first`, in which what is repeated up to `end` is a row."""
+    shape = next(x.shape for x, (_, access) in zip(inputs, loop.inputs, strict=True) if access == "full")
+    outer, columns = math.prod(shape[:first]), math.prod(shape[end:])
+    calls: list[Bound] = []
+    accesses, parts = [], []
+    for x, (dtype, access) in zip(inputs, loop.inputs, strict=True):
+        if access == "full":
+            if _repeated_axes(x) == (first, end):
+                access, x = "row", x[(slice(None),) * first + (0,) * (end - first)]
+            if not x.flags.c_contiguous:
+                copy = np.empty(x.shape, x.dtype)
+                calls.append(copying.bind(copy, x))
+                x = copy
+            parts.append(list(x.reshape(outer, -1)))
+        else:
+            parts.append([x] * outer)
+        accesses.append((dtype, access))
+    rows = Loop(tuple(accesses), loop.steps, loop.outputs)
+    results = [out.reshape(outer, -1) for out in outputs]
+    for place in range(outer):
+        pieces = [part[place] for part in parts]
+        calls.append(_native(rows, pieces, [r[place] for r in results], columns, results[0][place].size))
+    return sequence(calls)
 
 
 def _native(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -224,3 +226,23 @@ def test_what_is_fixed_along_a_row_may_be_the_first_operand(name: str, access: s
     expected = getattr(np, name)(y, x) if binary else getattr(np, name)(y)
     assert same_bits(chosen, np.where(y > x, x, np.float32(0)))
     assert same_bits(found, np.broadcast_to(expected, x.shape).copy())
+
+
+@pytest.mark.parametrize("shape", [(3, 70, 37), (2, 8, 8, 8, 16), (4, 5, 16, 20), (1, 64, 65), (2, 3, 700)])
+def test_what_is_repeated_in_the_middle_is_read_as_rows_of_many_loops(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    loop = Loop(
+        (("float32", "full"), ("float32", "full"), ("float32", "scalar")),
+        (Step("multiply", (0, 1), "float32"), Step("subtract", (3, 2), "float32")),
+        (3, 4),
+    )
+    x, two = rng.normal(size=shape).astype("float32"), np.full((), 2, "float32")
+    for kept in itertools.product([False, True], repeat=len(shape)):
+        small = tuple(n if keep else 1 for n, keep in zip(shape, kept, strict=True))
+        y = np.broadcast_to(rng.normal(size=small).astype("float32"), shape)
+        product, difference = run(loop, [x, y, two], shape)
+        assert same_bits(product, x * y)
+        assert same_bits(difference, x * y - np.float32(2))
+        over = x.copy()
+        bind(loop, [over, y, two], [over, np.empty_like(x)], 1)()
+        assert same_bits(over, x * y)

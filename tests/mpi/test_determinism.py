@@ -36,7 +36,7 @@ def digest(output: str) -> str:
         ("openmpi", 3, "null", 5, "arrays"),
         *(("openmpi", n, "null", 16, "augmented") for n in (2, 3, 4, 8)),
         ("openmpi", 4, "null", 16, "synchronized"),
-        *(("mpich", n, "null", 16, "arrays") for n in (2, 3)),
+        *(("mpich", n, "null", 16, "arrays") for n in (2, 3, 4, 8)),
         ("mpich", 3, "null", 16, "augmented"),
         ("mpich", 3, "null", 16, "synchronized"),
     ],

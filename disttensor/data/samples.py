@@ -11,11 +11,14 @@ from disttensor.data.batch import Batch, passes, share
 from disttensor.data.dataset import Dataset
 from disttensor.data.permutation import Permutation
 from disttensor.data.prefetch import computed
-from disttensor.data.stored import StoredBatch
+from disttensor.data.stored import StoredArrays, StoredBatch
 from disttensor.data.structures import combine_weights
 
 _ROWS_AT_ONCE = 8192
 """How many rows of a shuffled order are computed in one go: numpy's overhead per call is shared by that many."""
+
+_BATCHES_AT_ONCE = 64
+"""How many batches of stored arrays are made in one go: a step of training throws Python's memory out of the caches."""
 
 _Place = tuple[slice | np.ndarray, int, int, int]
 """Which rows a rank reads for a batch, how many, how many the batch has, and which is this rank's first."""
@@ -69,7 +72,19 @@ class SampleAdapter:
         start = epoch * self.num_batches
         stretches = passes(start + start_batch, start + self.num_batches, self._batches_in_pass)
         places = itertools.chain.from_iterable(itertools.starmap(self._places, stretches))
+        if self._class_weight is None and (stored := self._dataset.stored()) is not None:
+            return self._stored(stored, places)
         return computed(self._maker(), places, self._dataset.workers, self._dataset.workers + 1)
+
+    def _stored(self, stored: StoredArrays, places: Iterator[_Place]) -> Iterator[Batch]:
+        """Batches that only say which rows they are, so that many can be made in one go."""
+        full, alike = self.batch_size, object() if self._dataset.has_equal_rows else None
+
+        def make(place: _Place) -> Batch:
+            return StoredBatch(stored, *place, alike if place[2] == full else None)
+
+        some = iter(lambda: list(map(make, itertools.islice(places, _BATCHES_AT_ONCE))), [])
+        return itertools.chain.from_iterable(some)
 
     def _places(self, pass_number: int, first: int, last: int) -> Iterator[_Place]:
         """Of batches first … last − 1 of one pass over the data."""
@@ -111,8 +126,6 @@ class SampleAdapter:
         """A function that makes the batch of some rows; what can be decided once for all batches is."""
         read, class_weight = self._dataset.reader(), self._class_weight
         full, alike = self.batch_size, object() if self._dataset.has_equal_rows else None
-        if class_weight is None and (stored := self._dataset.stored()) is not None:
-            return lambda place: StoredBatch(stored, *place, alike if place[2] == full else None)
 
         def make(place: _Place) -> Batch:
             rows, local, total, offset = place

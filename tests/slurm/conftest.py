@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -140,11 +140,14 @@ def sbatch(slurm: dict[str, str], environment: Path, tmp_path: Path) -> Iterator
     environ = {**slurm, "DISTTENSOR_VENV": str(environment), "PYTHONPATH": str(ROOT)}
     environ |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
-    def submit(name: str, *arguments: str, options: Sequence[str] = ()) -> Job:
+    def submit(
+        name: str, *arguments: str, options: Sequence[str] = (), variables: Mapping[str, str] | None = None
+    ) -> Job:
+        # Variables of the job are those of sbatch. With --export it would start a login shell for them, and may wait.
         output = tmp_path / f"output-{len(jobs)}"
         finished = subprocess.run(
             ["sbatch", "--parsable", f"--output={output}", *options, str(ROOT / "slurm" / name), *arguments],
-            env=environ,
+            env=environ | dict(variables or {}),
             cwd=ROOT,
             capture_output=True,
             text=True,

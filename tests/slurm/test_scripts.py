@@ -15,7 +15,7 @@ import pytest
 
 pytestmark = [pytest.mark.slurm, pytest.mark.mpi, pytest.mark.timeout(400)]
 ROOT = Path(__file__).parents[2]
-DETERMINISTIC = "--export=ALL,DISTTENSOR_DETERMINISTIC=8"  # the same bits on any number of ranks
+DETERMINISTIC = {"DISTTENSOR_DETERMINISTIC": "8"}  # the same bits on any number of ranks
 # Trains until it is told to stop, and the time after that ends well.
 STOPPABLE = """
 import os, signal, sys, time
@@ -120,7 +120,7 @@ def test_a_signal_saves_and_requeues_once(sbatch, environment, training, undistu
     """As Slurm sends it before the time limit; the same script then goes on and ends with the same bits."""
     if options:
         options = ("--mpi", "mpich" if (environment / "bin" / "mpichversion").exists() else "openmpi")
-    job = sbatch("preemptible.sbatch", *options, *training, options=("--ntasks=2", DETERMINISTIC))
+    job = sbatch("preemptible.sbatch", *options, *training, options=("--ntasks=2",), variables=DETERMINISTIC)
     job.wait_for("training, rank 1")
     job.call("scancel", "--batch", "--signal=USR1", job.number)  # what --signal=B:USR1@120 does, two minutes earlier
     job.wait_for("goes back into the queue")
@@ -192,11 +192,11 @@ def _start_now(job):
 @pytest.mark.parametrize("is_signalled", [True, False], ids=["signal", "clock"])
 def test_the_time_limit_itself(sbatch, training, undisturbed, is_signalled):
     """--signal=B:USR1 comes from Slurm, whose shortest limit is a minute; without it `fit` looks at the clock."""
-    options = ["--ntasks=2", "--time=1", DETERMINISTIC]
+    options = ["--ntasks=2", "--time=1", "--open-mode=append"]
     if is_signalled:
-        job = sbatch("preemptible.sbatch", *training, options=[*options, "--signal=B:USR1@30"])
+        job = sbatch("preemptible.sbatch", *training, options=[*options, "--signal=B:USR1@30"], variables=DETERMINISTIC)
     else:
-        job = sbatch("train.sbatch", "--requeue", *training, options=[*options, "--open-mode=append"])
+        job = sbatch("train.sbatch", "--requeue", *training, options=options, variables=DETERMINISTIC)
     job.wait_for("goes back into the queue", seconds=100)
     job.wait_until("PENDING")
     _start_now(job)

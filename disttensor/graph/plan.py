@@ -147,8 +147,7 @@ class Plan:
                 staged = [a.copy() for a in self._staged]
                 for memory, array, stage in self._commits:
                     np.copyto(memory, array if stage is None else staged[stage])
-            for variable in self._updated:
-                variable.touch()
+            Variable.touch_all(self._updated)
         return outputs
 
     def repeats(self, fetch: Fetch) -> Callable[[int, Read], list[Any]] | None:
@@ -178,8 +177,7 @@ class Plan:
                         self._program()
                         commit()
                 finally:  # an error may come of a run behind others
-                    for variable in self._updated:
-                        variable.touch()
+                    Variable.touch_all(self._updated)
                 return [read(array) for array in self.outputs]
 
         return repeat

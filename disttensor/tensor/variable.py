@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -146,6 +146,12 @@ class Variable(Operable):
     def touch(self) -> None:
         """Forget the snapshot, because `memory` was written."""
         self._snapshot = None
+
+    @staticmethod
+    def touch_all(variables: Iterable[Variable]) -> None:
+        """Do so for some variables: after each step, where one call takes less time than one for each."""
+        for variable in variables:
+            variable._snapshot = None
 
     def numpy(self) -> np.ndarray:
         """The present value as a new numpy array."""

@@ -1,7 +1,7 @@
 """Depthwise convolution of images, in which every channel has a filter of its own, and its gradients.
 
 There is no sum over channels for a matrix product to do, so rows of the image are multiplied with the filter's elements
-and added up where they lie, all channels at a time. Every row (of an image, for the gradient of the kernel) is computed
+and added up where they lie, all channels at a time. Every row (for the gradient of the kernel, every image) is computed
 by one thread in the same order, so the result does not depend on the number of threads.
 
 Shapes::
@@ -16,8 +16,13 @@ from __future__ import annotations
 import numpy as np
 
 from disttensor.errors import ShapeError
-from disttensor.kernels._jit import kernel, operand, prange
+from disttensor.kernels import reductions
+from disttensor.kernels._jit import Kernel, kernel, operand
+from disttensor.kernels.native import Bound, NativeCall, sequence
 from disttensor.kernels.windows import Padding, Sizes, output_sizes, through_float32
+
+_GRAIN = 1 << 18
+"""Products that make a part for one of several threads."""
 
 
 @through_float32
@@ -60,7 +65,14 @@ def depthwise(
     [[2.0, 40.0], [6.0, 80.0], [10.0, 120.0]]
     """
     _check(x.shape, kernel.shape, out.shape, strides, padding, dilation)
-    _forward(out, operand(x), operand(kernel), strides, dilation, _before(padding))
+    bind(out, operand(x), operand(kernel), strides=strides, padding=padding, dilation=dilation)()
+
+
+def bind(
+    out: np.ndarray, x: np.ndarray, kernel: np.ndarray, *, strides: Sizes, padding: Padding, dilation: Sizes
+) -> NativeCall:
+    """A call of `depthwise` on fixed arrays, of one dtype, float32 or float64."""
+    return _by_rows(_forward, out, x, kernel, (*strides, *dilation, *_before(padding)))
 
 
 @through_float32
@@ -84,7 +96,27 @@ def depthwise_input_gradient(
         If the shapes do not fit each other.
     """
     _check(out.shape, kernel.shape, g.shape, strides, padding, dilation)
-    _input_gradient(out, operand(g), operand(kernel), strides, dilation, _before(padding))
+    bind_input_gradient(out, operand(g), operand(kernel), strides=strides, padding=padding, dilation=dilation)()
+
+
+def bind_input_gradient(
+    out: np.ndarray, g: np.ndarray, kernel: np.ndarray, *, strides: Sizes, padding: Padding, dilation: Sizes
+) -> NativeCall:
+    """A call of `depthwise_input_gradient` on fixed arrays, of one dtype, float32 or float64."""
+    return _by_rows(_input_gradient, out, g, kernel, (*strides, *dilation, *_before(padding)))
+
+
+def _by_rows(
+    function: Kernel, out: np.ndarray, x: np.ndarray, kernel: np.ndarray, window: tuple[int, ...]
+) -> NativeCall:
+    """A call that makes so many rows of the result."""
+    rows = out.shape[0] * out.shape[1]
+    return function.native(out, x, kernel, *window, extent=rows, grain=_grain(rows, out.shape[2] * kernel.size))
+
+
+def _grain(extent: int, work: int) -> int:
+    least = -(-_GRAIN // max(work, 1))
+    return least if extent > least else 0
 
 
 @through_float32
@@ -109,9 +141,18 @@ def depthwise_kernel_gradient(
         If the shapes do not fit each other.
     """
     _check(x.shape, out.shape, g.shape, strides, padding, dilation)
-    parts = np.zeros((g.shape[0] * g.shape[1], *out.shape), out.dtype)
-    _row_gradients(parts, operand(x), operand(g), strides, dilation, _before(padding))
-    np.sum(parts, axis=0, out=out)
+    bind_kernel_gradient(out, operand(x), operand(g), strides=strides, padding=padding, dilation=dilation)()
+
+
+def bind_kernel_gradient(
+    out: np.ndarray, x: np.ndarray, g: np.ndarray, *, strides: Sizes, padding: Padding, dilation: Sizes
+) -> Bound:
+    """A call of `depthwise_kernel_gradient` on fixed arrays, of one dtype, float32 or float64."""
+    parts = np.empty((g.shape[0], *out.shape), out.dtype)
+    grain = _grain(len(parts), g.shape[1] * g.shape[2] * out.size)
+    window = (*strides, *dilation, *_before(padding))
+    images = _image_gradients.native(parts, x, g, *window, extent=len(parts), grain=grain)
+    return sequence([images, reductions.bind(out, parts, (0,))])
 
 
 def _check(
@@ -146,70 +187,68 @@ def _end_inside(size: int, count: int, stride: int, shift: int) -> int:
     return min(count, (size - 1 - shift) // stride + 1)
 
 
-@kernel(parallel=True)
+@kernel()
 def _forward(
-    out: np.ndarray, x: np.ndarray, kernel: np.ndarray, strides: Sizes, dilation: Sizes, before: Sizes
-) -> None:
-    for task in prange(out.shape[0] * out.shape[1]):
+    out: np.ndarray, x: np.ndarray, kernel: np.ndarray, down: int, across: int, dilation_down: int,
+    dilation_across: int, top: int, left: int, start: int, stop: int,
+) -> None:  # fmt: skip
+    for task in range(start, stop):
         n, i = task // out.shape[1], task % out.shape[1]
         line = out[n, i]
         line[:] = 0
         for u in range(kernel.shape[0]):
-            row = i * strides[0] + u * dilation[0] - before[0]
+            row = i * down + u * dilation_down - top
             if row < 0 or row >= x.shape[1]:
                 continue
             for v in range(kernel.shape[1]):
-                shift = v * dilation[1] - before[1]
+                shift = v * dilation_across - left
                 weights = kernel[u, v]
-                for j in range(
-                    _first_inside(strides[1], shift), _end_inside(x.shape[2], out.shape[2], strides[1], shift)
-                ):
-                    total, values = line[j], x[n, row, j * strides[1] + shift]
+                for j in range(_first_inside(across, shift), _end_inside(x.shape[2], out.shape[2], across, shift)):
+                    total, values = line[j], x[n, row, j * across + shift]
                     for c in range(total.size):
                         total[c] += values[c] * weights[c]
 
 
-@kernel(parallel=True)
+@kernel()
 def _input_gradient(
-    out: np.ndarray, g: np.ndarray, kernel: np.ndarray, strides: Sizes, dilation: Sizes, before: Sizes
-) -> None:
-    for task in prange(out.shape[0] * out.shape[1]):
+    out: np.ndarray, g: np.ndarray, kernel: np.ndarray, down: int, across: int, dilation_down: int,
+    dilation_across: int, top: int, left: int, start: int, stop: int,
+) -> None:  # fmt: skip
+    for task in range(start, stop):
         n, row = task // out.shape[1], task % out.shape[1]
         line = out[n, row]
         line[:] = 0
         for u in range(kernel.shape[0]):
-            place = row + before[0] - u * dilation[0]
-            i = place // strides[0]
-            if place % strides[0] != 0 or i < 0 or i >= g.shape[1]:
+            place = row + top - u * dilation_down
+            i = place // down
+            if place % down != 0 or i < 0 or i >= g.shape[1]:
                 continue
             for v in range(kernel.shape[1]):
-                shift = v * dilation[1] - before[1]
+                shift = v * dilation_across - left
                 weights = kernel[u, v]
-                for j in range(
-                    _first_inside(strides[1], shift), _end_inside(out.shape[2], g.shape[2], strides[1], shift)
-                ):
-                    total, values = line[j * strides[1] + shift], g[n, i, j]
+                for j in range(_first_inside(across, shift), _end_inside(out.shape[2], g.shape[2], across, shift)):
+                    total, values = line[j * across + shift], g[n, i, j]
                     for c in range(total.size):
                         total[c] += values[c] * weights[c]
 
 
-@kernel(parallel=True)
-def _row_gradients(
-    out: np.ndarray, x: np.ndarray, g: np.ndarray, strides: Sizes, dilation: Sizes, before: Sizes
-) -> None:
-    """The part of each row of each result in the gradient of the kernel, as (batch · rows, …)."""
-    for task in prange(out.shape[0]):
-        n, i = task // g.shape[1], task % g.shape[1]
-        for u in range(out.shape[1]):
-            row = i * strides[0] + u * dilation[0] - before[0]
-            if row < 0 or row >= x.shape[1]:
-                continue
-            for v in range(out.shape[2]):
-                shift = v * dilation[1] - before[1]
-                total = out[task, u, v]
-                for j in range(
-                    _first_inside(strides[1], shift), _end_inside(x.shape[2], g.shape[2], strides[1], shift)
-                ):
-                    slopes, values = g[n, i, j], x[n, row, j * strides[1] + shift]
-                    for c in range(total.size):
-                        total[c] += values[c] * slopes[c]
+@kernel()
+def _image_gradients(
+    out: np.ndarray, x: np.ndarray, g: np.ndarray, down: int, across: int, dilation_down: int, dilation_across: int,
+    top: int, left: int, start: int, stop: int,
+) -> None:  # fmt: skip
+    """The part of each image in the gradient of the kernel, as (batch, …), row after row."""
+    for n in range(start, stop):
+        out[n] = 0
+        for i in range(g.shape[1]):
+            for u in range(out.shape[1]):
+                row = i * down + u * dilation_down - top
+                if row < 0 or row >= x.shape[1]:
+                    continue
+                for v in range(out.shape[2]):
+                    shift = v * dilation_across - left
+                    total = out[n, u, v]
+                    for j in range(_first_inside(across, shift), _end_inside(x.shape[2], g.shape[2], across, shift)):
+                        slopes, values = g[n, i, j], x[n, row, j * across + shift]
+                        for c in range(total.size):
+                            total[c] += values[c] * slopes[c]

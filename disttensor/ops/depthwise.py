@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.errors import DTypeError, ShapeError
 from disttensor.kernels import depthwise as kernels
+from disttensor.kernels.native import Bound
 from disttensor.kernels.windows import Padding, Sizes, output_sizes
 from disttensor.ops.padding import repeat
 from disttensor.ops.registry import Example, operator, promote, public
@@ -32,12 +34,26 @@ _PLAIN = {"strides": (1, 1), "padding": ((0, 0), (0, 0)), "dilation": (1, 1)}
 _PADDED = {"strides": (2, 1), "padding": ((0, 1), (1, 1)), "dilation": (1, 2)}
 
 
+def _bind(
+    run: Callable[..., None], bind: Callable[..., Bound], out: np.ndarray, *arrays: np.ndarray, **attrs: Any
+) -> Bound:
+    """A native call of a kernel, where the arrays are as it wants them."""
+    if out.dtype.itemsize != 2 and out.size and all(a.flags.c_contiguous and a.size for a in arrays):
+        return bind(out, *arrays, **attrs)
+    return functools.partial(run, out, *arrays, **attrs)
+
+
 @operator(examples=[Example((2, 4, 3, 2), (3, 2, 2), **_PLAIN), Example((1, 5, 4, 3), (2, 2, 3), **_PADDED)])
 def depthwise(
     out: np.ndarray, x: np.ndarray, kernel: np.ndarray, *, strides: Sizes, padding: Padding, dilation: Sizes
 ) -> None:
     """Cross-correlation of each channel of images with a filter of its own, see `disttensor.kernels.depthwise`."""
     kernels.depthwise(out, x, kernel, strides=strides, padding=padding, dilation=dilation)
+
+
+@depthwise.bind
+def _(out: np.ndarray, *arrays: np.ndarray, **attrs: Any) -> Bound:
+    return _bind(kernels.depthwise, kernels.bind, out, *arrays, **attrs)
 
 
 @depthwise.infer
@@ -75,6 +91,11 @@ def depthwise_input_gradient(
     kernels.depthwise_input_gradient(out, g, kernel, strides=strides, padding=padding, dilation=dilation)
 
 
+@depthwise_input_gradient.bind
+def _(out: np.ndarray, *arrays: np.ndarray, size: Sizes, **attrs: Any) -> Bound:
+    return _bind(kernels.depthwise_input_gradient, kernels.bind_input_gradient, out, *arrays, **attrs)
+
+
 @depthwise_input_gradient.infer
 def _(g: Spec, kernel: Spec, *, size: Sizes, **window: Any) -> Spec:
     return Spec((g.shape[0], *size, g.shape[3]), g.dtype)
@@ -99,6 +120,11 @@ def depthwise_kernel_gradient(
 ) -> None:  # fmt: skip
     """The gradient of `depthwise` with respect to a kernel of height and width `window`."""
     kernels.depthwise_kernel_gradient(out, x, g, strides=strides, padding=padding, dilation=dilation)
+
+
+@depthwise_kernel_gradient.bind
+def _(out: np.ndarray, *arrays: np.ndarray, window: Sizes, **attrs: Any) -> Bound:
+    return _bind(kernels.depthwise_kernel_gradient, kernels.bind_kernel_gradient, out, *arrays, **attrs)
 
 
 @depthwise_kernel_gradient.infer

@@ -68,15 +68,17 @@ class Native(NamedTuple):
     ----------
     entered : callable
         How many collectives of the group this rank has entered; what was not told of was an all-reduce.
-    waited : callable
-        How many seconds it has waited for others meanwhile, in parts called "computing".
+    waited : list of ctypes.c_int64
+        How many nanoseconds it has waited for others meanwhile, in all of them together.
     """
 
     entered: Callable[[], int]
-    waited: Callable[[], float]
+    waited: list[ctypes.c_int64]
 
 
 _natives: dict[str, Native] = {}
+_waits: list[ctypes.c_int64] = []  # of all natives
+_natively = 0  # nanoseconds that they had waited when the present part began
 
 
 def observe(by: Observer | None) -> None:
@@ -88,7 +90,14 @@ def observe(by: Observer | None) -> None:
 
 def add_native(group: str, native: Native) -> None:
     """Tell of a group that sums in machine code, and counts its collectives so."""
+    global _natively
     _natives[group] = native
+    _waits[:] = [word for one in _natives.values() for word in one.waited]
+    _natively = _waited_natively()
+
+
+def _waited_natively() -> int:
+    return sum([word.value for word in _waits])
 
 
 def name_group(members: tuple[int, ...]) -> str:
@@ -149,15 +158,16 @@ def enter(part: str) -> str:
 
     Where nobody could ask, because there are no other ranks and no observer, nothing is noted.
     """
-    global _part, _since, _thread
+    global _part, _since, _thread, _natively
     if observer is None and not _groups:
         return _part
-    now = time.monotonic()
+    now, natively = time.monotonic(), _waited_natively()
     former = _part
     _seconds[former] += now - _since
+    _blocked_seconds[former] += (natively - _natively) * 1e-9
     if observer is not None and former != OTHER:
         observer("part", former, _since, now, 0)
-    _part, _since, _thread = part, now, threading.get_ident()
+    _part, _since, _thread, _natively = part, now, threading.get_ident(), natively
     return former
 
 
@@ -178,9 +188,7 @@ class Spent(NamedTuple):
 def spent() -> Spent:
     """How long this process did what since it began; take the difference of two."""
     enter(_part)
-    blocked = dict(_blocked_seconds)
-    blocked[COMPUTING] = blocked.get(COMPUTING, 0.0) + sum(native.waited() for native in _natives.values())
-    return Spent(dict(_seconds), blocked)
+    return Spent(dict(_seconds), dict(_blocked_seconds))
 
 
 def snapshot() -> dict[str, Any]:

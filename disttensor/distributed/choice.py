@@ -14,6 +14,7 @@ measured.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import hashlib
 import json
 import os
@@ -86,9 +87,9 @@ class Choice:
         return LoneSum(reducer, op, array.dtype, array.nbytes)
 
     @property
-    def waited(self) -> float:
-        """Seconds that this rank has waited for others in machine code."""
-        return sum(way.waited for way in (self.reducer, self.short) if way is not None)
+    def waited(self) -> list[ctypes.c_int64]:
+        """Nanoseconds that this rank has waited for others in machine code, in all of them together."""
+        return [way.waited for way in (self.reducer, self.short) if way is not None]
 
     def _least(self, op: str, weights: Weights | None) -> int:
         # Of NaN in a maximum, and of weights, the library would make something else, now and then.

@@ -273,7 +273,7 @@ class MPICommunicator:
         """
         self.use(choice.in_memory(self, self._memory, self._places))
         if natively and (reducer := self.reducer) is not None:
-            native = activity.Native(lambda: reducer.entered, lambda: reducer.waited)
+            native = activity.Native(lambda: reducer.entered, [reducer.waited])
             activity.add_native(self._group, native)
 
     def use(self, found: Choice) -> None:
@@ -308,8 +308,7 @@ class MPICommunicator:
             return
         self.use(Choice())  # while it is found out
         self.use(choice.choose(self, self._memory, self._places))
-        found = self._choice
-        activity.add_native(self._group, activity.Native(lambda: self._count, lambda: found.waited))
+        activity.add_native(self._group, activity.Native(lambda: self._count, self._choice.waited))
 
     def reduce_scatter(self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None) -> np.ndarray:
         """See `Communicator.reduce_scatter`."""

@@ -224,9 +224,9 @@ class SharedReducer:
         return int(self.ledger[ENTERED])
 
     @property
-    def waited(self) -> float:
-        """Seconds that machine code has waited for other ranks."""
-        return int(self.ledger[WAITED]) * 1e-9
+    def waited(self) -> ctypes.c_int64:
+        """Nanoseconds that machine code has waited for other ranks; it counts on."""
+        return ctypes.c_int64.from_buffer(self.ledger, 8 * WAITED)
 
     def offset(self, array: np.ndarray) -> int:
         """Where an array lies in this rank's shared memory, or -1."""

@@ -83,9 +83,9 @@ class ShortReducer:
         return shared_memory.combines(REAL.get(name, name)) and (op == "sum" or name not in REAL)
 
     @property
-    def waited(self) -> float:
-        """Seconds that this rank has waited for others in machine code, where nobody was told."""
-        return int(self._ledger[meeting.SHORT_WAITED]) * 1e-9
+    def waited(self) -> ctypes.c_int64:
+        """Nanoseconds that this rank has waited for others in machine code, where nobody was told; it counts on."""
+        return ctypes.c_int64.from_buffer(self._ledger, 8 * meeting.SHORT_WAITED)
 
     def prepared(self, op: str, dtype: np.dtype[Any], nbytes: int) -> ShortSum:
         """What combines arrays of this length."""

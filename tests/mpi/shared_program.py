@@ -212,6 +212,21 @@ def check_waited_for(size):
     assert RANK == 1 or blocked > 0.25, blocked
 
 
+def check_parts_that_wait():
+    """Waits too short for Python belong to the part of training that they are in."""
+    array = place(4, "float32", True)
+    for part in (activity.IN_CALLBACKS, activity.COMPUTING):
+        activity.enter(part)
+        before = activity.spent().blocked
+        for _ in range(100):
+            time.sleep(0.001 * (RANK == 1))
+            comm.all_reduce(array)
+        after = activity.spent().blocked
+        activity.enter(activity.OTHER)
+        waited = {name: seconds - before.get(name, 0.0) for name, seconds in after.items()}
+        assert RANK == 1 or max(waited, key=waited.get) == part, waited
+
+
 def check_memory():
     """What is given back is used again; what does not fit lies elsewhere and works as well."""
     size = 8 << 20
@@ -239,6 +254,7 @@ check_disagreement()
 check_disagreement_of_short_and_long()
 check_order_of_started()
 check_waited()
+check_parts_that_wait()
 check_memory()
 if RANK == 0:
     print("every check passed")

@@ -91,7 +91,7 @@ class CallbackList:
     def _see_every(self, kind: str) -> bool:
         names = [f"on_{kind}_batch_begin", f"on_{kind}_batch_end"]
         return any(
-            _defines(callback, name) and not hasattr(getattr(callback, name), "now_and_then")
+            _defines(callback, name) and getattr(getattr(callback, name), "now_and_then", None) is not True
             for callback in self.callbacks for name in names
         ) or any(hasattr(type(self), name) for name in names)  # fmt: skip
 

@@ -157,7 +157,6 @@ class Loops:
     ) -> Logs:
         """The epochs, from a start on; returns the last logs."""
         step, pace = self._step("train", activity.steps), Pace(self.steps_per_execution)
-        alone = not watchers.see_every_train_batch
         prepared, logs = start.prepared, start.logs
         activity.steps.value = recovery.steps_done()
         for epoch in range(start.epoch, start.epoch if start.finished else epochs):
@@ -165,6 +164,7 @@ class Loops:
                 self.reset_metrics()
                 watchers.on_epoch_begin(epoch)
                 logs = {}
+            alone = not watchers.see_every_train_batch  # not before: hooks may be set when training or an epoch begins
             batches = adapter.epoch(epoch) if start.batches is None else start.batches
             number = start.batch
             for batch, execution in _executions(batches, pace):
@@ -225,11 +225,11 @@ class Loops:
         adapter = self._adapter(x, y, sample_weight, batch_size, steps=steps)
         fingerprint.require_same_data("the data of evaluate()", adapter)
         watchers = CallbackList.make(callbacks, model=self, verbose=verbose, epochs=1, steps=adapter.num_batches)
-        step, alone = self._step("test"), not watchers.see_every_test_batch
+        step, pace = self._step("test"), Pace(self.steps_per_execution)
         logs: Logs = {}
         self.reset_metrics()
         watchers.on_test_begin()
-        number, pace = 0, Pace(self.steps_per_execution)
+        number, alone = 0, not watchers.see_every_test_batch
         for batch, execution in _executions(adapter.epoch(0), pace):
             if number == 0 and watchers is not callbacks:  # within fit, the ranks have equal weights already
                 self._prepare("test", batch)

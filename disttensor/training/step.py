@@ -17,6 +17,7 @@ from disttensor.data.stored import Feed
 from disttensor.graph.function import Concrete, Function
 from disttensor.kernels.native import Bound
 from disttensor.tensor import Tensor
+from disttensor.training.pace import Pace
 
 Logs = dict[str, Any]
 
@@ -29,7 +30,7 @@ class Step:
     In training nearly every batch is alike the one before (`Batch.alike`): then the plan of the step before is run
     again at once, on inputs that the batch writes into the plan's memory. To make arrays and tensors of them, and from
     these the key by which the function finds its plan, would take a tenth of the step of a small model. If the batches
-    are rows of arrays in memory and the plan is native, any number of steps is one call of machine code.
+    are rows of arrays in memory and the plan is native, steps of some milliseconds are one call of machine code.
 
     Parameters
     ----------
@@ -49,6 +50,7 @@ class Step:
         self._alike: object = None
         self._feed: Feed | None = None
         self._repeats: Callable[[int, Callable[[np.ndarray], Any]], Any] | None = None
+        self._pace = Pace(1)  # an execution may be long, and Ctrl-C must not wait for its end
 
     @property
     def is_native(self) -> bool:
@@ -73,10 +75,14 @@ class Step:
         result, count = None, 0
         for batch in batches:
             if self._repeats is not None and self._can_repeat(batch.alike):
-                rest = [batch, *batches]
-                return self._repeat(rest), count + len(rest)
-            result = self(batch)
-            count += 1
+                some = [batch, *itertools.islice(batches, self._pace.steps - 1)]
+                self._pace.begin()
+                result = self._repeat(some)
+                self._pace.agree(self._pace.wish(len(some)))
+                count += len(some)
+            else:
+                result = self(batch)
+                count += 1
         return result, count
 
     def __call__(self, batch: Batch) -> Any:

@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -115,6 +116,14 @@ def test_executions_are_run_at_once(runs: list[int], at_once: int) -> None:
     assert max(runs) in (at_once, 39)
 
 
+def test_long_executions_are_interrupted_between_their_steps(runs: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = train()
+    monkeypatch.setattr(pace, "_SECONDS", 0.0)  # no two steps are this short
+    runs.clear()
+    assert train(compiled={"steps_per_execution": 64}) == expected
+    assert max(runs) == 1
+
+
 def test_eager_steps_are_seen_one_by_one() -> None:
     class Stops(dt.Sequential):
         def train_step(self, data: Any) -> Any:
@@ -143,6 +152,24 @@ def test_whose_hooks_are_called_now_and_then() -> None:
     assert see(ProgbarLogger(), dt.callbacks.TerminateOnNaN()) == see(Own()) == see(Older()) == (True, False)
     assert see(LambdaCallback(on_train_batch_begin=print)) == (True, False)
     assert see(LambdaCallback(on_test_batch_end=print)) == (False, True)
+    assert see(LambdaCallback(on_train_batch_end=Mock())) == (True, False)
+
+
+def test_hooks_may_be_set_when_an_epoch_or_an_evaluation_begins() -> None:
+    class Late(Watcher):
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            self.on_train_batch_begin = lambda batch, logs=None: self.train.append(batch)  # type: ignore[method-assign]
+
+        def on_test_begin(self, logs: Any = None) -> None:
+            self.on_test_batch_begin = lambda batch, logs=None: self.test.append(batch)  # type: ignore[method-assign]
+
+        on_train_batch_end = Callback.on_train_batch_end
+        on_test_batch_end = Callback.on_test_batch_end
+
+    late, model = Late(), dropping()
+    train(model, callbacks=[late], epochs=1, validation_split=0)
+    model.evaluate(X, Y, 8, verbose=0, callbacks=[late])
+    assert late.train == late.test == [*range(51)]
 
 
 def test_the_bar_hears_of_the_last_batch_of_each_stretch(monkeypatch: pytest.MonkeyPatch) -> None:

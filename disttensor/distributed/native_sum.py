@@ -205,8 +205,10 @@ class LoneSum:
     def __call__(self, array: np.ndarray) -> int:
         """Combine a contiguous array in place: 1 when done, otherwise call `finish`."""
         block = self._sum
+        if block.array is not None:  # an exception left its sum open, which Python has to complete first
+            return 0
         if (offset := self._reducer.offset(array)) >= 0:
-            block.array, block.offset = array, offset  # Python needs the array if an exception leaves the sum open
+            block.array, block.offset = array, offset
             status = self._alone(self._address)
         elif (place := self._place()) is not None:
             block.array, block.offset = place, self._reducer.offset(place)

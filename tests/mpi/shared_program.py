@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 import threading
 import time
+from unittest import mock
 
 import numpy as np
 
 from disttensor import distributed, dtypes
 from disttensor.distributed import activity
+from disttensor.distributed.native_sum import LoneSum
 from disttensor.distributed.shared_reduce import SharedReducer
 from disttensor.errors import DistributedError
 
@@ -227,6 +230,25 @@ def check_parts_that_wait():
         assert RANK == 1 or max(waited, key=waited.get) == part, waited
 
 
+def check_left_open():
+    """A sum that an exception left open is completed with its own array, not with that of the next sum."""
+    size = 20_000
+    for _ in range(3):
+        comm.all_reduce(place(size, "float32", True))
+    first, second = place(size, "float32", True), place(size, "float32", True)
+    second += 1
+    if RANK == 0:
+        interrupted = mock.patch.object(LoneSum, "finish", side_effect=KeyboardInterrupt)
+        with interrupted, contextlib.suppress(KeyboardInterrupt):
+            comm.all_reduce(first)
+        comm.all_reduce(second)
+    else:
+        time.sleep(0.1)  # longer than machine code waits
+        first, second = (comm.all_reduce(array, out=np.empty_like(array)) for array in (first, second))
+    equal(first, reduced(size, "float32"))
+    equal(second, reduced(size, "float32") + P)
+
+
 def check_memory():
     """What is given back is used again; what does not fit lies elsewhere and works as well."""
     size = 8 << 20
@@ -255,6 +277,7 @@ check_disagreement_of_short_and_long()
 check_order_of_started()
 check_waited()
 check_parts_that_wait()
+check_left_open()
 check_memory()
 if RANK == 0:
     print("every check passed")

@@ -60,10 +60,10 @@ def _arguments_of(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> d
 
 
 @functools.lru_cache(1024)  # to read a signature takes longer than to make most objects
-def _positional(constructor: Callable[..., Any]) -> list[str]:
+def _positional(constructor: Callable[..., Any]) -> tuple[str, ...]:
     """The names of the arguments, behind `self`, that may be given by position."""
     parameters = list(inspect.signature(constructor).parameters.values())[1:]
-    return [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    return tuple(p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD))
 
 
 def register_keras_serializable(package: str = "Custom", name: str | None = None) -> Callable[[Any], Any]:

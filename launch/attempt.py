@@ -20,11 +20,13 @@ from launch.console import Console
 from launch.errors import LaunchError
 from launch.exit_codes import INTERRUPTED, REQUEUE
 from launch.plan import Plan
-from launch.rank import ERR, EXIT, HELLO, KILL, NONCE, OUT, REPORT, SIGNAL, STOPPED, send
+from launch.rank import ERR, EXIT, HELLO, KILL, NONCE, OUT, REPORT, SIGNAL, STACKS, STOPPED, send
+from launch.stacks import show
 
 _START = 120.0  # seconds in which all ranks must have started
 _GRACE = 0.5  # seconds that other ranks get to say what they know, when one has failed
 _FINISHING = 10.0  # the same, when it has ended because it was asked to
+_ANSWERING = 1.5  # seconds that ranks get to show their stacks before they are ended
 _VANISHED = 1.0  # seconds to wait for the reason, when a connection broke
 _MPIRUN = 5.0  # seconds that mpirun or srun gets to clean up behind ended ranks
 _TICK = 0.1
@@ -147,6 +149,8 @@ class Attempt:
         self._broken: tuple[float, Failure] | None = None
         self._asked: set[int] = set()
         self._timed_out = False
+        self._wants_stacks = False
+        self._stacks: dict[int, dict[str, Any] | None] = {}  # of those that are asked; None before they answer
         self._kill_at: float | None = None
         self._killed_at: float | None = None
         self._all_ended_at: float | None = None
@@ -175,6 +179,7 @@ class Attempt:
                 self._console.flush()
         finally:
             self._clean_up()
+        self._show_stacks()
         return Outcome(self._code(), self._failure, frozenset(self._asked), self._timed_out)
 
     # Starting
@@ -240,6 +245,10 @@ class Attempt:
             elif kind == STOPPED:
                 number = int(json.loads(payload))
                 peer.stopped = (time.monotonic(), number) if number else None
+            elif kind == STACKS:
+                self._stacks[peer.rank] = json.loads(payload)
+                if all(said is not None or self._peers[rank].ended for rank, said in self._stacks.items()):
+                    self._kill_at = time.monotonic()
             elif kind == EXIT:
                 said = json.loads(payload)
                 peer.ended = True
@@ -292,7 +301,9 @@ class Attempt:
             self._failure = self._failed(peer, code, number)._replace(stopped=stopped)
             if self._broken is not None and self._broken[1].host != peer.host:
                 self._failure = self._broken[1]  # this rank only noticed that the other host is gone
-            expected = code in (REQUEUE, INTERRUPTED) or self._asked
+            expected = code in (REQUEUE, INTERRUPTED) or bool(self._asked)
+            # Ranks that should have ended, or gone on, show where they are.
+            self._wants_stacks |= expected or stopped > 0
             self._kill_at = time.monotonic() + (_FINISHING if expected else _GRACE)
 
     def _read_launcher(self, _: Any) -> None:
@@ -314,6 +325,7 @@ class Attempt:
         for number in self._pending_signals():
             if number == signal.SIGINT and number in self._asked:
                 self._console.say("interrupted again: all ranks are ended at once.")
+                self._wants_stacks = False
                 self._kill_at = time.monotonic()
             elif number == signal.SIGINT:
                 self._console.say("interrupted: the ranks are told to finish; press Ctrl-C again to end them at once.")
@@ -333,7 +345,7 @@ class Attempt:
             if peer.stopped is not None and now - peer.stopped[0] > self._patience and not peer.ended:
                 self._fail(peer, 0, peer.stopped[1], stopped=self._patience)
         if self._deadline is not None and now > self._deadline and not self._timed_out:
-            self._timed_out = True
+            self._timed_out = self._wants_stacks = True
             self._console.say("--timeout is over: the ranks are told to finish (SIGTERM), and ended after 30 s.")
             self._tell_all(SIGNAL, json.dumps(int(signal.SIGTERM)).encode())
             self._kill_at = now + 30
@@ -342,8 +354,13 @@ class Attempt:
             self._console.say(f"ranks {missing} did not start within {_START:.0f} s.")
             self._kill_at = now
         if self._kill_at is not None and now >= self._kill_at and self._killed_at is None:
-            self._killed_at = now
-            self._tell_all(KILL)
+            if self._wants_stacks:
+                self._wants_stacks, self._kill_at = False, now + _ANSWERING
+                self._stacks = {rank: None for rank, peer in sorted(self._peers.items()) if not peer.ended}
+                self._tell_all(STACKS)
+            else:
+                self._killed_at = now
+                self._tell_all(KILL)
 
     # The end
 
@@ -387,6 +404,16 @@ class Attempt:
         if self._failure is not None or self._killed_at is not None:
             protocol.remove_dead_segments(self._began_at, time.time() - _TICK)
         self._console.flush(0)
+
+    def _show_stacks(self) -> None:
+        stacks = {rank: said["stacks"] for rank, said in self._stacks.items() if said}
+        if not stacks:  # a program without disttensor, or one that was still starting
+            return
+        lines = ["Ranks that were ended:"]
+        for rank, said in self._stacks.items():
+            what = "did not answer" if said is None else said.get("state", "not a rank of disttensor yet")
+            lines.append(f"rank {rank} (host {self._peers[rank].host}): {what}.")
+        self._console.say("\n".join([*lines, *show(stacks)]))
 
     def _code(self) -> int:
         if self._failure is not None:

@@ -6,12 +6,13 @@ line and unbuffered, reports its exit code or signal, forwards the supervisor's 
 that it started when the supervisor says so, or is gone. The kernel ends the program if this process is killed.
 
 This file runs by its path under ``python -I -S`` (milliseconds to start, deaf to the program's variables), so it stands
-alone; `launch.attempt` imports the protocol from here. A message is a kind (1 byte), a length (4 bytes), and a payload:
+alone, but for stacks.py beside it; `launch.attempt` imports the protocol from here. A message is a kind (1 byte), a
+length (4 bytes), and a payload:
 
-* supervisor: `NONCE` (bytes), then `SIGNAL` (JSON number) and `KILL`;
+* supervisor: `NONCE` (bytes), then `SIGNAL` (JSON number), `STACKS` and `KILL`;
 * rank: `HELLO` (JSON: who it is, and the nonce hashed with the token), `OUT`, `ERR` (bytes), `REPORT` (JSON: why the
-  program is about to end the job), `STOPPED` (JSON: the signal that suspended the program, 0 when it goes on), `EXIT`
-  (JSON: code, signal).
+  program is about to end the job), `STOPPED` (JSON: the signal that suspended the program, 0 when it goes on), `STACKS`
+  (JSON: see `stacks.of_first_rank`), `EXIT` (JSON: code, signal).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-NONCE, HELLO, OUT, ERR, REPORT, STOPPED, EXIT, SIGNAL, KILL = range(9)
+NONCE, HELLO, OUT, ERR, REPORT, STOPPED, EXIT, SIGNAL, STACKS, KILL = range(10)
 TOKEN = "DISTTENSOR_SUPERVISOR_TOKEN"
 REPORT_FD = "DISTTENSOR_REPORT_FD"
 _HEADER = struct.Struct("!BI")
@@ -274,8 +275,20 @@ class _Program:
         for kind, payload in self._frames.feed(data):
             if kind == KILL:
                 kill_descendants(os.getpid())
+            elif kind == STACKS:
+                self._send_stacks()
             elif kind == SIGNAL and self._status is None:
                 os.kill(self._child, json.loads(payload))
+
+    def _send_stacks(self) -> None:
+        """Takes a second if the program does not answer, else a quarter of one."""
+        import runpy  # milliseconds that most runs need not spend
+
+        stacks = runpy.run_path(os.path.join(os.path.dirname(__file__), "stacks.py"))
+        found = stacks["of_first_rank"]([self._child, *descendants(self._child)])
+        answer = json.dumps(found).encode()
+        with contextlib.suppress(OSError):  # a lost supervisor shows when reading
+            send(self._link, STACKS, answer if len(answer) <= _LARGEST else b"{}")
 
     def _forward(self, pipe: int) -> None:
         data = os.read(pipe, 1 << 16)

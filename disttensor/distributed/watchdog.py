@@ -13,7 +13,7 @@ import atexit
 import json
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from disttensor import config
 from disttensor.distributed import abort, activity
 from disttensor.distributed.activity import Collective
 from disttensor.distributed.ranks_seen import OwnFiles, Place, Seen, look_at, read_status
+from launch.stacks import list_ranks, show
 
 _TICK = 1.0  # seconds between looks, less for short limits
 _SUSPENDED = 2.0  # a look that comes so much too late says that the process did not run
@@ -168,13 +169,13 @@ def report(collective: Collective, seconds: float, limit: float, places: Sequenc
             missing.append(rank)
         elif (number, name) != (collective.number, collective.name):
             others.append(f"rank {rank} has called {name}(), number {number}")
-    group = "all ranks" if len(collective.members) == len(places) else f"ranks {_list(collective.members)}"
+    group = "all ranks" if len(collective.members) == len(places) else f"ranks {list_ranks(collective.members)}"
     lines = [
         f"{_call(collective.name)} (collective {collective.number} of {group}) has lasted for {seconds:.0f} s; the "
         f"limit is {limit:g} s (DISTTENSOR_TIMEOUT, config.set_collective_timeout)."
     ]
     if missing:
-        lines.append(f"It waits for {'rank' if len(missing) == 1 else 'ranks'} {_list(missing)}.")
+        lines.append(f"It waits for {'rank' if len(missing) == 1 else 'ranks'} {list_ranks(missing)}.")
     elif others:
         lines.append(f"The ranks called different collectives: {'; '.join(others)}.")
     elif stopped := [rank for rank in collective.members if rank in of and of[rank].problem]:
@@ -183,15 +184,11 @@ def report(collective: Collective, seconds: float, limit: float, places: Sequenc
     else:
         lines.append("All ranks have arrived: the network, or the MPI library, does not deliver.")
     order = [*missing, *(place.rank for place in places if place.rank not in missing)]
-    shown: dict[str, list[int]] = {}
     for rank in order:
         place, entry = places[rank], of.get(rank)
         lines.append(f"rank {rank} (host {place.host}, process {place.pid}): {_state(entry, collective.group)}")
-        if entry is not None and entry.stacks:
-            shown.setdefault(_stacks(entry), []).append(rank)
-    for text, ranks in shown.items():
-        lines += [f"Stacks of {'rank' if len(ranks) == 1 else 'ranks'} {_list(ranks)}, most recent call last:", text]
-    return "\n".join([*lines, "This ends the whole job."])
+    stacks = {rank: of[rank].stacks for rank in order if rank in of}
+    return "\n".join([*lines, *show(stacks), "This ends the whole job."])
 
 
 def _last(entry: Seen | None, group: str) -> tuple[int, str]:
@@ -208,7 +205,7 @@ def _state(entry: Seen | None, group: str) -> str:
     if entry.status:
         words.append(entry.status["doing"])
         for blocked in entry.status["waiting"]:
-            whose = "" if blocked["group"] == group else f" of ranks {_list(blocked['members'])}"
+            whose = "" if blocked["group"] == group else f" of ranks {list_ranks(blocked['members'])}"
             what = f"{_call(blocked['name'])} (collective {blocked['number']}{whose})"
             words.append(f"waits in {what} for {blocked['seconds']:.0f} s")
         if not entry.status["waiting"]:
@@ -219,22 +216,3 @@ def _state(entry: Seen | None, group: str) -> str:
 
 def _call(name: str) -> str:
     return name if name.endswith(")") else f"{name}()"
-
-
-def _stacks(entry: Seen) -> str:
-    lines = []
-    for name, frames in entry.stacks:
-        lines.append(f"  {name}:")
-        lines += [f"    {line}" for frame in frames for line in frame.splitlines()]
-    return "\n".join(lines)
-
-
-def _list(ranks: Iterable[int]) -> str:
-    """Numbers for people: runs of three and more as a range."""
-    parts: list[list[int]] = []
-    for rank in sorted(ranks):
-        if parts and rank == parts[-1][-1] + 1:
-            parts[-1].append(rank)
-        else:
-            parts.append([rank])
-    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in parts)

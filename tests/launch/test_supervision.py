@@ -123,10 +123,50 @@ def test_a_rank_that_fails_is_named_and_the_others_end(start, fault, code, words
 
 
 def test_a_suspended_rank_is_named(start):
-    source = "if last: os.kill(os.getpid(), signal.SIGSTOP)\ntime.sleep(60)"
+    """By a program that knows nothing of disttensor, and so is not asked for its stacks."""
+    source = """
+signal.signal(signal.SIGRTMIN + 12, lambda *_: print('disturbed', flush=True))
+if last: os.kill(os.getpid(), signal.SIGSTOP)
+time.sleep(60)
+"""
     code, output = start(source, env={"DISTTENSOR_HOST_TIMEOUT": "3"}).end()
     assert code == 128 + signal.SIGSTOP
     assert re.search(rf"rank {start.last} on host .* was suspended by signal 19 \(SIGSTOP\).* for 3 s", output)
+    assert "disturbed" not in output
+    assert "Stacks of" not in output
+
+
+@pytest.mark.parametrize("start", WITH_MPI, indirect=True)
+def test_when_a_rank_is_suspended_the_others_show_their_stacks(start):
+    source = """
+import disttensor, threading
+def wait_for_ever(): time.sleep(90)
+if last: os.kill(os.getpid(), signal.SIGSTOP)
+threading.Thread(target=wait_for_ever, name='a reader', daemon=True).start()
+time.sleep(60)
+"""
+    code, output = start(source, env={"DISTTENSOR_HOST_TIMEOUT": "3"}).end()
+    assert code == 128 + signal.SIGSTOP
+    *_, states, stacks = re.split(r"Ranks that were ended:\n|(?=disttensor-run: Stacks of)", output)
+    assert re.findall(r"rank (\d) \(host \S+\): (.*?)[;.]", states) == [
+        ("0", "not in fit()"),
+        ("1", "not in fit()"),
+        ("2", "suspended by a signal"),
+    ]
+    assert "Stacks of ranks 0, 1, most recent call last:" in stacks
+    assert re.search(r"  a reader:\n(.*\n)+?.*program.py\", line \d+, in wait_for_ever\n", stacks)
+    assert re.search(r"  MainThread:\n.*program.py\", line \d+, in <module>\n", stacks)
+    assert re.search("rank 2 on host .* was suspended by signal 19", stacks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["openmpi"], indirect=True)
+@pytest.mark.mpi
+def test_ranks_that_do_not_end_in_time_show_their_stacks(start):
+    source = "signal.signal(15, signal.SIG_IGN)\nimport disttensor\ntime.sleep(90)"
+    code, output = start(source, "--timeout", 10).end(90)
+    assert code == 124
+    assert "Stacks of ranks 0 to 2, most recent call last:" in output
 
 
 def test_a_rank_suspended_for_a_moment_is_no_failure(start):

@@ -1,0 +1,94 @@
+"""Which process is asked for its stacks, and that none is ended by it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from launch.stacks import STACKS, of_first_rank, parse, show
+
+NOT_YET = f"import os, time; os.memfd_create({STACKS!r}); print(flush=True); time.sleep(60)"
+READY = f"""
+import faulthandler, os, signal, time
+faulthandler.register(signal.SIGRTMIN + 12, file=os.memfd_create({STACKS!r}), all_threads=True, chain=False)
+BLOCK
+print(flush=True)
+time.sleep(60)
+"""
+BLOCKED = READY.replace("BLOCK", "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN + 12])")
+READY = READY.replace("BLOCK", "")
+
+
+@pytest.fixture
+def start():
+    """Start a program, given by its source, and wait until it prints a line."""
+    processes = []
+
+    def begin(source: str) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([sys.executable, "-c", source], stdout=subprocess.PIPE)
+        processes.append(process)
+        assert process.stdout is not None
+        process.stdout.readline()
+        return process
+
+    yield begin
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_the_first_rank_is_asked(start):
+    strange, first, second = start("import time; print(flush=True); time.sleep(60)"), start(READY), start(READY)
+    said = of_first_rank([strange.pid, first.pid, second.pid])
+    ((_, frames),) = said["stacks"]
+    assert frames == ['File "<string>", line 6, in <module>']
+    assert said["state"] == ""
+    assert Path(f"/proc/{first.pid}/fd/3").stat().st_size
+    assert not Path(f"/proc/{second.pid}/fd/3").stat().st_size
+    assert [process.poll() for process in (strange, first, second)] == [None] * 3
+
+
+def test_a_program_that_is_no_rank_is_left_alone(start):
+    process = start("import time; print(flush=True); time.sleep(60)")
+    assert of_first_rank([process.pid]) == {}
+    time.sleep(0.2)
+    assert process.poll() is None
+
+
+@pytest.mark.parametrize("source", [NOT_YET, BLOCKED], ids=["not yet ready", "blocks the signal"])
+def test_a_rank_that_does_not_answer_is_not_ended_nor_waited_for(start, source):
+    process = start(source)
+    began = time.monotonic()
+    assert of_first_rank([process.pid]) == {"state": "not answering a signal", "stacks": []}
+    assert time.monotonic() - began < 20  # busy machines included; without a limit it would take 60
+    assert process.poll() is None
+
+
+def test_a_process_that_ended_meanwhile(start):
+    process = start(READY)
+    process.kill()
+    process.wait()
+    assert of_first_rank([process.pid]) == {}
+
+
+def test_threads_of_our_own_are_left_out():
+    text = 'Thread 0x01 (most recent call first):\n  File "x", line 1 in f\n\nThread 0x02 (most recent call first):\n'
+    assert [name for name, _ in parse(text, {"1": "disttensor-watchdog"})] == ["thread 0x2"]
+
+
+def test_equal_stacks_are_shown_once():
+    waiting = [["MainThread", ['File "a.py", line 1, in wait\n  wait()']]]
+    reading = [["MainThread", ['File "b.py", line 2, in read']]]
+    assert show({0: waiting, 1: reading, 2: waiting, 3: []}) == [
+        "Stacks of ranks 0, 2, most recent call last:",
+        "  MainThread:",
+        '    File "a.py", line 1, in wait',
+        "      wait()",
+        "Stacks of rank 1, most recent call last:",
+        "  MainThread:",
+        '    File "b.py", line 2, in read',
+    ]

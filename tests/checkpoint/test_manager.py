@@ -246,7 +246,7 @@ def test_cve_2026_0897_sizes_are_checked_before_memory_is_asked_for(small: Path,
     info = manifest.tensors["w"]
     for number, shape in enumerate([(1 << 60,), (1 << 40, 1 << 40), (3001,)]):
         huge = {"w": type(info)(shape, "float32", info.parts)}
-        with pytest.raises(SerializationError, match="elements"):
+        with pytest.raises(SerializationError, match="elements|no array can have"):
             Checkpoint(forged(small, tmp_path / f"a{number}", tensors=huge))
     part = info.parts[0]
     big = type(part)(part.shard, part.offset, 0, 1 << 50, part.digest)

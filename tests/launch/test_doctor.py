@@ -162,9 +162,8 @@ def test_mpi4py_loads_another_mpi_than_mpirun_is_of(tmp_path):
 )
 def test_more_threads_than_cores_that_may_be_used(tmp_path, arguments, variables, words):
     one = min(os.sched_getaffinity(0))
-    code, output = doctor(
-        *arguments, "--folder", str(tmp_path), variables=variables, preexec_fn=lambda: os.sched_setaffinity(0, {one})
-    )
+    bound = ["taskset", "--cpu-list", str(one)]
+    code, output = doctor(*arguments, "--folder", str(tmp_path), enter=bound, variables=variables)
     assert code == 0, output  # it would run, if slowly
     assert f"1 of {os.cpu_count()} may be used, {words}" in output
     assert "-> start fewer ranks (-n) or fewer threads (--threads)" in output

@@ -199,9 +199,13 @@ def test_an_error_is_that_of_its_step(runs: list[int]) -> None:
 
 def test_a_signal_is_soon_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pace, "_SECONDS", 0.02)
-    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+
+    def press(epoch: int, logs: Any = None) -> None:
+        if epoch == 3:  # all is compiled
+            threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+
     with pytest.raises(KeyboardInterrupt):
-        train(epochs=100_000, validation_split=0)
+        train(epochs=100_000, validation_split=0, callbacks=[LambdaCallback(on_epoch_begin=press)])
 
 
 @pytest.mark.parametrize("save_freq", ["epoch", 13])

@@ -67,7 +67,9 @@ def _follows(first: Pieces | None, second: Pieces | None) -> bool:
     beside = [(r, p) for r in first.results for p in (*second.pieces, *second.results) if not _same(r, p)]
     reading = [(r, w) for r in first.results for w in second.whole]
     writing = [(w, r) for w in first.whole for r in second.results]
-    return reads and not any(np.may_share_memory(a, b) for a, b in (*beside, *reading, *writing))
+    # Later parts of the first read their own places after earlier parts of the second are written.
+    ahead = [(p, r) for p in first.pieces for r in second.results if not _same(p, r)]
+    return reads and not any(np.may_share_memory(a, b) for a, b in (*beside, *reading, *writing, *ahead))
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:

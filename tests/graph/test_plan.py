@@ -222,6 +222,24 @@ def test_a_snapshot_taken_before_the_run_stays():
     assert v.value.tolist() == [2]
 
 
+def test_a_loop_behind_another_does_not_overwrite_what_that_reads():
+    """Together they have too many steps for one; the second's wider result lies where the first's operand was."""
+
+    def run(x):
+        y = ops.cumsum(x - 0.5)
+        for i in range(47):
+            y = y * 0.99 + i / 64
+        y = ops.cast(y * 100, "int32")
+        z = ops.cast(y, "float64")
+        for i in range(47):
+            z = z * 0.99 + i / 64
+        return y, ops.sort(z)
+
+    x = Tensor(np.random.default_rng(0).uniform(size=100_000).astype("float32"))
+    for eager, planned in zip(run(x), function(run)(x), strict=True):
+        assert np.array_equal(eager.numpy(), planned.numpy())
+
+
 programs = st.lists(
     st.tuples(st.sampled_from("aAmMsrt"), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=25
 )

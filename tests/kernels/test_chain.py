@@ -88,6 +88,17 @@ def test_what_overwrites_an_operand_does_not_follow(arrays):
     assert not _not_chained(first, generated.bind(_update(), [g, apart, a["rate"]], [apart], N))
 
 
+def test_what_overwrites_what_a_loop_has_still_to_read_does_not_follow():
+    write = Writing(("float32", "full"))
+    negative = write.loop(write("negative", 0))
+    memory = np.empty(2 * M * N, "float32")
+    x, shifted = memory[: M * N].reshape(M, N), memory[N : N + M * N].reshape(M, N)
+    y = np.empty_like(x)
+    first = generated.bind(_softmax(), [x], [y], N)
+    assert _not_chained(first, generated.bind(negative, [y], [shifted], 1))
+    assert not _not_chained(first, generated.bind(negative, [y], [x], 1))  # each part in its own place
+
+
 def test_what_reads_something_else_does_not_follow(arrays):
     a = arrays
     first = gemm.bind(a["g"], a["x"], a["y"])

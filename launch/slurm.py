@@ -89,14 +89,15 @@ def end_time(environ: Mapping[str, str]) -> int | None:
 
     Newer versions of Slurm tell it in a variable; 22.05 is asked instead.
     """
-    text = environ.get("SLURM_JOB_END_TIME", "")
-    if not text and "SLURM_JOB_ID" in environ:
-        command = ["squeue", "--noheader", f"--jobs={environ['SLURM_JOB_ID']}", "--format=%e"]
+    text, job = environ.get("SLURM_JOB_END_TIME", ""), environ.get("SLURM_JOB_ID")
+    if not text and job is not None:
+        command = ["squeue", "--noheader", f"--jobs={job}", "--format=%A %e"]
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             asked = {**environ, "SLURM_TIME_FORMAT": "%s"}
-            text = subprocess.run(
-                command, capture_output=True, text=True, timeout=10, check=False, env=asked
-            ).stdout.strip()
+            said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False, env=asked).stdout
+            # The number of an array is also that of one of its jobs; asked for it, Slurm tells of all of them.
+            found = re.search(rf"^{re.escape(job)} +(\d+)$", said, re.MULTILINE)
+            text = found[1] if found else ""
     return int(text) if text.isdigit() else None
 
 

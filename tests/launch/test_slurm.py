@@ -9,12 +9,20 @@ from tests.launch.conftest import write_program
 
 
 @pytest.mark.parametrize(
-    ("said", "expected"), [("1795688236", 1795688236), ("NONE", None), ("", None), ("2026-11-26T10:17:16", None)]
+    ("said", "expected"),
+    [
+        ("7 1795688236", 1795688236),
+        ("9 1795680000\\n7 1795688236\\n8 1795680000", 1795688236),  # jobs of an array, whose number this one has
+        ("9 1795680000", None),
+        ("7 NONE", None),
+        ("7", None),
+        ("", None),
+        ("7 2026-11-26T10:17:16", None),
+    ],
 )
 def test_the_end_of_a_job_is_asked_for(tmp_path, said, expected):
-    write_program(
-        tmp_path / "squeue", f'[ "$SLURM_TIME_FORMAT $*" = "%s --noheader --jobs=7 --format=%e" ] && echo {said}'
-    )
+    asked = "%s --noheader --jobs=7 --format=%A %e"
+    write_program(tmp_path / "squeue", f'[ "$SLURM_TIME_FORMAT $*" = "{asked}" ] && printf "{said}\\n"')
     assert end_time({"SLURM_JOB_ID": "7", "PATH": f"{tmp_path}:/bin"}) == expected
 
 

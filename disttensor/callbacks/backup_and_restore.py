@@ -38,8 +38,9 @@ class BackupAndRestore(Callback):
     mtbf : timedelta, default one day
         With "auto": the mean time between failures to expect.
     keep_best : int, default 0
-        Keep so many of the checkpoints with the best `monitor` besides; those at the end of an epoch hold the metrics
-        of its validation. To keep weights rather than whole trainings, see `ModelCheckpoint`.
+        Keep so many of the checkpoints with the best `monitor` besides; only those at the end of an epoch, so of
+        ``save_freq="epoch"``, hold the metrics of its validation. They too are removed in the end unless
+        `delete_checkpoint` is False. To keep weights rather than whole trainings, see `ModelCheckpoint`.
     monitor, mode
         See `disttensor.checkpoint.CheckpointManager`.
 

@@ -93,7 +93,9 @@ def end_time(environ: Mapping[str, str]) -> int | None:
     if not text and job is not None:
         command = ["squeue", "--noheader", f"--jobs={job}", "--format=%A %e"]
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-            asked = {**environ, "SLURM_TIME_FORMAT": "%s"}
+            # SQUEUE_FORMAT2, SQUEUE_STATES and the like are for what a user wants to see.
+            asked = {name: value for name, value in environ.items() if not name.startswith("SQUEUE_")}
+            asked["SLURM_TIME_FORMAT"] = "%s"
             said = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False, env=asked).stdout
             # The number of an array is also that of one of its jobs; asked for it, Slurm tells of all of them.
             found = re.search(rf"^{re.escape(job)} +(\d+)$", said, re.MULTILINE)

@@ -22,8 +22,8 @@ from tests.launch.conftest import write_program
 )
 def test_the_end_of_a_job_is_asked_for(tmp_path, said, expected):
     asked = "%s --noheader --jobs=7 --format=%A %e"
-    write_program(tmp_path / "squeue", f'[ "$SLURM_TIME_FORMAT $*" = "{asked}" ] && printf "{said}\\n"')
-    assert end_time({"SLURM_JOB_ID": "7", "PATH": f"{tmp_path}:/bin"}) == expected
+    write_program(tmp_path / "squeue", f'[ "$SQUEUE_STATES$SLURM_TIME_FORMAT $*" = "{asked}" ] && printf "{said}\\n"')
+    assert end_time({"SLURM_JOB_ID": "7", "SQUEUE_STATES": "PD", "PATH": f"{tmp_path}:/bin"}) == expected
 
 
 def test_the_end_of_a_job_that_needs_no_question():

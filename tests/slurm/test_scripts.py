@@ -168,7 +168,8 @@ def test_the_ends_of_jobs_are_known(sbatch, tmp_path):
     program = tmp_path / "program.py"
     program.write_text("import os\nfrom launch.slurm import end_time\nprint('ends at', end_time(os.environ))")
     options = ("--ntasks=1", "--time=7", "--array=0-1", "--open-mode=append")
-    job = sbatch("train.sbatch", "-n", "1", str(program), options=options)
+    taste = {"SQUEUE_FORMAT2": "JobID", "SQUEUE_STATES": "PENDING"}  # what a user likes to see otherwise
+    job = sbatch("train.sbatch", "-n", "1", str(program), options=options, variables=taste)
     job.wait_for("ends at")
     limit = time.monotonic() + 60
     while job.output().count("ends at") < 2 and time.monotonic() < limit:

@@ -244,9 +244,10 @@ def test_cve_2026_1669_nothing_outside_the_folder_is_opened(small: Path, tmp_pat
 def test_cve_2026_0897_sizes_are_checked_before_memory_is_asked_for(small: Path, tmp_path: Path) -> None:
     manifest = Manifest.read(str(small))
     info = manifest.tensors["w"]
-    for number, shape in enumerate([(1 << 60,), (1 << 40, 1 << 40), (3001,)]):
+    cases = [((1 << 60,), "elements"), ((1 << 40, 1 << 40), "no array can have"), ((3001,), "elements")]
+    for number, (shape, words) in enumerate(cases):
         huge = {"w": type(info)(shape, "float32", info.parts)}
-        with pytest.raises(SerializationError, match="elements|no array can have"):
+        with pytest.raises(SerializationError, match=words):
             Checkpoint(forged(small, tmp_path / f"a{number}", tensors=huge))
     part = info.parts[0]
     big = type(part)(part.shard, part.offset, 0, 1 << 50, part.digest)

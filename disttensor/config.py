@@ -1,9 +1,9 @@
 """Settings that hold for the whole process.
 
 `floatx`, `epsilon`, `image_data_format` and `dtype_policy` are Keras's; `threads` is how many threads the kernels may
-use; `enable_determinism` makes training independent of the number of processes, to the last bit;
-`all_reduce_algorithm` is how processes sum long arrays, `consistency_interval` how often they compare their weights,
-`collective_timeout` how long one waits for another.
+use, `self_tuning` whether it is measured how many pay; `enable_determinism` makes training independent of the number of
+processes, to the last bit; `all_reduce_algorithm` is how processes sum long arrays, `consistency_interval` how often
+they compare their weights, `collective_timeout` how long one waits for another.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from disttensor import dtypes
 from disttensor.dtype_policies import dtype_policy, set_dtype_policy
 from disttensor.errors import ArgumentError
+from launch.cores import usable_cores
 
 __all__ = [
     "ALL_REDUCE_ALGORITHMS",
@@ -27,6 +28,7 @@ __all__ = [
     "epsilon",
     "floatx",
     "image_data_format",
+    "self_tuning",
     "set_all_reduce_algorithm",
     "set_collective_timeout",
     "set_consistency_interval",
@@ -35,6 +37,7 @@ __all__ = [
     "set_epsilon",
     "set_floatx",
     "set_image_data_format",
+    "set_self_tuning",
     "set_threads",
     "shards_of",
     "threads",
@@ -45,6 +48,7 @@ _floatx = "float32"
 _epsilon = 1e-7
 _image_data_format = "channels_last"
 _threads: int | None = None
+_self_tuning: bool | None = None
 _shards: int | None = None
 _shards_per_rank: tuple[int, ...] | None = None
 _all_reduce_algorithm: str | None = None
@@ -96,10 +100,11 @@ def set_image_data_format(data_format: str) -> None:
 
 
 def threads() -> int:
-    """How many threads a kernel may use in this process.
+    """How many threads a kernel may use in this process; `self_tuning` may find that fewer are faster.
 
-    The first that is set of: `set_threads`, ``DISTTENSOR_THREADS``, ``OMP_NUM_THREADS``, and the number of cores
-    this process may run on. The launcher sets the variables so that the ranks of one host share its cores.
+    The first that is set of: `set_threads`, ``DISTTENSOR_THREADS``, ``OMP_NUM_THREADS``, and the number of cores this
+    process may run on, or of whole cores for which its control group (a container, a Slurm job) gets time. The launcher
+    sets the variables so that the ranks of one host share its cores.
     """
     global _threads
     if _threads is None:
@@ -113,6 +118,27 @@ def set_threads(count: int) -> None:
     if count < 1:
         raise ArgumentError(f"set_threads() needs at least 1, got {count}.")
     _threads = int(count)
+
+
+def self_tuning() -> bool:
+    """Whether this machine is measured to decide how many threads pay, and how ranks sum.
+
+    The first that is set of: `set_self_tuning`, ``DISTTENSOR_TUNING`` (0 for no), and yes. In deterministic mode no.
+    """
+    global _self_tuning
+    if _self_tuning is None:
+        _self_tuning = _number_from_environment("DISTTENSOR_TUNING", least=0) != 0
+    return _self_tuning and not virtual_shards()
+
+
+def set_self_tuning(enabled: bool) -> None:
+    """Let the machine be measured where that is needed, or take fixed constants from now on.
+
+    What is measured, in some milliseconds before the first work for several threads, is how much they help, and what it
+    costs to meet them. It is kept in the user's cache. No result depends on it. Without, kernels use all `threads`.
+    """
+    global _self_tuning
+    _self_tuning = bool(enabled)
 
 
 def enable_determinism(shards: int = 8, per_rank: Sequence[int] | None = None) -> None:
@@ -316,6 +342,4 @@ def _threads_from_environment() -> int:
     for name in ("DISTTENSOR_THREADS", "OMP_NUM_THREADS"):
         if (count := _number_from_environment(name)) is not None:
             return count
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return usable_cores()

@@ -7,8 +7,9 @@ import os
 import sys
 from pathlib import Path
 
+from launch.cores import usable_cores
 from launch.errors import LaunchError
-from launch.plan import BINDINGS, MPIS, Request, make_plan, usable_cores
+from launch.plan import BINDINGS, MPIS, Request, make_plan
 from launch.supervisor import Policy, supervise
 
 _DESCRIPTION = """\

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -274,8 +273,3 @@ def _hydra_options(layout: _Layout) -> list[str]:
 
 def _host_list(hosts: list[Host]) -> str:
     return ",".join(f"{host.name}:{host.ranks}" for host in hosts)
-
-
-def usable_cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

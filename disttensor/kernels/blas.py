@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from disttensor import config
+from disttensor.kernels import tuning
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -28,7 +28,7 @@ _threads_before = 1
 
 
 def for_each(function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[Result]:
-    """``[function(task) for task in tasks]`` on `config.threads` threads, with a single-threaded BLAS.
+    """``[function(task) for task in tasks]`` on as many threads as pay, with a single-threaded BLAS.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def for_each(function: Callable[[Task], Result], tasks: Sequence[Task]) -> list[
         Results in the order of the tasks.
     """
     with single_threaded():
-        threads = min(config.threads(), len(tasks))
+        threads = min(tuning.limits()[0], len(tasks)) if len(tasks) > 1 else 1
         if threads <= 1:
             return [function(task) for task in tasks]
         results: dict[int, Result] = {}

@@ -1,4 +1,4 @@
-"""Compiled code on disk: private to the user, shared by processes, bounded in size."""
+"""Compiled code, and what was measured, on disk: private to the user, shared by processes, bounded in size."""
 
 from __future__ import annotations
 
@@ -31,8 +31,10 @@ def private_folder(path: Path) -> Path | None:
     return path if os.access(path, os.W_OK) and path.stat().st_uid == os.getuid() else None
 
 
-def get_or_make(name: str, file: str, make: Callable[[], bytes]) -> bytes:
-    """The content of a file in the cache, made and kept if it is not there.
+def get_or_make(
+    name: str, file: str, make: Callable[[], bytes], is_good: Callable[[bytes], bool] = lambda content: True
+) -> bytes:
+    """The content of a file in the cache, made and kept if it is not there, or not good any more.
 
     Any number of processes may ask at once: one makes it while the others of its host wait, so that ranks on few cores
     do not all compile the same. Each file appears whole. A cache that cannot be written is done without.
@@ -41,16 +43,23 @@ def get_or_make(name: str, file: str, make: Callable[[], bytes]) -> bytes:
     if place is None:
         return make()
     path = place / file
-    with contextlib.suppress(OSError):
-        return path.read_bytes()
+    if (found := _read(path, is_good)) is not None:
+        return found
     with _turn(f"{name}/{file}"):
-        with contextlib.suppress(OSError):
-            return path.read_bytes()
+        if (found := _read(path, is_good)) is not None:
+            return found
         content = make()
         with contextlib.suppress(OSError):
             _write(path, content)
             _prune(place)
     return content
+
+
+def _read(path: Path, is_good: Callable[[bytes], bool]) -> bytes | None:
+    with contextlib.suppress(OSError):
+        content = path.read_bytes()
+        return content if is_good(content) else None
+    return None
 
 
 @contextlib.contextmanager

@@ -6,11 +6,12 @@ row. It computes without denormals, and leaves the floating-point state of the c
 may give up, so that Python does its work instead; then the executor returns, and is called again for what comes behind.
 
 Threads live here and nowhere else. Helpers are parked in machine code. An instruction that may be split is opened to
-them: whoever comes takes parts until none is left, half of an equal share at a time, but at least one grain. The
-calling thread takes parts, too, and in the end waits only for helpers that are at work on one; a helper that got no
-core in time is not waited for. If the wait took longer than the work all the same, someone else uses that core: then
-the next splits are left out, more of them each time it happens again. Helpers look for new work for some microseconds
-before they sleep. When two threads run programs at once, the helpers belong to the first, the other runs alone.
+them: whoever comes takes parts until none is left, half of an equal share at a time, but at least so many grains as pay
+on this machine (`disttensor.kernels.tuning`). The calling thread takes parts, too, and in the end waits only for
+helpers that are at work on one; a helper that got no core in time is not waited for. If the wait took longer than the
+work all the same, someone else uses that core: then the next splits are left out, more of them each time it happens
+again. Helpers look for new work for some microseconds before they sleep. When two threads run programs at once, the
+helpers belong to the first, the other runs alone.
 
 References
 ----------
@@ -29,21 +30,25 @@ from typing import Any
 
 import numpy as np
 
-from disttensor import config
 from disttensor.kernels import machine
 
-_RUN = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p)
+_RUN = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, *[ctypes.c_int64] * 4, ctypes.c_void_p)
 _HELP = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 _SYSTEM_CALL_FUTEX = {"x86_64": 202, "aarch64": 98}.get(platform.machine()) if sys.platform == "linux" else None
 
+HAS_THREADS = _SYSTEM_CALL_FUTEX is not None
+"""Whether there are helpers on this system at all."""
+
 _POOL_BYTES = 384
+_SKIP_AND_BACKOFF = slice(260, 268)  # bytes of the pool
+_MOST_SKIPPED = 1023
 
 RESUMABLE = -1
 """Instead of a grain: the instruction may give up, and says so by its first argument, which is then not 0."""
 
 
-def execute(program: int, count: int, parallel: bool, times: int = 1) -> int:
+def execute(program: int, count: int, times: int = 1, threads: int = 1, least: int = 1) -> int:
     """Run a program, perhaps several times in a row.
 
     Parameters
@@ -51,21 +56,32 @@ def execute(program: int, count: int, parallel: bool, times: int = 1) -> int:
     program : int
         The address of `count` instructions.
     count : int
-    parallel : bool
-        Whether some instruction has a grain.
     times : int, default 1
+    threads : int, default 1
+        How many may share an instruction that has a grain.
+    least : int, default 1
+        Grains that a thread takes at once, at least.
 
     Returns
     -------
     int
         How many instructions were done: `count` · `times`, unless one of `RESUMABLE` grain gave up.
     """
-    threads = config.threads() if parallel else 1
-    if threads > 1 and _SYSTEM_CALL_FUTEX is not None:
-        done: int = _functions()[0](program, count, times, threads, _pool().address_for(threads))
+    if threads > 1 and HAS_THREADS:
+        done: int = _functions()[0](program, count, times, threads, least, _pool().address_for(threads))
     else:
-        done = _functions()[0](program, count, times, 1, None)
+        done = _functions()[0](program, count, times, 1, 1, None)
     return done
+
+
+def helpers_are_late() -> bool:
+    """Whether hundreds of splits are left out at a time, because helpers were waited for in vain again and again."""
+    return bool(_pool().skip_and_backoff[1] > _MOST_SKIPPED // 4)
+
+
+def forget_waits() -> None:
+    """Split again what is left out."""
+    _pool().skip_and_backoff[:] = 0
 
 
 class _Pool:
@@ -74,6 +90,9 @@ class _Pool:
     def __init__(self) -> None:
         self._memory = np.zeros(_POOL_BYTES + 64, np.uint8)
         self._address = -(-self._memory.ctypes.data // 64) * 64
+        self.skip_and_backoff = self._memory[self._address - self._memory.ctypes.data :][_SKIP_AND_BACKOFF].view(
+            np.int32
+        )
         self._helpers = 0
         self._lock = threading.Lock()
 
@@ -106,8 +125,13 @@ if hasattr(os, "register_at_fork"):
 
 
 def _source() -> str:
-    text = _EXECUTOR + (_THREADS if _SYSTEM_CALL_FUTEX is not None else _NO_THREADS)
-    for name, lines in (("LOAD_CALL", _LOAD_CALL), ("LOAD_SPLIT", _LOAD_SPLIT), ("FUTEX", str(_SYSTEM_CALL_FUTEX))):
+    text = _EXECUTOR + (_THREADS if HAS_THREADS else _NO_THREADS)
+    for name, lines in (
+        ("LOAD_CALL", _LOAD_CALL),
+        ("LOAD_SPLIT", _LOAD_SPLIT),
+        ("FUTEX", str(_SYSTEM_CALL_FUTEX)),
+        ("MOST_SKIPPED", str(_MOST_SKIPPED)),
+    ):
         text = text.replace(name, lines)
     return processor_source() + text
 
@@ -190,8 +214,9 @@ _LOAD_SPLIT = """%extent.at = getelementptr %instruction, ptr %at, i64 0, i32 2
 _EXECUTOR = """
 %instruction = type { ptr, ptr, i64, i64 } ; kernel, arguments, extent, grain
 
-define i64 @run(ptr %program, i64 %count, i64 %times, i64 %threads, ptr %pool) {
+define i64 @run(ptr %program, i64 %count, i64 %times, i64 %threads, i64 %least, ptr %pool) {
 entry:
+  %two = mul i64 %least, 2
   %state = call i64 @flush()
   %several = icmp sgt i64 %threads, 1
   %total = mul i64 %count, %times
@@ -202,14 +227,14 @@ each:
   %ran.before = phi i64 [0, %entry], [%ran.now, %done]
   %at = getelementptr %instruction, ptr %program, i64 %i
   LOAD_SPLIT
-  %twice = mul i64 %grain, 2
+  %twice = mul i64 %grain, %two
   %splits = icmp sgt i64 %grain, 0
   %long = icmp sge i64 %extent, %twice
   %may = and i1 %splits, %long
   %split = and i1 %may, %several
   br i1 %split, label %share, label %alone
 share:
-  %shared = call i1 @share(ptr %at, i64 %threads, ptr %pool)
+  %shared = call i1 @share(ptr %at, i64 %threads, i64 %least, ptr %pool)
   br i1 %shared, label %done, label %alone
 alone:
   %work = icmp sgt i64 %extent, 0
@@ -238,7 +263,7 @@ end:
 """
 
 _NO_THREADS = """
-define internal i1 @share(ptr %at, i64 %threads, ptr %pool) {
+define internal i1 @share(ptr %at, i64 %threads, i64 %least, ptr %pool) {
   ret i1 false
 }
 define void @help(ptr %pool) {
@@ -251,26 +276,26 @@ define void @help(ptr %pool) {
 #   state                                           (64)  bit 30: open to helpers; bit 29: the caller sleeps; how many
 #                                                         helpers are at work
 #   next                                            (128) the first unit (of `grain`) that nobody has taken
-#   instruction, units, share, limit, floating-point state  (192) the job
+#   instruction, units, share, limit, floating-point state, least  (192) the job
 #   owner, skip, backoff                            (256) whether someone has the helpers; how many splits to leave out
 _THREADS = """
-%pool = type { i32, i32, [56 x i8], i32, [60 x i8], i64, [56 x i8], ptr, i64, i64, i32, [4 x i8], i64, [24 x i8],
+%pool = type { i32, i32, [56 x i8], i32, [60 x i8], i64, [56 x i8], ptr, i64, i64, i32, [4 x i8], i64, i64, [16 x i8],
                i32, i32, i32 }
 
 declare i64 @syscall(i64, ...)
 declare i64 @llvm.readcyclecounter()
 
 ; Open an instruction to the helpers and work on it; false if it is not worth it, or the helpers are taken.
-define internal i1 @share(ptr %at, i64 %threads, ptr %pool) {
+define internal i1 @share(ptr %at, i64 %threads, i64 %least, ptr %pool) {
 entry:
-  %owner = getelementptr %pool, ptr %pool, i64 0, i32 14
+  %owner = getelementptr %pool, ptr %pool, i64 0, i32 15
   %pair = cmpxchg ptr %owner, i32 0, i32 1 acquire monotonic
   %mine = extractvalue { i32, i1 } %pair, 1
   br i1 %mine, label %have, label %refuse
 refuse:
   ret i1 false
 have:
-  %skip.at = getelementptr %pool, ptr %pool, i64 0, i32 15
+  %skip.at = getelementptr %pool, ptr %pool, i64 0, i32 16
   %skip = load i32, ptr %skip.at
   %skips = icmp sgt i32 %skip, 0
   br i1 %skips, label %leave, label %publish
@@ -293,6 +318,7 @@ publish:
   %share.at = getelementptr %pool, ptr %pool, i64 0, i32 9
   %limit.at = getelementptr %pool, ptr %pool, i64 0, i32 10
   %float.at = getelementptr %pool, ptr %pool, i64 0, i32 12
+  %least.at = getelementptr %pool, ptr %pool, i64 0, i32 13
   %next.at = getelementptr %pool, ptr %pool, i64 0, i32 5
   %state.at = getelementptr %pool, ptr %pool, i64 0, i32 3
   %wake.at = getelementptr %pool, ptr %pool, i64 0, i32 0
@@ -301,6 +327,7 @@ publish:
   store i64 %units, ptr %units.at
   store i64 %share, ptr %share.at
   store i32 %helpers, ptr %limit.at
+  store i64 %least, ptr %least.at
   %float = call i64 @flush()
   store i64 %float, ptr %float.at
   store atomic i64 0, ptr %next.at monotonic, align 8
@@ -351,11 +378,11 @@ finish:
   %working = sub i64 %worked, %start
   %waiting = sub i64 %end, %worked
   %slow = icmp sgt i64 %waiting, %working
-  %backoff.at = getelementptr %pool, ptr %pool, i64 0, i32 16
+  %backoff.at = getelementptr %pool, ptr %pool, i64 0, i32 17
   %backoff = load i32, ptr %backoff.at
   %double = mul i32 %backoff, 2
   %more = add i32 %double, 1
-  %capped = call i32 @llvm.smin.i32(i32 %more, i32 1023)
+  %capped = call i32 @llvm.smin.i32(i32 %more, i32 MOST_SKIPPED)
   %half = lshr i32 %backoff, 1
   %backoff.new = select i1 %slow, i32 %capped, i32 %half
   %skip.new = select i1 %slow, i32 %capped, i32 0
@@ -372,9 +399,11 @@ entry:
   %job.at = getelementptr %pool, ptr %pool, i64 0, i32 7
   %units.at = getelementptr %pool, ptr %pool, i64 0, i32 8
   %share.at = getelementptr %pool, ptr %pool, i64 0, i32 9
+  %least.at = getelementptr %pool, ptr %pool, i64 0, i32 13
   %at = load ptr, ptr %job.at
   %units = load i64, ptr %units.at
   %share = load i64, ptr %share.at
+  %least = load i64, ptr %least.at
   LOAD_CALL
   LOAD_SPLIT
   br label %take
@@ -385,7 +414,7 @@ take:
   br i1 %any, label %claim, label %end
 claim:
   %fair = udiv i64 %left, %share
-  %size = call i64 @llvm.smax.i64(i64 %fair, i64 1)
+  %size = call i64 @llvm.smax.i64(i64 %fair, i64 %least)
   %last = add i64 %first, %size
   %pair = cmpxchg ptr %next.at, i64 %first, i64 %last monotonic monotonic
   %mine = extractvalue { i64, i1 } %pair, 1

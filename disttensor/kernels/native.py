@@ -56,7 +56,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from disttensor.kernels import executor
+from disttensor.kernels import executor, tuning
 
 _INSTRUCTION_BYTES = 32
 
@@ -123,8 +123,14 @@ class NativeCall:
 
     def __call__(self) -> None:
         """Run the kernel, on `config.threads` threads if its grain allows."""
-        if not executor.execute(ctypes.addressof(self._instruction), 1, self.grain > 0) and self.otherwise is not None:
+        limits = tuning.limits() if self.may_be_split else ()
+        if not executor.execute(ctypes.addressof(self._instruction), 1, 1, *limits) and self.otherwise is not None:
             self.otherwise()
+
+    @property
+    def may_be_split(self) -> bool:
+        """Whether it is long enough for several threads."""
+        return 0 < 2 * self.grain <= self.extent
 
     @property
     def block(self) -> int:
@@ -154,16 +160,17 @@ class NativeSequence:
         instructions = [word for call in self._calls for word in call._instruction]
         self._program = (ctypes.c_int64 * len(instructions))(*instructions)
         self._address = ctypes.addressof(self._program)
-        self._parallel = any(call.grain for call in self._calls)
+        self._parallel = any(call.may_be_split for call in self._calls)
 
     def __call__(self, times: int = 1) -> None:
         """Run all, so many times in a row."""
         count, done = len(self._calls), 0
+        limits = tuning.limits() if self._parallel else ()
         while (left := count * times - done) > 0:
             first = done % count
             expected = count - first if first else left  # what an instruction that gave up began is ended by itself
             begin = self._address + first * _INSTRUCTION_BYTES
-            ran = executor.execute(begin, count - first, self._parallel, expected // (count - first))
+            ran = executor.execute(begin, count - first, expected // (count - first), *limits)
             done += ran
             if ran < expected:
                 otherwise = self._calls[done % count].otherwise
@@ -223,7 +230,7 @@ def address_of(array: np.ndarray) -> int:
 
 def _word(value: np.ndarray | int | float) -> int:
     if isinstance(value, np.ndarray):
-        return address_of(value)
+        return value.ctypes.data
     if isinstance(value, float):
         return int(struct.unpack("<q", struct.pack("<d", value))[0])
     return int(value)

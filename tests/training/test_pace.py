@@ -49,9 +49,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     found: list[int] = []
     execute = executor.execute
 
-    def noted(program: int, count: int, parallel: bool, times: int = 1) -> int:
+    def noted(program: int, count: int, times: int = 1, *limits: int) -> int:
         found.append(times)
-        return execute(program, count, parallel, times)
+        return execute(program, count, times, *limits)
 
     monkeypatch.setattr(executor, "execute", noted)
     return found

@@ -72,10 +72,10 @@ def standardize_dtype(dtype: Any) -> str:
     DTypeError
         If it is none of them.
     """
-    if isinstance(dtype, np.dtype) and dtype in _NAME:
-        return _NAME[dtype]
     if isinstance(dtype, str) and dtype in _NUMPY:
         return dtype
+    if isinstance(dtype, np.dtype) and dtype in _NAME:
+        return _NAME[dtype]
     if dtype is None or dtype is float or (isinstance(dtype, str) and dtype == "float"):
         from disttensor import config
 

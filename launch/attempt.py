@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import secrets
@@ -19,58 +20,21 @@ from launch import rank as protocol
 from launch.console import Console
 from launch.errors import LaunchError
 from launch.exit_codes import INTERRUPTED, REQUEUE
+from launch.failure import Evidence, Failure
 from launch.plan import Plan
-from launch.rank import ERR, EXIT, HELLO, KILL, NONCE, OUT, REPORT, SIGNAL, STACKS, STOPPED, send
+from launch.rank import ASK, ENDED, ERR, EXIT, HEARD, HELLO, KILL, NONCE, OUT, REPORT, SIGNAL, STACKS, STOPPED, send
 from launch.stacks import show
 
 _START = 120.0  # seconds in which all ranks must have started
 _GRACE = 0.5  # seconds that other ranks get to say what they know, when one has failed
+_HEARING = 2.0  # seconds at most until all have said so, on a busy host
 _FINISHING = 10.0  # the same, when it has ended because it was asked to
 _ANSWERING = 1.5  # seconds that ranks get to show their stacks before they are ended
 _VANISHED = 1.0  # seconds to wait for the reason, when a connection broke
 _MPIRUN = 5.0  # seconds that mpirun or srun gets to clean up behind ended ranks
 _TICK = 0.1
 _UNTIL_KILLED = 10.0  # seconds that processes get to disappear after SIGKILL
-
-
-class Failure(NamedTuple):
-    """How a rank failed.
-
-    Attributes
-    ----------
-    rank : int
-    host : str
-    code, signal : int
-        One of them, and 0 the other; both 0 if the rank vanished together with its connection.
-    after : float
-        Seconds since the start.
-    stopped : int
-        Seconds for which it had been suspended by `signal` and did not go on; 0 if it ended.
-    """
-
-    rank: int
-    host: str
-    code: int
-    signal: int
-    after: float
-    stopped: int = 0
-
-    def __str__(self) -> str:
-        if self.stopped:
-            name = _signal_name(self.signal)
-            end = f"was suspended by signal {self.signal} ({name}) and did not go on for {self.stopped} s"
-        elif self.signal:
-            end = f"was killed by signal {self.signal} ({_signal_name(self.signal)})"
-        elif self.code:
-            end = f"ended with exit code {self.code}"
-        else:
-            end = "vanished: its host does not answer, or all processes of it there were killed"
-        return f"rank {self.rank} on host {self.host} {end}, {self.after:.1f} s after the start."
-
-    @property
-    def exit_code(self) -> int:
-        """What a shell would make of it."""
-        return 128 + self.signal if self.signal else self.code or 1
+_NO_ANSWER = (errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
 class Outcome(NamedTuple):
@@ -80,7 +44,7 @@ class Outcome(NamedTuple):
     ----------
     code : int
     failure : Failure or None
-        The first rank that failed by itself.
+        The rank that failed by itself, as far as can be known.
     asked : set of int
         Signals that were passed on to the ranks meanwhile.
     """
@@ -100,6 +64,7 @@ class _Peer:
         self.nonce = secrets.token_bytes(16)
         self.rank: int | None = None
         self.host = ""
+        self.reported = False  # why it ends the job
         self.ended = False
         self.stopped: tuple[float, int] | None = None  # since when, by which signal
 
@@ -146,7 +111,8 @@ class Attempt:
         self._selector = selectors.DefaultSelector()
         self._peers: dict[int, _Peer] = {}
         self._failure: Failure | None = None
-        self._broken: tuple[float, Failure] | None = None
+        self._unheard: set[int] = set()  # who may know of a failure before that one
+        self._hear_until = 0.0
         self._asked: set[int] = set()
         self._timed_out = False
         self._wants_stacks = False
@@ -227,11 +193,13 @@ class Attempt:
         self._selector.register(link, selectors.EVENT_READ, lambda _: self._read(peer))
 
     def _read(self, peer: _Peer) -> None:
+        silent = False
         try:
             data = peer.link.recv(1 << 16)
             frames = list(peer.frames.feed(data))
-        except (OSError, ValueError):
+        except (OSError, ValueError) as error:
             data, frames = b"", []
+            silent = isinstance(error, OSError) and error.errno in _NO_ANSWER
         for kind, payload in frames:
             if peer.rank is None:
                 if not self._welcome(peer, kind, payload):
@@ -240,8 +208,19 @@ class Attempt:
             elif kind in (OUT, ERR):
                 self._console.output(peer.rank, 1 if kind == OUT else 2, payload)
             elif kind == REPORT:
-                with contextlib.suppress(ValueError, KeyError):
-                    self._fail(peer, code=int(json.loads(payload)["code"]))
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    said = json.loads(payload)
+                    evidence = Evidence.AFTERMATH if said["aftermath"] else Evidence.CAUSE
+                    self._fail(peer, evidence, code=int(said["code"]))
+                    peer.reported = True
+            elif kind == ENDED:
+                said = json.loads(payload)
+                if (said["code"] or said["signal"]) and not peer.reported:
+                    evidence = Evidence.CAUSE if said["signal"] else Evidence.CODE
+                    evidence = Evidence.AFTERMATH if said["told"] else evidence
+                    self._fail(peer, evidence, said["code"], said["signal"])
+            elif kind == HEARD:
+                self._unheard.discard(peer.rank)
             elif kind == STOPPED:
                 number = int(json.loads(payload))
                 peer.stopped = (time.monotonic(), number) if number else None
@@ -250,12 +229,10 @@ class Attempt:
                 if all(said is not None or self._peers[rank].ended for rank, said in self._stacks.items()):
                     self._kill_at = time.monotonic()
             elif kind == EXIT:
-                said = json.loads(payload)
                 peer.ended = True
-                if said["code"] or said["signal"]:
-                    self._fail(peer, said["code"], said["signal"])
+                self._unheard.discard(peer.rank)
         if not data:
-            self._hang_up(peer)
+            self._hang_up(peer, silent)
 
     def _welcome(self, peer: _Peer, kind: int, payload: bytes) -> bool:
         """Whether this is a rank of ours; a stranger is ignored."""
@@ -282,29 +259,43 @@ class Attempt:
             peer.tell(SIGNAL, json.dumps(number).encode())
         return True
 
-    def _hang_up(self, peer: _Peer) -> None:
+    def _hang_up(self, peer: _Peer, silent: bool) -> None:
         with contextlib.suppress(KeyError):
             self._selector.unregister(peer.link)
         peer.link.close()
         if peer.rank is not None and not peer.ended:
             peer.ended = True
-            if self._broken is None and self._failure is None:
-                # mpirun may have killed it because another rank failed, whose report is still under way
-                self._broken = time.monotonic(), self._failed(peer, 0, 0)
+            self._unheard.discard(peer.rank)
+            if silent:
+                self._fail(peer, Evidence.CAUSE)
+            elif self._failure is None:  # else mpirun has ended it
+                self._fail(peer, Evidence.VANISHED)
 
-    def _failed(self, peer: _Peer, code: int, number: int) -> Failure:
+    def _fail(self, peer: _Peer, evidence: Evidence, code: int = 0, number: int = 0, stopped: int = 0) -> None:
+        """Note a failure, unless it is less the cause of the end than what is known: see `launch.failure`.
+
+        The others get `_GRACE` seconds to report one that is more so; a parent of a rank that has not yet been asked
+        for it by then, because its host is busy, is waited for a little longer.
+        """
+        if self._killed_at is not None:  # our own doing
+            return
+        if self._asked:  # ranks end as they should: the first counts
+            evidence = Evidence.CAUSE
         assert peer.rank is not None
-        return Failure(peer.rank, peer.host, code, number, time.monotonic() - self._began)
-
-    def _fail(self, peer: _Peer, code: int = 0, number: int = 0, stopped: int = 0) -> None:
-        if self._failure is None and self._killed_at is None:
-            self._failure = self._failed(peer, code, number)._replace(stopped=stopped)
-            if self._broken is not None and self._broken[1].host != peer.host:
-                self._failure = self._broken[1]  # this rank only noticed that the other host is gone
-            expected = code in (REQUEUE, INTERRUPTED) or bool(self._asked)
-            # Ranks that should have ended, or gone on, show where they are.
-            self._wants_stacks |= expected or stopped > 0
-            self._kill_at = time.monotonic() + (_FINISHING if expected else _GRACE)
+        now = time.monotonic()
+        failure = Failure(peer.rank, peer.host, code, number, now - self._began, stopped, evidence)
+        if self._failure is None:
+            self._unheard = {rank for rank, other in self._peers.items() if not other.ended}
+            self._hear_until = now + _HEARING
+            self._tell_all(ASK)
+        elif not failure.outranks(self._failure):
+            return
+        self._failure = failure
+        expected = code in (REQUEUE, INTERRUPTED) or bool(self._asked)
+        # Ranks that should have ended, or gone on, show where they are.
+        self._wants_stacks |= expected or stopped > 0
+        grace = _VANISHED if evidence is Evidence.VANISHED else _GRACE
+        self._kill_at = now + (_FINISHING if expected else grace)
 
     def _read_launcher(self, _: Any) -> None:
         assert self._process.stdout is not None
@@ -326,6 +317,7 @@ class Attempt:
             if number == signal.SIGINT and number in self._asked:
                 self._console.say("interrupted again: all ranks are ended at once.")
                 self._wants_stacks = False
+                self._unheard.clear()
                 self._kill_at = time.monotonic()
             elif number == signal.SIGINT:
                 self._console.say("interrupted: the ranks are told to finish; press Ctrl-C again to end them at once.")
@@ -339,11 +331,9 @@ class Attempt:
 
     def _look_at_the_clock(self) -> None:
         now = time.monotonic()
-        if self._broken is not None and self._failure is None and now - self._broken[0] > _VANISHED:
-            self._failure, self._kill_at = self._broken[1], now
         for peer in self._peers.values():
             if peer.stopped is not None and now - peer.stopped[0] > self._patience and not peer.ended:
-                self._fail(peer, 0, peer.stopped[1], stopped=self._patience)
+                self._fail(peer, Evidence.CAUSE, number=peer.stopped[1], stopped=self._patience)
         if self._deadline is not None and now > self._deadline and not self._timed_out:
             self._timed_out = self._wants_stacks = True
             self._console.say("--timeout is over: the ranks are told to finish (SIGTERM), and ended after 30 s.")
@@ -353,7 +343,8 @@ class Attempt:
             missing = sorted(set(range(self._plan.n)) - set(self._peers))
             self._console.say(f"ranks {missing} did not start within {_START:.0f} s.")
             self._kill_at = now
-        if self._kill_at is not None and now >= self._kill_at and self._killed_at is None:
+        heard = not self._unheard or now >= self._hear_until
+        if self._kill_at is not None and now >= self._kill_at and heard and self._killed_at is None:
             if self._wants_stacks:
                 self._wants_stacks, self._kill_at = False, now + _ANSWERING
                 self._stacks = {rank: None for rank, peer in sorted(self._peers.items()) if not peer.ended}
@@ -370,8 +361,6 @@ class Attempt:
         self._launcher_ended = self._process.poll() is not None
         alive = any(not peer.ended for peer in self._peers.values())
         if launcher_ended and not alive:
-            if self._broken is not None and self._failure is None and self._killed_at is None:
-                self._failure = self._broken[1]
             return True
         if not alive and len(self._peers) == self._plan.n:
             self._all_ended_at = self._all_ended_at or now
@@ -423,13 +412,6 @@ class Attempt:
             text = b"\n".join(self._launcher_lines).decode(errors="replace")
             self._console.say(f"{(self._plan.command or self._plan.program)[0]} failed (exit code {code}).\n{text}")
         return 128 - code if code < 0 else code
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return "unknown"
 
 
 def _own_addresses(hosts: list[str]) -> list[str]:

@@ -9,10 +9,12 @@ This file runs by its path under ``python -I -S`` (milliseconds to start, deaf t
 alone, but for stacks.py beside it; `launch.attempt` imports the protocol from here. A message is a kind (1 byte), a
 length (4 bytes), and a payload:
 
-* supervisor: `NONCE` (bytes), then `SIGNAL` (JSON number), `STACKS` and `KILL`;
-* rank: `HELLO` (JSON: who it is, and the nonce hashed with the token), `OUT`, `ERR` (bytes), `REPORT` (JSON: why the
-  program is about to end the job), `STOPPED` (JSON: the signal that suspended the program, 0 when it goes on), `STACKS`
-  (JSON: see `stacks.of_first_rank`), `EXIT` (JSON: code, signal).
+* supervisor: `NONCE` (bytes), then `SIGNAL` (JSON number), `ASK`, `STACKS` and `KILL`;
+* rank: `HELLO` (JSON: who it is, and the nonce hashed with the token), `OUT`, `ERR` (bytes), `REPORT` (JSON: with which
+  code the program is about to end the job, and whether this is the aftermath of a lost rank), `STOPPED` (JSON: the
+  signal that suspended the program, 0 when it goes on), `ENDED` (JSON: code, signal, and whether mpirun or srun had
+  told it to), `HEARD` (to `ASK`: all that was known of the program's end has been said), `STACKS` (JSON: see
+  `stacks.of_first_rank`), `EXIT` (all that the program started has ended too, and its output has been passed on).
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-NONCE, HELLO, OUT, ERR, REPORT, STOPPED, EXIT, SIGNAL, STACKS, KILL = range(10)
+NONCE, HELLO, OUT, ERR, REPORT, STOPPED, ENDED, HEARD, EXIT, SIGNAL, ASK, STACKS, KILL = range(13)
 TOKEN = "DISTTENSOR_SUPERVISOR_TOKEN"
 REPORT_FD = "DISTTENSOR_REPORT_FD"
 _HEADER = struct.Struct("!BI")
@@ -194,9 +196,10 @@ class _Program:
         wake, waker = os.pipe()
         for end in (wake, waker):
             os.set_blocking(end, False)
+        self._told = self._asked = False
         # Signals for the whole group reach the program directly; this process outlives them to report the end.
         for number in (*_PASSED_ON, signal.SIGCHLD):
-            signal.signal(number, lambda number, frame: None)
+            signal.signal(number, self._note_signal)
         signal.set_wakeup_fd(waker, warn_on_full_buffer=False)
         self._status: int | None = None
         self._child = self._start(command, captured)
@@ -205,6 +208,9 @@ class _Program:
         for pipe in self._pipes:
             self._selector.register(pipe, selectors.EVENT_READ)
         self._wake = wake
+
+    def _note_signal(self, number: int, frame: Any) -> None:
+        self._told |= number == signal.SIGTERM  # the supervisor sends its own to the program alone
 
     def _start(self, command: list[str], captured: bool) -> int:
         kinds = {REPORT: -1} | ({OUT: 1, ERR: 2} if captured else {})
@@ -252,17 +258,21 @@ class _Program:
                 else:
                     self._forward(key.fd)
             self._reap()
+            if self._asked:  # what the program reported and how it ended, if it did, was said above
+                self._asked = False
+                self._say(HEARD)
             if self._status is not None:
                 ended = ended or time.monotonic()
                 if time.monotonic() - ended > _LEFTOVERS:
                     break
         kill_descendants(os.getpid())
         assert self._status is not None
-        code = os.waitstatus_to_exitcode(self._status)
-        said = {"code": max(code, 0), "signal": max(-code, 0)}
-        with contextlib.suppress(OSError):
-            send(self._link, EXIT, json.dumps(said).encode())
-        return code
+        self._say(EXIT)
+        return os.waitstatus_to_exitcode(self._status)
+
+    def _say(self, kind: int, payload: bytes = b"") -> None:
+        with contextlib.suppress(OSError):  # a lost supervisor shows when reading
+            send(self._link, kind, payload)
 
     def _obey(self) -> None:
         try:
@@ -275,6 +285,8 @@ class _Program:
         for kind, payload in self._frames.feed(data):
             if kind == KILL:
                 kill_descendants(os.getpid())
+            elif kind == ASK:
+                self._asked = True
             elif kind == STACKS:
                 self._send_stacks()
             elif kind == SIGNAL and self._status is None:
@@ -287,8 +299,7 @@ class _Program:
         stacks = runpy.run_path(os.path.join(os.path.dirname(__file__), "stacks.py"))
         found = stacks["of_first_rank"]([self._child, *descendants(self._child)])
         answer = json.dumps(found).encode()
-        with contextlib.suppress(OSError):  # a lost supervisor shows when reading
-            send(self._link, STACKS, answer if len(answer) <= _LARGEST else b"{}")
+        self._say(STACKS, answer if len(answer) <= _LARGEST else b"{}")
 
     def _forward(self, pipe: int) -> None:
         data = os.read(pipe, 1 << 16)
@@ -313,10 +324,12 @@ class _Program:
                     continue
                 if os.WIFSTOPPED(status) or os.WIFCONTINUED(status):
                     number = os.WSTOPSIG(status) if os.WIFSTOPPED(status) else 0
-                    with contextlib.suppress(OSError):  # a lost supervisor shows when reading
-                        send(self._link, STOPPED, json.dumps(number).encode())
+                    self._say(STOPPED, json.dumps(number).encode())
                 else:
                     self._status = status
+                    code = os.waitstatus_to_exitcode(status)
+                    said = {"code": max(code, 0), "signal": max(-code, 0), "told": self._told}
+                    self._say(ENDED, json.dumps(said).encode())
 
 
 def _connect(addresses: list[str], port: int, token: str, who: dict[str, Any], patience: int) -> socket.socket:

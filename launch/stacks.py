@@ -1,17 +1,22 @@
 """Python stacks of a process without its help: how a rank is asked for them, by whom it may be, and how they are shown.
 
 A rank of disttensor has two files in memory, which others of its host open through /proc: its *status*, JSON that a
-thread of it writes once a second, and its *stacks*, which `faulthandler` adds to when a signal comes. So stacks come
-even from a rank that holds Python's lock for ever. The ranks' watchdog asks (`disttensor.distributed`), and so does
-``disttensor-run``, through `launch.rank`, which runs this file by its path: it imports the standard library alone.
+thread of it writes once a second, and its *stacks*, to which `faulthandler` adds that of the thread that gets a signal.
+So stacks come even from a rank that holds Python's lock for ever. Each thread is asked by itself and writes its own
+stack: to walk those of threads that run meanwhile, as ``all_threads=True`` does, ends in a segmentation fault now and
+then. The ranks' watchdog asks (`disttensor.distributed`), and so does ``disttensor-run``, through `launch.rank`, which
+runs this file by its path: it imports the standard library alone.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import faulthandler
 import json
 import linecache
 import os
+import platform
 import re
 import signal
 import time
@@ -21,12 +26,13 @@ from typing import Any
 
 STATUS, STACKS = "disttensor-status", "disttensor-stacks"
 _WRITING = 1.0  # seconds that a rank gets to write its stacks
-_SETTLED = 0.1  # seconds without growth after which they are complete
+_SETTLED = 0.1  # seconds without growth after which one is complete
 _OURS = ("disttensor-helper", "disttensor-watchdog", "disttensor-departures")
-_THREAD = re.compile(r"^(?:Current thread|Thread) 0x([0-9a-f]+)")
 _FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$')
 _STATES = {"T": "suspended by a signal", "t": "held by a debugger", "Z": "dead", "X": "dead"}
 _MOST_FRAMES, _MOST_THREADS = 40, 20
+# The number of the system call tgkill, which glibc has a function for since 2.30 only.
+_TGKILL = {"x86_64": 234, "aarch64": 131, "riscv64": 131, "ppc64le": 250, "s390x": 241}
 
 
 def signal_number() -> int:
@@ -57,25 +63,64 @@ def read_status(file: Path) -> dict[str, Any]:
     return {}
 
 
-def ask(files: Mapping[int, Path], seconds: float) -> dict[int, str]:
-    """What processes of this host add to their files when they are asked for their stacks.
+def answer_with(file: int) -> None:
+    """Let each thread of this process add its stack to a file, given by its descriptor, when it is asked."""
+    faulthandler.register(signal_number(), file=file, all_threads=False, chain=False)
+
+
+def ask(files: Mapping[int, Path], threads: Mapping[int, Mapping[str, str]], seconds: float) -> dict[int, list[Any]]:
+    """The stacks of processes of this host.
 
     Parameters
     ----------
     files : mapping of int to Path
         The file of each process. One that is suspended, or would be ended by the signal, is not asked.
+    threads : mapping of int to mapping of str to str
+        The names of its Python threads by their numbers in the system, where they are known; the main thread always is.
+        Our own are not asked.
     seconds : float
-        How long to wait for one that does not answer.
+        How long to wait for all together.
+
+    Returns
+    -------
+    dict of int to list of [str, list of str]
+        Of each process that answered, the name and the stack (see `parse`) of each thread, the main thread's last.
     """
+    limit = time.monotonic() + seconds
+    waiting = {
+        process: _to_be_asked(process, threads.get(process, {}))
+        for process in files
+        if not trouble(process) and _expects_signal(process)
+    }
+    found: dict[int, list[Any]] = {}
+    while waiting and time.monotonic() < limit:
+        asked = {process: numbers.pop() for process, numbers in waiting.items()}
+        # A process that is silent keeps neither the others' further threads from answering nor its own late answer
+        # from being taken for another thread's: it is not asked again.
+        texts = _ask_threads(asked, files, (time.monotonic() + limit) / 2)
+        for process, text in texts.items():
+            number = asked[process]
+            name = threads.get(process, {}).get(str(number), "MainThread" if number == process else f"thread {number}")
+            found.setdefault(process, []).insert(0, [name, parse(text)])
+        waiting = {process: numbers for process, numbers in waiting.items() if numbers and texts.get(process)}
+    return found
+
+
+def _to_be_asked(process: int, names: Mapping[str, str]) -> list[int]:
+    """Numbers of threads, the first to be asked last: the main thread."""
+    others = {int(number) for number, name in names.items() if not name.startswith(_OURS)} - {process}
+    return [*sorted(others, reverse=True)[1 - _MOST_THREADS :], process]
+
+
+def _ask_threads(asked: Mapping[int, int], files: Mapping[int, Path], limit: float) -> dict[int, str]:
+    """What a thread of each process adds to its file; without those who add nothing."""
     starts: dict[int, int] = {}
-    for process, file in files.items():
+    for process, number in asked.items():
         with contextlib.suppress(OSError):
-            if not trouble(process) and _expects_signal(process):
-                starts[process] = file.stat().st_size
-                os.kill(process, signal_number())
+            starts[process] = files[process].stat().st_size
+            _signal_thread(process, number)
     sizes, grew = dict(starts), time.monotonic()
-    limit = grew + seconds
-    while starts and (now := time.monotonic()) < limit:
+    while (now := time.monotonic()) < limit:
         for process in starts:
             with contextlib.suppress(OSError):
                 size = files[process].stat().st_size
@@ -87,8 +132,17 @@ def ask(files: Mapping[int, Path], seconds: float) -> dict[int, str]:
     texts = {}
     for process, start in starts.items():
         with contextlib.suppress(OSError):
-            texts[process] = files[process].read_bytes()[start:].decode(errors="replace")
+            if text := files[process].read_bytes()[start:].decode(errors="replace"):
+                texts[process] = text
     return texts
+
+
+def _signal_thread(process: int, thread: int) -> None:
+    number = _TGKILL.get(platform.machine())
+    if number is not None:
+        ctypes.CDLL(None).syscall(number, process, thread, signal_number())  # a thread that has ended does not mind
+    elif thread == process:
+        os.kill(process, signal_number())  # the system prefers the main thread
 
 
 def _expects_signal(process: int) -> bool:
@@ -102,14 +156,14 @@ def of_first_rank(processes: Iterable[int]) -> dict[str, Any]:
     Returns
     -------
     dict
-        "state", what is wrong with it and what it does, in words; "stacks" as from `parse`. Empty if there is none.
+        "state", what is wrong with it and what it does, in words; "stacks" as from `ask`. Empty if there is none.
     """
     for process in processes:
         files = _files_in_memory(process)
         if STACKS in files:
-            text = ask({process: files[STACKS]}, _WRITING).get(process, "")
             status = read_status(files[STATUS]) if STATUS in files else {}
-            stacks = parse(text, status.get("threads", {}))[-_MOST_THREADS:]  # the main thread is the last
+            found = ask({process: files[STACKS]}, {process: status.get("threads", {})}, _WRITING)
+            stacks = found.get(process, [])
             problem = trouble(process) or ("" if stacks else "not answering a signal")
             return {"state": "; ".join(filter(None, [problem, status.get("doing")])), "stacks": stacks}
     return {}
@@ -126,39 +180,25 @@ def _files_in_memory(process: int) -> dict[str, Path]:
     return found
 
 
-def parse(text: str, names: Mapping[str, str]) -> list[list[Any]]:
-    """The stacks that faulthandler wrote, without those of our own threads.
-
-    Parameters
-    ----------
-    text : str
-    names : mapping of str to str
-        The names of threads by their identifiers in hexadecimal.
-
-    Returns
-    -------
-    list of [str, list of str]
-        The name of each thread, and its stack as Python shows it, the most recent call last.
+def parse(text: str) -> list[str]:
+    """The stack that faulthandler wrote, as Python shows it, the most recent call last.
 
     Examples
     --------
-    >>> parse('Thread 0x0a (most recent call first):\\n  File "x.py", line 3 in f\\n', {"a": "loader"})
-    [['loader', ['File "x.py", line 3, in f']]]
+    >>> parse('Stack (most recent call first):\\n  File "x.py", line 3 in f\\n  File "x.py", line 9 in <module>\\n')
+    ['File "x.py", line 9, in <module>', 'File "x.py", line 3, in f']
     """
-    stacks: list[list[Any]] = []
+    frames: list[str] = []
     for line in text.splitlines():
-        if found := _THREAD.match(line):
-            identifier = found[1].lstrip("0")
-            stacks.append([names.get(identifier, f"thread 0x{identifier}"), []])
-        elif stacks and (found := _FRAME.match(line)) and len(stacks[-1][1]) < _MOST_FRAMES:
+        if (found := _FRAME.match(line)) and len(frames) < _MOST_FRAMES:
             source = linecache.getline(found[1], int(found[2])).strip()
             shown = f'File "{found[1]}", line {found[2]}, in {found[3]}'
-            stacks[-1][1].insert(0, f"{shown}\n  {source}" if source else shown)
-    return [stack for stack in stacks if not stack[0].startswith(_OURS)]
+            frames.insert(0, f"{shown}\n  {source}" if source else shown)
+    return frames
 
 
 def show(stacks: Mapping[int, list[Any]]) -> list[str]:
-    """Lines for people, of the stacks of each rank as from `parse`; those that are equal once."""
+    """Lines for people, of the stacks of each rank as from `ask`; those that are equal once."""
     ranks: dict[str, list[int]] = {}
     for rank, threads in stacks.items():
         if threads:

@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 from launch import rank as protocol
 from launch import slurm
-from launch.attempt import Attempt, Failure, Outcome
+from launch.attempt import Attempt, Outcome
 from launch.console import Console
 from launch.errors import LaunchError
 from launch.exit_codes import INTERRUPTED, REQUEUE
+from launch.failure import Failure
 from launch.hosts import Host, answering
 from launch.plan import Plan, Request, make_plan
 

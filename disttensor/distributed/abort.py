@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import json
 import os
 import sys
 import threading
@@ -59,13 +60,16 @@ def install() -> None:
     atexit.register(departures.leave)
 
 
-def end_job(reason: str, code: int) -> NoReturn:
-    """Print the reason with this rank's name before every line, and end all ranks with this exit code, not 0."""
+def end_job(reason: str, code: int, aftermath: bool = False) -> NoReturn:
+    """Print the reason with this rank's name before every line, and end all ranks with this exit code, not 0.
+
+    `aftermath` tells ``disttensor-run`` to look for a rank that failed before.
+    """
     from mpi4py import MPI
 
     _ending.acquire()  # never released: the first reason is the one that counts
     world = MPI.COMM_WORLD
-    _report(code)
+    _report(code, aftermath)
     lines = (f"[rank {world.rank}] {line}\n" for line in reason.splitlines())
     with contextlib.suppress(OSError, ValueError):  # a closed output must not keep the job alive
         sys.stdout.flush()
@@ -80,17 +84,17 @@ def end_job(reason: str, code: int) -> NoReturn:
     os._exit(code)
 
 
-def _report(code: int) -> None:
+def _report(code: int, aftermath: bool) -> None:
     """Tell ``disttensor-run`` that this rank is the one that ends the job, before MPI kills them all alike."""
     with contextlib.suppress(OSError, ValueError, KeyError):
-        os.write(int(os.environ["DISTTENSOR_REPORT_FD"]), b'{"code": %d}' % code)
+        os.write(int(os.environ["DISTTENSOR_REPORT_FD"]), json.dumps({"code": code, "aftermath": aftermath}).encode())
 
 
 def _handle_exception(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         end_job("interrupted; this ends the whole job.", _INTERRUPTED)
     report = "".join(traceback.format_exception(kind, error, where))
-    end_job(f"{report}The exception above was not caught on this rank; it ends the whole job.", 1)
+    end_job(f"{report}The exception above was not caught on this rank; it ends the whole job.", 1, _is_of_mpi(error))
 
 
 def _handle_thread_exception(args: threading.ExceptHookArgs) -> None:
@@ -98,7 +102,21 @@ def _handle_thread_exception(args: threading.ExceptHookArgs) -> None:
         return
     name = args.thread.name if args.thread is not None else "unknown"
     report = "".join(traceback.format_exception(args.exc_type, args.exc_value, args.exc_traceback))
-    end_job(f"{report}The exception above was not caught in thread {name!r}; it ends the whole job.", 1)
+    reason = f"{report}The exception above was not caught in thread {name!r}; it ends the whole job."
+    end_job(reason, 1, _is_of_mpi(args.exc_value))
+
+
+def _is_of_mpi(error: BaseException | None) -> bool:
+    """Whether MPI failed, which it does for want of a lost rank, or this came of it."""
+    from mpi4py import MPI
+
+    seen = set()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, MPI.Exception):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _exit(status: Any = None, /) -> NoReturn:

@@ -7,7 +7,6 @@ ends. A rank that was suspended gives none; /proc says so. The files vanish with
 
 from __future__ import annotations
 
-import faulthandler
 import json
 import os
 import platform
@@ -47,7 +46,7 @@ class Seen(NamedTuple):
     status : dict
         See `activity.snapshot`; empty if it could not be read.
     stacks : list of [str, list of str]
-        As from `launch.stacks.parse`.
+        As from `launch.stacks.ask`.
     """
 
     rank: int
@@ -65,7 +64,7 @@ class OwnFiles:
     def __init__(self) -> None:
         self._status = os.memfd_create(stacks.STATUS)
         self._stacks = os.memfd_create(stacks.STACKS)
-        faulthandler.register(stacks.signal_number(), file=self._stacks, all_threads=True, chain=False)
+        stacks.answer_with(self._stacks)
         self.publish()
 
     def place(self, rank: int, node: int) -> Place:
@@ -74,7 +73,7 @@ class OwnFiles:
 
     def publish(self, **more: Any) -> None:
         """Write the status as it is now."""
-        threads = {f"{t.ident:x}": t.name for t in threading.enumerate() if t.ident is not None}
+        threads = {str(thread.native_id): thread.name for thread in threading.enumerate()}
         content = json.dumps({**activity.snapshot(), "written": time.monotonic(), "threads": threads, **more}).encode()
         # Readers that come in between see no whole JSON and look again.
         os.pwrite(self._status, content, 0)
@@ -90,12 +89,13 @@ def look_at(places: list[Place]) -> list[Seen]:
     """What there is to see of ranks of this host; takes some tenths of a second, two seconds if one is silent."""
     now = time.monotonic()
     statuses = [read_status(place) for place in places]
-    texts = stacks.ask({place.pid: Path(f"/proc/{place.pid}/fd/{place.stacks}") for place in places}, _WRITING)
-    return [_seen(place, status, now, texts.get(place.pid, "")) for place, status in zip(places, statuses, strict=True)]
+    files = {place.pid: Path(f"/proc/{place.pid}/fd/{place.stacks}") for place in places}
+    threads = {place.pid: status.get("threads", {}) for place, status in zip(places, statuses, strict=True)}
+    found = stacks.ask(files, threads, _WRITING)
+    return [_seen(place, status, now, found.get(place.pid, [])) for place, status in zip(places, statuses, strict=True)]
 
 
-def _seen(place: Place, status: dict[str, Any], now: float, text: str) -> Seen:
-    found = stacks.parse(text, status.get("threads", {}))
+def _seen(place: Place, status: dict[str, Any], now: float, found: list[Any]) -> Seen:
     problem = stacks.trouble(place.pid) or ("" if found else "not answering a signal")
     silent = now - status["written"] if status else 0.0
     return Seen(place.rank, place.host, place.pid, problem, silent, status, found)

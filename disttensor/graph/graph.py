@@ -77,11 +77,11 @@ class Node:
     @property
     def outputs(self) -> tuple[Value, ...]:
         """One value for each output."""
-        return tuple(Value(self, i) for i in range(len(self.specs)))
+        return (Value(self),) if len(self.specs) == 1 else tuple(Value(self, i) for i in range(len(self.specs)))
 
     def with_inputs(self, inputs: Sequence[Value]) -> Node:
         """The same node on other inputs; itself if they are the same."""
-        if all(a == b for a, b in zip(inputs, self.inputs, strict=True)):
+        if tuple(inputs) == self.inputs:
             return self
         return Node(self.kind, self.specs, self.op, inputs, self.attrs, self.source, self.order)
 
@@ -172,19 +172,20 @@ class Graph:
             ``rule(node, inputs)`` is called for operator nodes, inputs before users, with the inputs already
             rewritten. It returns the values that stand for the node's outputs, or None to keep the node.
         """
-        replaced: dict[int, Sequence[Value]] = {}
+        replaced: dict[int, Sequence[Value]] = {}  # what is not in it stays
 
         def new(value: Value) -> Value:
-            return replaced[id(value.node)][value.slot]
+            values = replaced.get(id(value.node))
+            return value if values is None else values[value.slot]
 
-        is_same = True
         for node in self.nodes:
-            inputs = tuple(new(v) for v in node.inputs)
-            outputs = node.outputs
+            inputs = tuple(map(new, node.inputs))
             values = rule(node, inputs) if node.kind == "operator" else None
-            replaced[id(node)] = values = node.with_inputs(inputs).outputs if values is None else values
-            is_same = is_same and tuple(values) == outputs
-        if is_same:
+            if values is None and inputs != node.inputs:
+                values = node.with_inputs(inputs).outputs
+            if values is not None and tuple(values) != node.outputs:
+                replaced[id(node)] = values
+        if not replaced:
             return self
         return Graph(self.inputs, [new(v) for v in self.outputs], {k: new(v) for k, v in self.updates.items()})
 
@@ -315,6 +316,21 @@ def _describe(node: Node, names: dict[int, str]) -> str:
 
 
 def _topological(nodes: list[Node]) -> list[Node]:
+    return _in_program_order(nodes) or _by_readiness(nodes)
+
+
+def _in_program_order(nodes: list[Node]) -> list[Node] | None:
+    """The nodes in program order, if that is strict and every node comes after its inputs, as in what was traced."""
+    ordered = sorted(nodes, key=lambda n: n.order)
+    if any(a.order == b.order for a, b in itertools.pairwise(ordered)):
+        return None
+    if any(v.node.order >= n.order for n in ordered for v in n.inputs):
+        return None
+    return ordered
+
+
+def _by_readiness(nodes: list[Node]) -> list[Node]:
+    """Of the nodes whose inputs are there, always the first in program order."""
     waiting = {id(n): len({id(v.node) for v in n.inputs}) for n in nodes}
     users: dict[int, list[Node]] = {id(n): [] for n in nodes}
     for node in nodes:

@@ -15,6 +15,7 @@ from disttensor.graph.graph import Graph, Node, Value
 from disttensor.graph.memory import Lifetime, place
 from disttensor.graph.memory_report import Buffer
 from disttensor.graph.passes.fusion import fused
+from disttensor.kernels.native import address_of
 from disttensor.tensor import Variable, aligned_empty
 
 Key = tuple[int, int]
@@ -182,7 +183,7 @@ def _parts_of_results(
 def _is_whole(view: np.ndarray, array: np.ndarray) -> bool:
     """Whether a view has all elements of an array in their order."""
     same = view.dtype == array.dtype and view.size == array.size and view.flags.c_contiguous
-    return same and view.ctypes.data == array.ctypes.data
+    return same and address_of(view) == address_of(array)
 
 
 def _in_place_operands(

@@ -15,7 +15,7 @@ import numpy as np
 
 from disttensor.kernels import ir, machine
 from disttensor.kernels.ir import Function
-from disttensor.kernels.native import Bound, NativeCall, NativeSequence, Pieces
+from disttensor.kernels.native import Bound, NativeCall, NativeSequence, Pieces, address_of
 
 
 def chained(calls: Iterable[Bound]) -> list[Bound]:
@@ -73,4 +73,4 @@ def _follows(first: Pieces | None, second: Pieces | None) -> bool:
 
 
 def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    return a.ctypes.data == b.ctypes.data and a.size == b.size and a.itemsize == b.itemsize
+    return a.size == b.size and a.itemsize == b.itemsize and address_of(a) == address_of(b)

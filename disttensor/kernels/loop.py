@@ -40,11 +40,18 @@ COLUMN_REDUCTIONS = frozenset(f"{function}_rows" for function in ROW_REDUCTIONS)
 _COSTLY = frozenset((*elementary.FUNCTIONS, "divide", "sqrt", "reciprocal"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Literal:
     """A number in a loop, of the dtype of the instruction that uses it."""
 
     value: Any
+
+    def __eq__(self, other: object) -> bool:
+        """Whether it is the same number, as it is written: 0.0 and -0.0 are two."""
+        return isinstance(other, Literal) and repr(self) == repr(other)
+
+    def __hash__(self) -> int:
+        return hash(repr(self))
 
     def __repr__(self) -> str:
         return repr(self.value)

@@ -83,6 +83,7 @@ class _Machine:
         self._cpu = llvm.get_host_cpu_name()
         mask = os.environ.get("DISTTENSOR_CPU_FEATURES", "")
         self._features = ",".join(part for part in (llvm.get_host_cpu_features().flatten(), mask) if part)
+        self._switches = {part[1:]: part[0] != "-" for part in self._features.split(",")}  # the last one counts
         self.identity = f"llvmlite {llvmlite.__version__} {self._cpu} {self._features}"
         # The engine owns its target machine, so compiling needs another.
         self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), self._new_target())
@@ -96,8 +97,7 @@ class _Machine:
 
     def has(self, feature: str) -> bool:
         """See `has`."""
-        switches = [part for part in self._features.split(",") if part[1:] == feature]
-        if not switches or switches[-1][0] == "-":
+        if not self._switches.get(feature, False):
             return False
         needed = _BUILT_ON.get(feature) or ("avx512f" if feature.startswith("avx512") else None)
         return needed is None or self.has(needed)

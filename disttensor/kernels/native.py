@@ -230,7 +230,7 @@ def address_of(array: np.ndarray) -> int:
 
 def _word(value: np.ndarray | int | float) -> int:
     if isinstance(value, np.ndarray):
-        return value.ctypes.data
+        return address_of(value)
     if isinstance(value, float):
         return int(struct.unpack("<q", struct.pack("<d", value))[0])
     return int(value)

@@ -177,7 +177,7 @@ class Layer(WeightOwner, Configurable):
             self.__dict__["activation"] = activation
 
     def _with_training_and_mask(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        parameters = _call_parameters(type(self))
+        parameters = _call_parameters(type(self).call)
         training = kwargs.get("training")
         if training is None:
             training = state.training
@@ -215,7 +215,7 @@ class Layer(WeightOwner, Configurable):
     def _build_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if self.built:
             return
-        given = dict(zip(_call_parameters(type(self)), args, strict=False)) | kwargs
+        given = dict(zip(_call_parameters(type(self).call), args, strict=False)) | kwargs
         shapes = {
             name: tree.map_structure(_shape_of, value)
             for name, value in given.items()
@@ -362,11 +362,11 @@ def _once_built(build: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-def _call_parameters(cls: type[Layer]) -> dict[str, Any]:
-    found = {}
-    for name, parameter in list(inspect.signature(cls.call).parameters.items())[1:]:
-        found["**" if parameter.kind is parameter.VAR_KEYWORD else name] = parameter
-    return found
+@functools.lru_cache(maxsize=1024)
+def _call_parameters(call: Callable[..., Any]) -> tuple[str, ...]:
+    """The names of the parameters of a `call` method, in order; "**" for any others."""
+    parameters = list(inspect.signature(call).parameters.values())[1:]
+    return tuple("**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters)
 
 
 def _shape_of(leaf: Any) -> tuple[int | None, ...] | None:

@@ -76,16 +76,13 @@ class WeightOwner:
         self.__dict__.setdefault("_added_weights", []).append(variable)
         return variable
 
-    def _parts(self) -> Iterator[Any]:
+    def _parts(self) -> list[Any]:
         """Every variable, layer, metric and seed generator in an attribute, also within lists and dicts, once."""
-        seen: set[int] = set()
-        for name, value in list(self.__dict__.items()):
-            if name in _NOT_PARTS:
-                continue
-            for part in _flatten_parts(value):
-                if id(part) not in seen:
-                    seen.add(id(part))
-                    yield part
+        found: dict[int, Any] = {}
+        for name, value in self.__dict__.items():
+            if name not in _NOT_PARTS:
+                _add_parts(value, found)
+        return list(found.values())
 
     def _own_variables(self) -> list[Variable]:
         return [p for p in self._parts() if isinstance(p, Variable)]
@@ -186,15 +183,21 @@ class WeightOwner:
 _NOT_PARTS = frozenset({"_init_arguments", "_losses", "_inbound_nodes", "_always_frozen", "_loss_tracker"})
 
 
-def _flatten_parts(value: Any) -> Iterator[Any]:
+# What most attributes are; asked first, as all attributes of all layers are looked at several times in a step's trace.
+_PLAIN = frozenset({bool, int, float, str, type(None)})
+
+
+def _add_parts(value: Any, found: dict[int, Any]) -> None:
+    if type(value) in _PLAIN:
+        return
     if isinstance(value, (Variable, WeightOwner, Metric, SeedGenerator)):
-        yield value
+        found.setdefault(id(value), value)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from _flatten_parts(item)
+            _add_parts(item, found)
     elif isinstance(value, dict):
         for item in value.values():
-            yield from _flatten_parts(item)
+            _add_parts(item, found)
 
 
 def _trainable_first(variables: list[Variable]) -> list[Variable]:

@@ -13,7 +13,7 @@ definition is in `disttensor.kernels.elementary`, and wherever operators are fus
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,16 +182,25 @@ class Program:
         if is_complex:
             np.copyto(out, registers[self.instructions[-1].target])
 
-    def steps(self, dtypes: Sequence[str], result: str) -> list[Step] | None:
+    def steps(self, dtypes: tuple[str, ...], result: str) -> tuple[Step, ...] | None:
         """The steps of a generated loop; None if it cannot compute this.
 
         Parameters
         ----------
-        dtypes : sequence of str
+        dtypes : tuple of str
             The dtypes of the inputs.
         result : str
             The dtype of the result.
         """
+        if (dtypes, result) not in self._written:
+            self._written[dtypes, result] = self._write(dtypes, result)
+        return self._written[dtypes, result]
+
+    @functools.cached_property
+    def _written(self) -> dict[tuple[tuple[str, ...], str], tuple[Step, ...] | None]:
+        return {}
+
+    def _write(self, dtypes: tuple[str, ...], result: str) -> tuple[Step, ...] | None:
         known = list(dtypes)
         steps = []
         for number, instruction in enumerate(self.instructions, 1):
@@ -202,7 +211,7 @@ class Program:
                 return None
             steps.append(step)
             known.append(step.dtype)
-        return steps if known[-1] == result else None
+        return tuple(steps) if known[-1] == result else None
 
     def bind(self, out: np.ndarray, *inputs: np.ndarray) -> Bound | None:
         """A call of a generated loop on these arrays, if the formula has functions that only such loops compute."""
@@ -227,11 +236,11 @@ class Program:
 @functools.lru_cache(maxsize=4096)
 def _generate(program: Program, inputs: tuple[tuple[str, bool], ...], result: str) -> Loop | None:
     """The loop of a program for inputs of these dtypes, which are single numbers or not."""
-    steps = program.steps([dtype for dtype, _ in inputs], result)
+    steps = program.steps(tuple(dtype for dtype, _ in inputs), result)
     if steps is None or any(dtype not in loop.DTYPES for dtype, _ in inputs):
         return None
     accesses = tuple((dtype, "scalar" if single else "full") for dtype, single in inputs)
-    whole = Loop(accesses, tuple(steps), (len(inputs) + len(steps) - 1,))
+    whole = Loop(accesses, steps, (len(inputs) + len(steps) - 1,))
     if whole.levels[whole.outputs[0]] == "full":
         return whole
     spread = Step("spread", whole.outputs, result)

@@ -208,7 +208,7 @@ class Operator:
         self.loop_rule = rule
         return rule
 
-    @property
+    @functools.cached_property
     def arity(self) -> int:
         """How many inputs, if the number is fixed (elementwise operators)."""
         return sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in self.signature.parameters.values())
@@ -219,6 +219,8 @@ class Operator:
             return keras_tensor.symbolic_call(self, args, kwargs)
         if self.rule is None:
             return apply(self, [convert_to_tensor(a) for a in args], kwargs)
+        if not kwargs and len(args) == self.arity == len(self.signature.parameters):  # nothing to match
+            return apply(self, _DTYPE_RULES[self.rule](list(args)), {})
         bound = self.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         values = list(bound.args)[: self.arity]
@@ -326,8 +328,9 @@ def elementwise(
 
 def broadcast_shapes(name: str, shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     """The shape that these shapes broadcast to by numpy's rule; a ShapeError that names the operator if they do not."""
-    if len(shapes) == 1:
-        return shapes[0]
+    first = shapes[0]
+    if all(shape == first for shape in shapes):
+        return first
     try:
         return np.broadcast_shapes(*shapes)
     except ValueError:

@@ -158,7 +158,7 @@ class Loops:
         """The epochs, from a start on; returns the last logs."""
         step, pace = self._step("train", activity.steps), Pace(self.steps_per_execution)
         prepared, logs = start.prepared, start.logs
-        activity.steps.value = recovery.steps_done()
+        recovery.begin_counting()
         for epoch in range(start.epoch, start.epoch if start.finished else epochs):
             if not start.begun:
                 self.reset_metrics()

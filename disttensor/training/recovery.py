@@ -167,7 +167,6 @@ class Recovery:
                 assign_whole(variable, stands[name].memory)
         watchers.set_state(state["callbacks"])
         model.stop_training = state["stop"]
-        self._interval.note_start(self._found.step)
         _set_host_random(host_random)
         place = (
             f"epoch {epoch + 1}, batch {batch + 1}" if first is not None else f"the end of epoch {epoch + bool(batch)}"
@@ -257,7 +256,7 @@ class Recovery:
     def _steps_left(self) -> int:
         """How many steps may come before weights are compared or saved because there were so many."""
         by_check = self._check and self._check.steps_left(activity.steps.value)
-        by_interval = self._backup and self._interval.steps_left(int(self._model.optimizer.iterations))
+        by_interval = self._backup and self._interval.steps_left(activity.steps.value)
         return min(by_check or LARGEST, by_interval or LARGEST)
 
     def _combine(self, wishes: np.ndarray) -> np.ndarray:
@@ -275,22 +274,23 @@ class Recovery:
         self._check.look_at(combined[-DIGEST_BYTES:], step)
         return combined[:-DIGEST_BYTES]
 
-    def steps_done(self) -> int:
-        """How many steps the optimizer has taken."""
-        return int(self._model.optimizer.innermost._iterations.memory)
+    def begin_counting(self) -> None:
+        """Number the steps from those on that the optimizer has taken, and count those to the next save from here."""
+        activity.steps.value = int(self._model.optimizer.innermost._iterations.memory)
+        if self._backup is not None:
+            self._interval.note_start(activity.steps.value)
 
     def _is_due(self, epoch_ended: bool) -> bool:
         if self._backup is None:
             return False
         if self._end is not None and time.time() > self._end - _MARGIN - 3 * self._backup.manager.latency:
             self._asked = max(self._asked, _LEAVE)
-        return self._interval.is_due(int(self._model.optimizer.iterations), epoch_ended)
+        return self._interval.is_due(activity.steps.value, epoch_ended)
 
     def _save(self, epoch: int, batch: int, logs: dict[str, Any], wait: bool) -> None:
         assert self._backup is not None
         assert self._watchers is not None
-        step = int(self._model.optimizer.iterations)
-        self._interval.note_start(step)
+        self._interval.note_start(activity.steps.value)
         state = {
             "epoch": epoch,
             "batch": batch,
@@ -302,7 +302,7 @@ class Recovery:
         }
         tensors = {name: v if v.partition is None else whole_array(v) for name, v in self._variables().items()}
         metrics = {name: float(value) for name, value in logs.items() if isinstance(value, Real)}
-        self._backup.manager.save(step, tensors, state, metrics, wait=wait)
+        self._backup.manager.save(int(self._model.optimizer.iterations), tensors, state, metrics, wait=wait)
 
     def _leave(self, asked: int) -> None:
         assert self._backup is not None

@@ -88,6 +88,14 @@ def test_one_number_in_all_places_is_a_number_in_the_loop():
     assert_same_results(before, after)
 
 
+@pytest.mark.parametrize("zero", [0.0, -0.0])
+def test_zeros_of_both_signs_are_two_numbers(zero):
+    _, after = graphs_of(lambda x: x * zero, (3,))
+    x = np.array([2, -2, 0], np.float32)
+    (y,) = Plan(after).run([x])
+    assert y.tobytes() == (x * np.float32(zero)).tobytes()
+
+
 def test_different_rows_are_not_mixed():
     before, after = graphs_of(lambda x, a, b: (x + a) * b, (2, 3, 4), (4,), (3, 4))
     assert operators(after) == ["fused", "fused"]

@@ -1,10 +1,14 @@
-"""Stand-ins for mpirun, which can only say whose they are."""
+"""Programs under ``disttensor-run``; stand-ins for mpirun, which can only say whose they are."""
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
+
+from tests.launch.running import HEAD, WITH_MPI, Run
 
 VERSIONS = {
     "openmpi": "mpirun (Open MPI) 5.0.11\n\nReport bugs to https://www.open-mpi.org/community/help/",
@@ -43,3 +47,29 @@ def srun_that_starts(tmp_path):
         return f"{tmp_path / 'slurm'}:/usr/bin:/bin"
 
     return make
+
+
+@pytest.fixture(params=["alone", *WITH_MPI])
+def start(request, tmp_path):
+    """Start a program, given by its source, on one rank without MPI, or on three with either library.
+
+    The program knows its number as `rank`; `last` is the highest.
+    """
+    python, ranks = Path(sys.executable), 1
+    if request.param != "alone":
+        ranks = 3
+        if request.param == "mpich":
+            python = Path(
+                os.environ.get("DISTTENSOR_MPICH_VENV") or Path(sys.prefix).with_name(".venv-mpich"), "bin/python"
+            )
+        if not python.with_name("mpirun").exists():
+            pytest.skip(f"no mpirun beside {python}; run `make setup`")
+
+    def begin(source, *options, env=None):
+        program = tmp_path / "program.py"
+        program.write_text(f"{HEAD}last = rank == {ranks - 1}\n{source}\n")
+        return Run(python, "-n", ranks, *options, program, env=env)
+
+    begin.ranks = ranks
+    begin.last = ranks - 1
+    return begin

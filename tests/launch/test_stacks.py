@@ -9,18 +9,39 @@ from pathlib import Path
 
 import pytest
 
-from launch.stacks import STACKS, of_first_rank, parse, show
+from launch.stacks import STACKS, of_first_rank, show
 
 NOT_YET = f"import os, time; os.memfd_create({STACKS!r}); print(flush=True); time.sleep(60)"
 READY = f"""
-import faulthandler, os, signal, time
-faulthandler.register(signal.SIGRTMIN + 12, file=os.memfd_create({STACKS!r}), all_threads=True, chain=False)
+import os, signal, time; from launch.stacks import answer_with
+answer_with(os.memfd_create({STACKS!r}))
 BLOCK
 print(flush=True)
 time.sleep(60)
 """
 BLOCKED = READY.replace("BLOCK", "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGRTMIN + 12])")
 READY = READY.replace("BLOCK", "")
+
+# A main thread that sleeps, and others whose stacks change all the time.
+CHANGING = f"""
+import json, os, threading, time
+from launch.stacks import STATUS, answer_with
+
+def climb(depth):
+    return depth and climb(depth - 1)
+
+def run_up_and_down():
+    while True:
+        climb(20)
+
+answer_with(os.memfd_create({STACKS!r}))
+for name in ("loader", "disttensor-helper", "logger"):
+    threading.Thread(target=run_up_and_down, name=name, daemon=True).start()
+status = {{"doing": "climbing", "threads": {{str(t.native_id): t.name for t in threading.enumerate()}}}}
+os.write(os.memfd_create(STATUS), json.dumps(status).encode())
+print(flush=True)
+time.sleep(300)
+"""
 
 
 @pytest.fixture
@@ -75,9 +96,12 @@ def test_a_process_that_ended_meanwhile(start):
     assert of_first_rank([process.pid]) == {}
 
 
-def test_threads_of_our_own_are_left_out():
-    text = 'Thread 0x01 (most recent call first):\n  File "x", line 1 in f\n\nThread 0x02 (most recent call first):\n'
-    assert [name for name, _ in parse(text, {"1": "disttensor-watchdog"})] == ["thread 0x2"]
+def test_all_threads_but_our_own_are_shown_the_main_thread_last(start):
+    said = of_first_rank([start(CHANGING).pid])
+    assert said["state"] == "climbing"
+    assert [name for name, _ in said["stacks"]] == ["logger", "loader", "MainThread"]
+    assert all("in run_up_and_down" in "".join(frames) for _, frames in said["stacks"][:2])
+    assert said["stacks"][2][1] == ['File "<string>", line 18, in <module>']
 
 
 def test_equal_stacks_are_shown_once():

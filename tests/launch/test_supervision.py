@@ -5,102 +5,16 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
-import uuid
 from pathlib import Path
 
 import pytest
 
 from launch.exit_codes import INTERRUPTED, REQUEUE
+from tests.launch.running import WITH_MPI, Run
 
-ROOT = Path(__file__).parents[2]
-RANK = 'int(os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0")))'
-HEAD = f"import os, signal, subprocess, sys, time\nrank = {RANK}\nprint('rank', rank, 'is here', flush=True)\n"
 FIRST = "if os.environ['DISTTENSOR_RESTART_COUNT'] == '0':\n    "
-
-
-class Run:
-    """A ``disttensor-run`` in progress, and all processes that it started, directly or not."""
-
-    def __init__(self, python, *arguments, env=None):
-        self.mark = f"DISTTENSOR_TEST_RUN={uuid.uuid4().hex}"
-        environ = {name: value for name, value in os.environ.items() if not name.endswith("_THREADS")}
-        environ |= {"PYTHONPATH": str(ROOT)} | dict([self.mark.split("=")]) | (env or {})
-        self.process = subprocess.Popen(
-            [str(python), "-m", "launch.cli", *map(str, arguments)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environ,
-            start_new_session=True,
-        )
-
-    def wait_for(self, text, count=1):
-        """Read until lines with this text have come, so many of them."""
-        while count:
-            line = self.process.stdout.readline()
-            assert line, f"ended before it printed {text!r}"
-            count -= text in line
-        return line
-
-    def end(self, timeout=60):
-        """The exit code and the rest of the output, after a check that no process is left."""
-        try:
-            output, _ = self.process.communicate(timeout=timeout)
-        finally:
-            left = self.remaining(5)
-            for process in left:
-                os.kill(process, signal.SIGKILL)
-        assert not left, "processes outlived disttensor-run"
-        return self.process.returncode, output
-
-    def remaining(self, seconds):
-        limit = time.monotonic() + seconds
-        while (found := self._processes()) and time.monotonic() < limit:
-            time.sleep(0.05)
-        return found
-
-    def _processes(self):
-        found = []
-        for folder in Path("/proc").iterdir():
-            try:
-                if folder.name.isdigit() and self.mark.encode() in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append(int(folder.name))
-            except OSError:  # ended meanwhile
-                continue
-        return found
-
-
-WITH_MPI = [pytest.param(library, marks=pytest.mark.mpi) for library in ("openmpi", "mpich")]
-
-
-@pytest.fixture(params=["alone", *WITH_MPI])
-def start(request, tmp_path):
-    """Start a program, given by its source, on one rank without MPI, or on three with either library.
-
-    The program knows its number as `rank`; `last` is the highest.
-    """
-    python, ranks = Path(sys.executable), 1
-    if request.param != "alone":
-        ranks = 3
-        if request.param == "mpich":
-            python = Path(
-                os.environ.get("DISTTENSOR_MPICH_VENV") or Path(sys.prefix).with_name(".venv-mpich"), "bin/python"
-            )
-        if not python.with_name("mpirun").exists():
-            pytest.skip(f"no mpirun beside {python}; run `make setup`")
-
-    def begin(source, *options, env=None):
-        program = tmp_path / "program.py"
-        program.write_text(f"{HEAD}last = rank == {ranks - 1}\n{source}\n")
-        return Run(python, "-n", ranks, *options, program, env=env)
-
-    begin.ranks = ranks
-    begin.last = ranks - 1
-    return begin
 
 
 @pytest.mark.parametrize(

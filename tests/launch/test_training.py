@@ -12,7 +12,7 @@ import pytest
 
 from disttensor.checkpoint import Checkpoint, find_checkpoints
 from launch.exit_codes import INTERRUPTED
-from tests.launch.test_supervision import ROOT, Run
+from tests.launch.running import ROOT, Run
 
 pytestmark = [pytest.mark.mpi, pytest.mark.timeout(300)]
 PROGRAM = ROOT / "tests" / "faults" / "program.py"  # writes down each step, and keeps checkpoints

@@ -115,6 +115,18 @@ def test_several_nodes(sbatch, tmp_path):
     assert sorted(re.findall(r"on (n\d)", job.output())) == ["n1", "n2"]
 
 
+def test_the_rank_that_ended_by_itself_is_named(sbatch, tmp_path):
+    """Not one of those that srun ends because of it, by signals."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os, time\nfrom disttensor import distributed as d\nd.barrier()\n"
+        "time.sleep(60) if d.rank() != 2 else os._exit(3)"
+    )
+    job = sbatch("train.sbatch", str(program))
+    assert job.wait_until("COMPLETED", "FAILED") == "FAILED", job.output()
+    assert re.search(r"rank 2 on host \S+ ended with exit code 3", job.output()), job.output()
+
+
 @pytest.mark.parametrize("options", [(), ("--mpi", "mpirun")], ids=["srun", "mpirun"])
 def test_a_signal_saves_and_requeues_once(sbatch, environment, training, undisturbed, options):
     """As Slurm sends it before the time limit; the same script then goes on and ends with the same bits."""

@@ -162,6 +162,23 @@ def test_a_writer_that_fails_ends_training_at_the_next_step(tmp_path: Path, monk
     assert steps[-1] == (8, 1)
 
 
+@pytest.mark.parametrize("accumulated", [None, 2])
+def test_saves_come_after_so_many_batches_of_this_training(tmp_path: Path, accumulated: int | None) -> None:
+    class Saves(dt.callbacks.Callback):
+        def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+            if backup.manager.is_saving and (not after or after[-1] != batch):
+                after.append(batch)
+            backup.manager.wait()
+
+    model = dt.Sequential([dt.layers.Dense(1)])
+    model.compile(dt.optimizers.SGD(gradient_accumulation_steps=accumulated), "mse")
+    for _ in range(2):  # the second time the optimizer has taken steps already
+        after: list[int] = []
+        backup = dt.callbacks.BackupAndRestore(tmp_path, save_freq=6)
+        model.fit(np.ones((20, 2)), np.ones((20, 1)), batch_size=1, verbose=0, callbacks=[backup, Saves()])
+        assert after == [6, 12, 18]
+
+
 def test_resume_wants_a_place(tmp_path: Path) -> None:
     model = dt.Sequential([dt.layers.Dense(1)])
     model.compile("sgd", "mse")

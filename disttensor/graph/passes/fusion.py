@@ -84,7 +84,8 @@ def _bind(
 ) -> Bound:
     # What the loop cannot repeat by row or column is repeated in memory.
     arrays = [
-        np.broadcast_to(x, shape) if access == "full" else x for x, (_, access) in zip(inputs, loop.inputs, strict=True)
+        np.broadcast_to(x, shape) if access == "full" and x.shape != shape else x
+        for x, (_, access) in zip(inputs, loop.inputs, strict=True)
     ]
     return generated.bind(loop, arrays, out, columns, math.prod(shape))
 
@@ -103,14 +104,20 @@ def fuse_elementwise(graph: Graph) -> Graph:
 
 @dataclass
 class _Group:
-    """Nodes that will run as one; `above` and `below` are bit sets of the groups it needs and that need it."""
+    """Nodes that will run as one.
+
+    `bits` has a bit for each of them, and `above` those of all nodes that they need. `sources` and `readers` are the
+    groups that they read, and that read them, themselves.
+    """
 
     members: list[Node]
+    bits: int
     shape: Shape | None = None
     columns: int | None = None
     steps: int = 0
     above: int = 0
-    below: int = 0
+    sources: set[int] = field(default_factory=set)
+    readers: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -137,7 +144,7 @@ class _Grouping:
             mine = self._alone(node)
             for value in node.inputs:
                 other = self.number[id(value.node)]
-                if other != mine and self._fit(self.all[other], self.all[mine]):
+                if other != mine and self._fit(other, mine):
                     mine = self._merge(other, mine)
             if self.recipes.get(id(node)) is not None and self.all[mine].members == [node]:
                 self._describe(node, recipe_of(node))
@@ -150,13 +157,12 @@ class _Grouping:
 
     def _alone(self, node: Node) -> int:
         number = len(self.all)
-        group = _Group([node])
-        for producer in {self.number[id(v.node)] for v in node.inputs}:
-            group.above |= self.all[producer].above | 1 << producer
+        group = _Group([node], 1 << number, sources={self.number[id(v.node)] for v in node.inputs})
+        for source in group.sources:
+            group.above |= self.all[source].above | self.all[source].bits
+            self.all[source].readers.add(number)
         self.all.append(group)
         self.number[id(node)] = number
-        for above in _bits(group.above):
-            self.all[above].below |= 1 << number
         self._describe(node, self._in_rows(node) or recipe_of(node))
         return number
 
@@ -195,7 +201,8 @@ class _Grouping:
                 return Recipe(loop, group.shape, group.columns, ("column",))
         return None
 
-    def _fit(self, a: _Group, b: _Group) -> bool:
+    def _fit(self, first: int, second: int) -> bool:
+        a, b = self.all[first], self.all[second]
         if a.shape is None or a.shape != b.shape or a.steps + b.steps > MAX_STEPS:
             return False
         if a.columns is not None and b.columns is not None and a.columns != b.columns:
@@ -203,41 +210,49 @@ class _Grouping:
         if a.members[0].section != b.members[0].section:
             return False
         # A third group between the two would have to run both after and before the merged one.
-        return not (a.below & b.above) and not (b.below & a.above) and self._can_read(a, b)
+        return not (self._leads_around(first, second) or self._leads_around(second, first)) and self._can_read(first, b)
 
-    def _can_read(self, a: _Group, b: _Group) -> bool:
+    def _leads_around(self, first: int, second: int) -> bool:
+        """Whether a path leads from one group to another through a third."""
+        bits = self.all[first].bits
+        return any(self.all[source].above & bits for source in self.all[second].sources if source != first)
+
+    def _can_read(self, a: int, b: _Group) -> bool:
         """Whether the members of b read what those of a compute as the numbers that they are."""
-        inside = {id(node) for node in a.members}
         for node in b.members:
             for value, (_, access) in zip(node.inputs, self.recipes[id(node)].loop.inputs, strict=True):
                 for source in (value, through_broadcast(value)[0]):
                     level = self.levels.get((id(source.node), source.slot))
-                    if id(source.node) in inside and (level == "row" or level != access):
+                    if self.number[id(source.node)] == a and (level == "row" or level != access):
                         return False
         return True
 
     def _merge(self, a: int, b: int) -> int:
         """Put group b into a."""
         into, gone = self.all[a], self.all[b]
-        both = 1 << a | 1 << b
         into.members += gone.members
         into.steps += gone.steps
         into.columns = into.columns if into.columns is not None else gone.columns
-        into.above = (into.above | gone.above) & ~both
-        into.below = (into.below | gone.below) & ~both
+        into.bits |= gone.bits
+        into.above = (into.above | gone.above) & ~into.bits
+        for source in gone.sources:
+            self.all[source].readers.remove(b)
+            self.all[source].readers.add(a)
+        for reader in gone.readers:
+            self.all[reader].sources.remove(b)
+            self.all[reader].sources.add(a)
+        into.sources = (into.sources | gone.sources) - {a, b}
+        into.readers = (into.readers | gone.readers) - {a, b}
         for node in gone.members:
             self.number[id(node)] = a
         gone.members, gone.shape = [], None
-        for group in _bits(into.above):
-            self.all[group].below = (self.all[group].below | into.below | 1 << a) & ~(1 << b)
-        for group in _bits(into.below):
-            self.all[group].above = (self.all[group].above | into.above | 1 << a) & ~(1 << b)
+        above, behind = into.above | into.bits, list(into.readers)
+        while behind:
+            group = self.all[behind.pop()]
+            if above & ~group.above:
+                group.above |= above
+                behind.extend(group.readers)
         return a
-
-
-def _bits(mask: int) -> list[int]:
-    octets = np.frombuffer(mask.to_bytes(-(-mask.bit_length() // 8), "little"), np.uint8)
-    return np.unpackbits(octets, bitorder="little").nonzero()[0].tolist()
 
 
 def _is_uniform(array: np.ndarray) -> bool:

@@ -58,21 +58,21 @@ def recipe_of(node: Node) -> Recipe | None:
         (v.spec.dtype, a[0] if a is not None and a[1] in (None, columns) else "full")
         for v, a in zip(node.inputs, accesses, strict=True)
     ]
-    return Recipe(Loop(tuple(inputs), tuple(steps), (len(inputs) + len(steps) - 1,)), shape, columns, ("full",))
+    return Recipe(Loop(tuple(inputs), steps, (len(inputs) + len(steps) - 1,)), shape, columns, ("full",))
 
 
-def steps_of(node: Node) -> list[Step] | None:
+def steps_of(node: Node) -> tuple[Step, ...] | None:
     """The primitives of an elementwise operator, whose inputs are registers 0, 1, …; None if they cannot be generated.
 
     What cannot be generated are functions without a definition in `disttensor.kernels.elementary`.
     """
     if node.op is convert:
         source, target = node.inputs[0].spec.dtype, node.specs[0].dtype
-        return [Step("convert", (0,), target)] if loops.converts(source, target) else None
+        return (Step("convert", (0,), target),) if loops.converts(source, target) else None
     if node.op is None or node.op.program is None:
         return None
     program = node.op.program(tuple(node.attrs.items()))
-    return program.steps([v.spec.dtype for v in node.inputs], node.specs[0].dtype)
+    return program.steps(tuple(v.spec.dtype for v in node.inputs), node.specs[0].dtype)
 
 
 def access_of(shape: Shape, whole: Shape) -> tuple[str, int | None] | None:

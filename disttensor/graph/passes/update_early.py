@@ -43,9 +43,8 @@ def update_early(graph: Graph) -> Graph:
         elif id(node) in before and id(node) not in numbers:
             latest = max([first, *(orders.get(id(n), n.order) for n in before[id(node)] if id(n) not in numbers)])
             orders[id(node)] = (*latest[:1], 1)
-    for needs in before.values():
-        moved = [node for node in _with_inputs(needs) if id(node) in numbers and node.kind == "operator"]
-        orders.update((id(node), first) for node in moved)
+    needed = _with_inputs([node for needs in before.values() for node in needs])
+    orders.update((id(node), first) for node in needed if id(node) in numbers and node.kind == "operator")
     return _in_order(graph, orders)
 
 

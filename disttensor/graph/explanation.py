@@ -94,6 +94,10 @@ def why_apart(producer: Node, user: Node) -> str:
     columns = [node.attrs["columns"] for node in (producer, user)]
     if min(columns) > 1 and columns[0] != columns[1]:
         return f"rows of other lengths, {columns[0]} and {columns[1]}"
+    slabs = {node.attrs["slab"] for node in (producer, user) if "slab" in node.attrs}
+    heights = {node.attrs.get("height", 0) for node in (producer, user) if node.attrs["loop"].reduces_columns}
+    if len(slabs) > 1 or len(heights) > 1:
+        return "columns are repeated, or added up, over other numbers of rows"
     return "another operator needs the one and is needed by the other"
 
 

@@ -109,7 +109,7 @@ class _Writer:
         count = len(loop.inputs) + len(loop.outputs)
         for i in range(count):
             self.write(f"  %a{i} = getelementptr i64, ptr %arguments, i64 {i}", f"  %p{i} = load ptr, ptr %a{i}")
-        for i, name in enumerate(("columns", "rows", "total", "height"), count):
+        for i, name in enumerate(("columns", "rows", "total", "height", "slab"), count):
             self.write(f"  %a{i} = getelementptr i64, ptr %arguments, i64 {i}", f"  %{name} = load i64, ptr %a{i}")
         self.write("  %place = alloca i64")
         for i, step in enumerate(loop.steps):
@@ -166,6 +166,8 @@ class _Writer:
             "  %base = mul nsw i64 %r, %columns", "  %left = sub i64 %total, %base",
             "  %short = icmp slt i64 %left, %columns", "  %n = select i1 %short, i64 %left, i64 %columns",
         )  # fmt: skip
+        if any(access == "slab" for _, access in loop.inputs):
+            self.write("  %slab.number = udiv i64 %r, %slab", "  %slab.base = mul nsw i64 %slab.number, %columns")
         if reduces:
             self.write("  %begins = icmp eq i64 %r, %first")
         self._sum_chosen_rows()
@@ -284,7 +286,11 @@ class _Writer:
                 return fixed.splat(self.scalars[register])
             step = self.step(register)
             if step is None:
-                place = index if loop.inputs[register][1] == "full" else column
+                access, place = loop.inputs[register][1], column
+                if access == "full":
+                    place = index
+                elif access == "slab":
+                    place = block.emit(f"add nsw i64 %slab.base, {column}", "int64").name
                 return self._load(block, f"%p{register}", dtype, place, mask)
             if register in self.kept and loop.passes[register] < number:
                 return self._load(block, f"%kept{register}", dtype, column, mask)
@@ -430,7 +436,8 @@ def source(loop: Loop, keep: bool = True) -> str:
     """The LLVM IR of a loop, a native kernel named ``loop``, which works from row (if flat: element) start to stop.
 
     With reductions of columns, from block of rows to block of rows. Its arguments are the inputs, the outputs, the
-    number of columns, of rows, and of elements (the last row may be shorter), and how many rows make a block.
+    number of columns, of rows, and of elements (the last row may be shorter), and how many rows make a block, and how
+    many a slab.
 
     Parameters
     ----------

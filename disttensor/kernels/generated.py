@@ -15,9 +15,6 @@ from disttensor.kernels.native import Bound, NativeCall, NativeSequence, Pieces,
 _WORK = 1 << 20
 """Instructions (about) that make a part for one of several threads."""
 
-_SLAB = 1 << 12
-"""Elements for which a loop of their own is worth while."""
-
 _KEPT = 1 << 16
 """Bytes of scratch memory that a row may take; beyond, values are computed again."""
 
@@ -29,6 +26,7 @@ def bind(
     columns: int,
     size: int | None = None,
     height: int | None = None,
+    slab: int = 1,
 ) -> Bound:
     """A call of a loop on fixed arrays.
 
@@ -45,6 +43,8 @@ def bind(
         last row may be shorter than the others.
     height : int, optional
         For sums of columns: how many rows have results of their own. By default there is one result for all rows.
+    slab : int, default 1
+        For inputs that are read by slab: how many rows make one.
 
     Returns
     -------
@@ -59,11 +59,11 @@ def bind(
     # Arithmetic of numpy makes scalars of arrays without axes.
     inputs = [np.asarray(x) for x in inputs]
     if loop.is_flat and (run := _repetition(loop, inputs, outputs)) is not None:
-        return _bind_slabs(loop, inputs, outputs, *run)
+        loop, inputs, columns, slab = _in_slabs(loop, inputs, *run)
     copies = [(np.empty(x.shape, x.dtype), x) for x in inputs if not x.flags.c_contiguous]
     replaced = {id(x): copy for copy, x in copies}
     arrays = [replaced.get(id(x), x) for x in inputs]
-    call = _native(loop, arrays, list(outputs), columns, size, height)
+    call = _native(loop, arrays, list(outputs), columns, size, height, slab)
     return sequence([*(copying.bind(copy, x) for copy, x in copies), call]) if copies else call
 
 
@@ -77,9 +77,9 @@ def _repeated_axes(x: np.ndarray) -> tuple[int, int] | None:
 
 
 def _repetition(loop: Loop, inputs: list[np.ndarray], outputs: Sequence[np.ndarray]) -> tuple[int, int] | None:
-    """Axes along which an operand is repeated, before others along which it is not; None if that is not worth a loop.
+    """Axes along which an operand is repeated, before others along which it is not; None if these are too few elements.
 
-    Such an operand is a row, though not the same in all places along the axes before: these become loops of their own.
+    Such an operand is a row, though not the same in all places along the axes before.
     """
     shapes = {x.shape for x, (_, access) in zip(inputs, loop.inputs, strict=True) if access == "full"}
     if len(shapes) != 1 or any(not out.flags.c_contiguous for out in outputs):
@@ -87,35 +87,26 @@ def _repetition(loop: Loop, inputs: list[np.ndarray], outputs: Sequence[np.ndarr
     (shape,) = shapes
     for x, (_, access) in zip(inputs, loop.inputs, strict=True):
         run = _repeated_axes(x) if access == "full" else None
-        if run is not None and math.prod(shape[run[1] :]) >= LANES and math.prod(shape[run[0] :]) >= _SLAB:
+        if run is not None and math.prod(shape[run[1] :]) >= LANES:
             return run
     return None
 
 
-def _bind_slabs(loop: Loop, inputs: list[np.ndarray], outputs: Sequence[np.ndarray], first: int, end: int) -> Bound:
-    """A loop for each place along the axes before `first`, in which what is repeated up to `end` is a row."""
+def _in_slabs(loop: Loop, inputs: list[np.ndarray], first: int, end: int) -> tuple[Loop, list[np.ndarray], int, int]:
+    """The loop over rows in which what is repeated from axis `first` up to `end` is read by slab.
+
+    With it come its inputs, the length of a row, and how many rows make a slab.
+    """
     shape = next(x.shape for x, (_, access) in zip(inputs, loop.inputs, strict=True) if access == "full")
-    outer, columns = math.prod(shape[:first]), math.prod(shape[end:])
-    calls: list[Bound] = []
-    accesses, parts = [], []
+    by_slab = "slab" if math.prod(shape[:first]) > 1 else "row"
+    accesses, arrays = [], []
     for x, (dtype, access) in zip(inputs, loop.inputs, strict=True):
-        if access == "full":
-            if _repeated_axes(x) == (first, end):
-                access, x = "row", x[(slice(None),) * first + (0,) * (end - first)]
-            if not x.flags.c_contiguous:
-                copy = np.empty(x.shape, x.dtype)
-                calls.append(copying.bind(copy, x))
-                x = copy
-            parts.append(list(x.reshape(outer, -1)))
-        else:
-            parts.append([x] * outer)
+        if access == "full" and _repeated_axes(x) == (first, end):
+            access, x = by_slab, x[(slice(None),) * first + (0,) * (end - first)]
         accesses.append((dtype, access))
+        arrays.append(x)
     rows = Loop(tuple(accesses), loop.steps, loop.outputs)
-    results = [out.reshape(outer, -1) for out in outputs]
-    for place in range(outer):
-        pieces = [part[place] for part in parts]
-        calls.append(_native(rows, pieces, [r[place] for r in results], columns, results[0][place].size))
-    return sequence(calls)
+    return rows, arrays, math.prod(shape[end:]), math.prod(shape[first:end])
 
 
 def _native(
@@ -125,6 +116,7 @@ def _native(
     columns: int,
     size: int,
     height: int | None = None,
+    slab: int = 1,
 ) -> NativeCall | NativeSequence:
     widest = max(size_of(dtype) for dtype in loop.dtypes)
     address = machine.load(source(loop, columns * widest <= _KEPT))["loop"]
@@ -132,14 +124,14 @@ def _native(
     least = max(_WORK // loop.cost, LANES) & -LANES
     if loop.is_flat:
         pieces = _pieces(loop, inputs, outputs, 1)
-        words = [*inputs, *outputs, 1, size, size, 0]
+        words = [*inputs, *outputs, 1, size, size, 0, 1]
         return NativeCall(address, words, size, least if size > least else 0, pieces=pieces)
     # Rows without an element have results all the same.
     rows = -(-size // columns) if columns else max(o.size for o in outputs)
     least = max(least // max(columns, 1), 1)
     if not loop.reduces_columns:
         pieces = _pieces(loop, inputs, outputs, columns)
-        words = [*inputs, *outputs, columns, rows, size, 0]
+        words = [*inputs, *outputs, columns, rows, size, 0, slab]
         return NativeCall(address, words, rows, least if rows > least else 0, pieces=pieces)
     block = height or BLOCK
     blocks = max(-(-rows // block), 1)
@@ -152,7 +144,8 @@ def _native(
                 combine = Loop(((step.dtype, "full"),), (Step(step.function, (0,), step.dtype),), (1,))
                 more.append(_native(combine, [targets[i]], [outputs[i]], columns, blocks * columns))
     grain = max(least // block, 1)
-    first = NativeCall(address, [*inputs, *targets, columns, rows, size, block], blocks, grain if blocks > grain else 0)
+    words = [*inputs, *targets, columns, rows, size, block, slab]
+    first = NativeCall(address, words, blocks, grain if blocks > grain else 0)
     return NativeSequence([first, *more])
 
 

@@ -81,7 +81,8 @@ class Loop:
     ----------
     inputs : tuple of (dtype, access)
         How an input is read in row r and column c: "full" (element r·columns + c), "row" (element c, the same for every
-        row), "column" (element r), "scalar" (its only element), or "anywhere" (only "sum_chosen" knows).
+        row), "slab" (element ⌊r / slab⌋·columns + c, the same for each `slab` rows), "column" (element r), "scalar"
+        (its only element), or "anywhere" (only "sum_chosen" knows).
     steps : tuple of Step
     outputs : tuple of int
         The registers that are stored: for each element, each row, or (sums of columns) each column.
@@ -106,7 +107,7 @@ class Loop:
     @functools.cached_property
     def levels(self) -> list[str]:
         """The level of each register: "full", "column" or "scalar"; "row" for sums of columns."""
-        levels = ["full" if access == "row" else access for _, access in self.inputs]
+        levels = ["full" if access in ("row", "slab") else access for _, access in self.inputs]
         for step in self.steps:
             operands = {levels[o] for o in step.operands if isinstance(o, int)}
             if step.function in ROW_REDUCTIONS:

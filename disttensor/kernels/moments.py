@@ -1,4 +1,4 @@
-"""Moments of the columns of a matrix, and the two sums that gradients of normalization need, each in one pass.
+"""Moments of the columns of matrices, and the two sums that gradients of normalization need, each in one pass.
 
 A block of rows stays in the cache while its mean and then its squared distances are summed, so there is one pass over
 memory, with the digits of two. Blocks follow from the shape alone and are combined in order, so results do not depend
@@ -10,6 +10,7 @@ References: Chan, Golub & LeVeque, "Algorithms for computing the sample variance
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -30,10 +31,10 @@ def moments(outs: Pair, x: np.ndarray) -> None:
 
     Parameters
     ----------
-    outs : two arrays, shape (columns,)
+    outs : two arrays, shape (columns,) or (matrices, columns)
         Where they go.
-    x : array, shape (…, columns)
-        The leading axes count as one. Half precision is computed in float32.
+    x : array, shape (…, columns) or (matrices, …, columns)
+        The axes in between count as one. Half precision is computed in float32.
 
     Examples
     --------
@@ -50,10 +51,11 @@ def products(outs: Pair, g: np.ndarray, x: np.ndarray, mean: np.ndarray) -> None
 
     Parameters
     ----------
-    outs : two arrays, shape (columns,)
+    outs : two arrays, shape (columns,) or (matrices, columns)
         Where they go.
-    g, x : arrays, shape (…, columns)
-    mean : array, shape (columns,)
+    g, x : arrays, shape (…, columns) or (matrices, …, columns)
+    mean : array
+        Of the shape of the results.
     """
     _run("products", outs, x, g, mean)
 
@@ -87,18 +89,18 @@ def _run(name: str, outs: Pair, *arrays: np.ndarray) -> None:
 def _calls(
     name: str, outs: Pair, x: np.ndarray, g: np.ndarray | None = None, mean: np.ndarray | None = None
 ) -> NativeSequence:
-    columns = x.shape[-1]
-    rows = x.size // max(columns, 1)
+    columns, matrices = x.shape[-1], math.prod(outs[0].shape[:-1])
+    rows = x.size // max(columns * matrices, 1)
     block = max(1, _BLOCK // max(columns, 1))
     blocks = -(-rows // block)
-    partial = np.empty((blocks, 2, columns), x.dtype)
+    partial = np.empty((matrices, blocks, 2, columns), x.dtype)
     functions = code.functions({"f": "float", "d": "double"}[x.dtype.char])
     # A mean of no rows would be 0 / 0.
     arguments = (
         *outs, partial, x, x if g is None else g, x if mean is None else mean, max(rows, 1), columns, block, blocks
     )  # fmt: skip
-    grain = max(1, -(-_GRAIN * blocks // max(1, x.size)))
+    grain = max(1, -(-_GRAIN * blocks * matrices // max(1, x.size)))
     return NativeSequence([
-        NativeCall(functions[name], arguments, extent=blocks, grain=grain),
-        NativeCall(functions[f"combine_{name}"], arguments),
+        NativeCall(functions[name], arguments, extent=blocks * matrices, grain=grain),
+        NativeCall(functions[f"combine_{name}"], arguments, extent=matrices),
     ])  # fmt: skip

@@ -9,7 +9,8 @@ from disttensor.kernels import ir, machine
 from disttensor.kernels.ir import Function, Value
 
 ARGUMENTS = ("first", "second", "partial", "x", "g", "mean", "rows", "columns", "block", "blocks")
-"""What all functions take: two results of `columns` numbers, and for each block of `block` rows two partial ones."""
+"""What all functions take: of each matrix of a stack, two results of `columns` numbers, and two partial ones for each
+of its `blocks` blocks of `block` rows."""
 
 _SIDE_BY_SIDE = 4
 """Partial sums of a column, so that an addition need not wait for the one before."""
@@ -19,8 +20,8 @@ _SIDE_BY_SIDE = 4
 def functions(kind: str) -> Mapping[str, int]:
     """The addresses of the functions for "float" or "double".
 
-    `moments` and `products` compute the partial results of blocks [start, stop); `combine_moments` and
-    `combine_products` put them together, in their order.
+    `moments` and `products` compute the partial results of blocks [start, stop), counted through the stack;
+    `combine_moments` and `combine_products` put those of matrices [start, stop) together, in their order.
     """
     return machine.load(ir.written("moments", functools.partial(_text, kind), kind, machine.vector_bytes()))
 
@@ -45,7 +46,7 @@ class _Sums:
         """Of each block the sum, and the sum of squares of distances from the block's own mean."""
         f = self.f
 
-        def body(vector: str, offset: Value, first: Value, count: Value, partial: Value) -> None:
+        def body(vector: str, offset: Value, matrix: Value, first: Value, count: Value, partial: Value) -> None:
             x = f.at(self.a["x"], first * self.line, offset)
             total = self._sum(vector, count, lambda row: self._load(vector, x, row))
             mean = total / self._number(vector, count)
@@ -63,30 +64,29 @@ class _Sums:
         """Mean and variance: Σ (squares + rows·d²) / rows, d being a block's mean less that of all."""
         f = self.f
 
-        def body(vector: str, offset: Value) -> None:
+        def body(vector: str, offset: Value, matrix: Value, partials: Value) -> None:
             rows = self._number(vector, self.a["rows"])
-            mean = self._total(vector, self.a["partial"], offset) / rows
+            mean = self._total(vector, partials, offset) / rows
             squares = f.variable(f.constant(vector, 0))
             with f.loop(0, self.a["blocks"]) as block:
-                partial = f.at(self.a["partial"], block * 2 * self.line, offset)
+                partial = f.at(partials, block * 2 * self.line, offset)
                 left = self.a["rows"] - block * self.a["block"]
                 count = self._number(vector, f.minimum(left, self.a["block"]))
                 distance = f.load(vector, partial, self.itemsize) / count - mean
                 own = f.load(vector, f.at(partial, self.line), self.itemsize)
                 squares.set(squares.get() + (own + distance * distance * count))
-            f.store(mean, f.at(self.a["first"], offset), self.itemsize)
-            f.store(squares.get() / rows, f.at(self.a["second"], offset), self.itemsize)
+            f.store(mean, f.at(self.a["first"], matrix * self.line, offset), self.itemsize)
+            f.store(squares.get() / rows, f.at(self.a["second"], matrix * self.line, offset), self.itemsize)
 
-        self._each_column(body)
-        return f
+        return self._each_matrix(body)
 
     def products(self) -> Function:
         """Of each block the sums of g and of g · (x − mean)."""
         f = self.f
 
-        def body(vector: str, offset: Value, first: Value, count: Value, partial: Value) -> None:
+        def body(vector: str, offset: Value, matrix: Value, first: Value, count: Value, partial: Value) -> None:
             x, g = f.at(self.a["x"], first * self.line, offset), f.at(self.a["g"], first * self.line, offset)
-            mean = f.load(vector, f.at(self.a["mean"], offset), self.itemsize)
+            mean = f.load(vector, f.at(self.a["mean"], matrix * self.line, offset), self.itemsize)
 
             def product(row: Value) -> Value:
                 return self._load(vector, g, row) * (self._load(vector, x, row) - mean)
@@ -102,23 +102,31 @@ class _Sums:
         """Both sums."""
         f = self.f
 
-        def body(vector: str, offset: Value) -> None:
-            partial = self.a["partial"]
-            f.store(self._total(vector, partial, offset), f.at(self.a["first"], offset), self.itemsize)
-            second = self._total(vector, f.at(partial, self.line), offset)
-            f.store(second, f.at(self.a["second"], offset), self.itemsize)
+        def body(vector: str, offset: Value, matrix: Value, partials: Value) -> None:
+            for result, start in (("first", partials), ("second", f.at(partials, self.line))):
+                place = f.at(self.a[result], matrix * self.line, offset)
+                f.store(self._total(vector, start, offset), place, self.itemsize)
 
-        self._each_column(body)
-        return f
+        return self._each_matrix(body)
 
-    def _each_block(self, body: Callable[[str, Value, Value, Value, Value], None]) -> Function:
-        """Call ``body(vector type, offset, first row, rows, where the partial results go)``."""
+    def _each_block(self, body: Callable[[str, Value, Value, Value, Value, Value], None]) -> Function:
+        """Call ``body(vector type, offset, matrix, first row, rows, where the partial results go)``."""
         f = self.f
         with f.loop(f["start"], f["stop"]) as block:
-            first = block * self.a["block"]
-            count = f.minimum(self.a["rows"] - first, self.a["block"])
+            matrix = block // self.a["blocks"]
+            inside = (block - matrix * self.a["blocks"]) * self.a["block"]
+            count = f.minimum(self.a["rows"] - inside, self.a["block"])
+            first = matrix * self.a["rows"] + inside
             partial = f.at(self.a["partial"], block * 2 * self.line)
-            self._each_column(lambda vector, offset: body(vector, offset, first, count, partial))  # noqa: B023
+            self._each_column(lambda vector, offset: body(vector, offset, matrix, first, count, partial))  # noqa: B023
+        return f
+
+    def _each_matrix(self, body: Callable[[str, Value, Value, Value], None]) -> Function:
+        """Call ``body(vector type, offset, matrix, where the partial results of its blocks begin)``."""
+        f = self.f
+        with f.loop(f["start"], f["stop"]) as matrix:
+            partials = f.at(self.a["partial"], matrix * self.a["blocks"] * 2 * self.line)
+            self._each_column(lambda vector, offset: body(vector, offset, matrix, partials))  # noqa: B023
         return f
 
     def _each_column(self, body: Callable[[str, Value], None]) -> None:

@@ -79,8 +79,12 @@ def bind(out: np.ndarray, x: np.ndarray, axes: tuple[int, ...], function: str = 
 
 def loop(
     shape: tuple[int, ...], axes: tuple[int, ...], dtype: str, function: str = "sum"
-) -> tuple[Loop, tuple[int, ...], int] | None:
-    """The loop that reduces in one go, the shape of its input and the length of its rows; None if it takes several."""
+) -> tuple[Loop, tuple[int, ...], int] | tuple[Loop, tuple[int, ...], int, int] | None:
+    """The loop that reduces in one go; None if it takes several.
+
+    With it come the shape of its input, the length of its rows and, for axes in the middle, how many rows have results
+    of their own.
+    """
     if dtype not in DTYPES or math.prod(shape) == 0 or not axes:
         return None
     count = math.prod(shape[a] for a in axes)
@@ -89,6 +93,9 @@ def loop(
         return _reduce(f"{function}_rows", dtype), shape, rest
     if axes == tuple(range(len(shape) - len(axes), len(shape))) and count > 1 and (rest > 1 or count <= PIECE):
         return _reduce(function, dtype), shape, count
+    outer, inner = math.prod(shape[: axes[0]]), math.prod(shape[axes[-1] + 1 :])
+    if outer * count * inner == math.prod(shape) and min(outer, count, inner) > 1:
+        return _reduce(f"{function}_rows", dtype), shape, inner, count
     return None
 
 

@@ -9,6 +9,8 @@ from disttensor import constraints, dtypes, initializers, ops, regularizers
 from disttensor.errors import ArgumentError, ShapeError
 from disttensor.layers.arguments import PartialShape, known_size, title
 from disttensor.layers.layer import Layer
+from disttensor.layers.normalization import normalize_channels
+from disttensor.ops.normalization import channel_moments
 from disttensor.tensor import Tensor
 
 
@@ -104,6 +106,8 @@ class GroupNormalization(Layer):
         axis = _existing_axis(self, inputs.shape, self.axis)
         members = inputs.shape[axis] // self.groups
         x = ops.cast(inputs, dtypes.result_type(inputs.dtype, "float32"))
+        if axis == len(x.shape) - 1:
+            return ops.cast(self._normalize_last_axis(x, members), inputs.dtype)
         x = ops.reshape(x, (*x.shape[:axis], self.groups, members, *x.shape[axis + 1 :]))
         over = tuple(a for a in range(1, len(x.shape)) if a != axis)
         centered = x - ops.mean(x, axis=over, keepdims=True)
@@ -115,6 +119,17 @@ class GroupNormalization(Layer):
         if self.center:
             x = x + ops.reshape(ops.cast(self.beta, x.dtype), broadcast)
         return ops.cast(x, inputs.dtype)
+
+    def _normalize_last_axis(self, x: Tensor, members: int) -> Tensor:
+        """What goes over all places goes along the channels, each with the mean and variance of its group."""
+        batch, channels = x.shape[0], x.shape[-1]
+        means, variances = (ops.reshape(t, (batch, self.groups, members)) for t in channel_moments(x, by_example=True))
+        mean = ops.mean(means, axis=-1, keepdims=True)
+        variance = ops.mean(variances + ops.square(means - mean), axis=-1, keepdims=True)
+        mean, variance = (ops.reshape(ops.broadcast_to(t, means.shape), (batch, channels)) for t in (mean, variance))
+        scale = ops.cast(self.gamma, x.dtype) if self.scale else ops.ones((channels,), x.dtype)
+        offset = ops.cast(self.beta, x.dtype) if self.center else ops.zeros((channels,), x.dtype)
+        return normalize_channels(x, mean, variance, scale, offset, self.epsilon)
 
 
 class RMSNormalization(Layer):

@@ -12,7 +12,7 @@ from disttensor.distributed.collectives import sync_mean
 from disttensor.errors import ArgumentError, ShapeError
 from disttensor.layers.arguments import PartialShape, known_size, title
 from disttensor.layers.layer import Layer
-from disttensor.ops.normalization import channel_moments, channel_products
+from disttensor.ops.normalization import channel_moments, channel_products, over_places
 from disttensor.tensor import Tensor
 
 
@@ -133,7 +133,7 @@ class BatchNormalization(Layer):
         offset = ops.cast(self.beta, x.dtype) if self.center else ops.zeros_like(mean)
         scale = ops.cast(self.gamma, x.dtype) if self.scale else ops.ones_like(mean)
         if self._has_channels_last(x):
-            outputs = _normalize_channels(x, mean, variance, scale, offset, self.epsilon)
+            outputs = normalize_channels(x, mean, variance, scale, offset, self.epsilon)
         else:
             outputs = ops.batch_normalization(x, mean, variance, self.axis, offset, scale, self.epsilon)
         return ops.cast(outputs, inputs.dtype)
@@ -179,10 +179,13 @@ class BatchNormalization(Layer):
             average.assign(ops.cast(average, new.dtype) * self.momentum + new * (1.0 - self.momentum))
 
 
-def _normalize_channels(
+def normalize_channels(
     x: Tensor, mean: Tensor, variance: Tensor, scale: Tensor, offset: Tensor, epsilon: float
 ) -> Tensor:
-    """`ops.batch_normalization` of the last axis, whose gradient reads `x` and the output's gradient twice only."""
+    """`ops.batch_normalization` of the last axis, whose gradient reads `x` and the output's gradient twice only.
+
+    Mean and variance may be those of each example: (batch, channels).
+    """
 
     @custom_gradient
     def normalize(
@@ -194,9 +197,12 @@ def _normalize_channels(
             factor = rate * scale
             total, product = channel_products(g, x, mean)
             of_variance = product * factor * ops.square(rate) * -0.5
-            return g * factor, -factor * total, of_variance, product * rate, total
+            of_scale, of_offset = product * rate, total
+            if len(mean.shape) > 1:
+                of_scale, of_offset = ops.sum(of_scale, axis=0), ops.sum(of_offset, axis=0)
+            return g * over_places(factor, x), -factor * total, of_variance, of_scale, of_offset
 
-        return (x - mean) * (rate * scale) + offset, gradient
+        return (x - over_places(mean, x)) * over_places(rate * scale, x) + offset, gradient
 
     return normalize(x, mean, variance, scale, offset)
 

@@ -154,33 +154,50 @@ def batch_normalization(
 
 
 @operator(
-    examples=[Example((3, 4)), Example((2, 3, 2, 19)), Example((0, 3)), Example((2, 0))],
-)
-def channel_moments(out: tuple[np.ndarray, np.ndarray], x: np.ndarray) -> None:
-    """Mean and variance of each channel, the last axis, over all others; zeros where there is nothing."""
+    examples=[
+        Example((3, 4)), Example((2, 3, 2, 19)), Example((0, 3)), Example((2, 0)),
+        Example((3, 2, 5, 9), by_example=True), Example((2, 0, 3), by_example=True),
+    ]
+)  # fmt: skip
+def channel_moments(out: tuple[np.ndarray, np.ndarray], x: np.ndarray, *, by_example: bool = False) -> None:
+    """Mean and variance of each channel, the last axis, over all other axes, or for each place along the first over
+    those in between; zeros where there is nothing.
+    """
     moments_kernels.moments(out, x)
 
 
-channel_moments.bind(moments_kernels.bind_moments)
+@channel_moments.bind
+def _(out: tuple[np.ndarray, np.ndarray], x: np.ndarray, *, by_example: bool = False) -> Bound:
+    return moments_kernels.bind_moments(out, x)
 
 
 @channel_moments.infer
-def _(x: Spec) -> tuple[Spec, Spec]:
-    return Spec(x.shape[-1:], x.dtype), Spec(x.shape[-1:], x.dtype)
+def _(x: Spec, *, by_example: bool = False) -> tuple[Spec, Spec]:
+    found = Spec((*x.shape[:1], *x.shape[-1:]) if by_example else x.shape[-1:], x.dtype)
+    return found, found
 
 
 @channel_moments.gradient
 def _(ctx: Any, h_mean: Tensor, h_variance: Tensor) -> Tensor:
-    x, mean = ctx.inputs[0], ctx.outputs[0]
-    share = 1 / max(math.prod(x.shape[:-1]), 1)
+    (x,) = ctx.inputs
+    mean, h_mean, h_variance = (over_places(t, x) for t in (ctx.outputs[0], h_mean, h_variance))
+    share = 1 / max(math.prod(x.shape[:-1]) // max(math.prod(mean.shape[:-1]), 1), 1)
     return h_mean * share + (x - mean) * (h_variance * (2 * share))
 
 
+def over_places(t: Tensor, x: Tensor) -> Tensor:
+    """A number for each channel, perhaps of each example, with axes of size 1 where `x` has those of places."""
+    return t if len(t.shape) == 1 else reshape(t, (t.shape[0], *(1,) * (len(x.shape) - 2), t.shape[1]))
+
+
 @operator(
-    examples=[Example((3, 4), (3, 4), (4,)), Example((2, 5, 19), (2, 5, 19), (19,)), Example((0, 3), (0, 3), (3,))]
-)
+    examples=[
+        Example((3, 4), (3, 4), (4,)), Example((2, 5, 19), (2, 5, 19), (19,)), Example((0, 3), (0, 3), (3,)),
+        Example((2, 5, 3, 9), (2, 5, 3, 9), (2, 9)),
+    ]
+)  # fmt: skip
 def channel_products(out: tuple[np.ndarray, np.ndarray], g: np.ndarray, x: np.ndarray, mean: np.ndarray) -> None:
-    """Σ g and Σ g·(x − mean) for each channel, the last axis, over all others."""
+    """Σ g and Σ g·(x − mean) for each channel, the last axis, over all axes that `mean` does not have."""
     moments_kernels.products(out, g, x, mean)
 
 
@@ -195,7 +212,9 @@ def _(g: Spec, x: Spec, mean: Spec) -> tuple[Spec, Spec]:
 @channel_products.gradient
 def _(ctx: Any, h_sum: Tensor, h_product: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     g, x, mean = ctx.inputs
-    return h_sum + (x - mean) * h_product, g * h_product, -ctx.outputs[0] * h_product
+    of_mean = -ctx.outputs[0] * h_product
+    mean, h_sum, h_product = (over_places(t, x) for t in (mean, h_sum, h_product))
+    return h_sum + (x - mean) * h_product, g * h_product, of_mean
 
 
 @operator(

@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 
 from disttensor import dtypes
-from disttensor.context import Spec, state
+from disttensor.context import Shape, Spec, state
 from disttensor.errors import DTypeError, ShapeError, TracingError
 from disttensor.kernels import denormals
 from disttensor.kernels.loop import Loop
@@ -107,8 +107,9 @@ class Operator:
         (see `disttensor.kernels.native`), else any callable without arguments. Default: a partial call.
     loop_rule : callable or None
         Of an operator that is not elementwise: ``loop_rule(*specs, **attrs)`` gives the generated loop that computes
-        it with the same bits (a `kernels.loop.Loop`), the shape of the tensor over whose elements it runs, and the
-        length of a row; None where there is no such loop. Fusion joins it with its neighbours.
+        it with the same bits (a `kernels.loop.Loop`), the shape of the tensor over whose elements it runs, the length
+        of a row and, if columns are not reduced over all rows, over how many; None where there is no such loop. Fusion
+        joins it with its neighbours.
     program : callable or None
         Of an elementwise operator: ``program(items of attrs)`` gives its formula as a `formula.Program`.
     rule : str or None
@@ -145,7 +146,7 @@ class Operator:
     gradient_rule: Callable[..., Any] | None = None
     view_rule: Callable[..., Any] | None = None
     bind_rule: Callable[..., Bound] | None = None
-    loop_rule: Callable[..., tuple[Loop, tuple[int, ...], int] | None] | None = None
+    loop_rule: Callable[..., tuple[Loop, Shape, int] | tuple[Loop, Shape, int, int] | None] | None = None
     refuses_rule: Callable[..., Sequence[tuple[int, int]]] | None = None
     program: Callable[..., formulas.Program] | None = None
     rule: str | None = None

@@ -13,7 +13,7 @@ from disttensor.context import Spec
 from disttensor.graph import Graph, Plan, trace
 from disttensor.graph.passes import PIPELINE
 from disttensor.graph.passes.fusion import fuse_elementwise
-from disttensor.graph.passes.recipes import access_of
+from disttensor.graph.passes.recipes import Access, access_of
 from disttensor.graph.tracing import InputSpec
 from disttensor.tensor import Tensor, Variable
 
@@ -40,14 +40,14 @@ def assert_same_results(before: Graph, after: Graph, seed: int = 0) -> None:
 @pytest.mark.parametrize(
     ("shape", "access"),
     [
-        ((2, 3, 4), ("full", None)),
-        ((4,), ("row", 4)),
-        ((3, 4), ("row", 12)),
-        ((1, 3, 4), ("row", 12)),
-        ((2, 1, 1), ("column", 12)),
-        ((2, 3, 1), ("column", 4)),
-        ((), ("scalar", None)),
-        ((1, 1), ("scalar", None)),
+        ((2, 3, 4), Access("full")),
+        ((4,), Access("row", 4)),
+        ((3, 4), Access("row", 12)),
+        ((1, 3, 4), Access("row", 12)),
+        ((2, 1, 1), Access("column", 12)),
+        ((2, 3, 1), Access("column", 4)),
+        ((), Access("scalar")),
+        ((1, 1), Access("scalar")),
         ((2, 1, 4), None),
         ((3, 1), None),
     ],
@@ -175,6 +175,33 @@ def test_sums_and_what_is_made_of_them_belong_to_the_loop(python_function, count
     eager = eager if isinstance(eager, tuple) else (eager,)
     for planned, expected in zip(Plan(after).run([x, b]), eager, strict=True):
         assert planned.tobytes() == expected.numpy().tobytes()
+
+
+@pytest.mark.parametrize("columns", [8, 16, 37])
+def test_what_is_repeated_or_added_up_along_axes_in_the_middle_belongs_to_the_loop(columns):
+    def standardized(x, weight):
+        y = (x - ops.mean(x, axis=(1, 2), keepdims=True)) * weight
+        return ops.max(y, axis=(1, 2)), ops.sum(ops.square(y), axis=(1, 2)), y
+
+    before, after = graphs_of(standardized, (3, 4, 5, columns), (columns,))
+    assert operators(after).count("fused") == 2  # the mean, and all that reads it
+    assert "reduce_max" not in operators(after)
+    assert_same_results(before, after)
+
+
+def test_sums_over_other_numbers_of_rows_are_apart():
+    before, after = graphs_of(lambda x: (ops.sum(x * 2, axis=1), ops.sum(x * 2, axis=(0, 1))), (3, 4, 16))
+    assert operators(after) == ["fused", "reduce_sum"]
+    assert_same_results(before, after)
+
+
+def test_what_is_repeated_over_other_numbers_of_rows_is_apart_or_repeated_in_memory():
+    def scaled(x, a, b):
+        return x * a * b
+
+    before, after = graphs_of(scaled, (3, 4, 5, 16), (3, 1, 1, 16), (3, 4, 1, 16))
+    assert operators(after) == ["fused", "fused"]
+    assert_same_results(before, after)
 
 
 def test_a_number_for_each_row_is_never_read_as_a_row():

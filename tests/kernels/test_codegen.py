@@ -210,6 +210,34 @@ def test_columns_are_added_up_in_blocks(rows: int, columns: int) -> None:
     assert sums.tobytes() == (one_by_one(np.array(blocks)) if len(blocks) > 1 else blocks[0]).tobytes()
 
 
+@pytest.mark.parametrize("height", [None, 1, 7, 100])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_what_is_read_by_slab_and_added_up_over_as_many_or_other_rows(
+    height: int | None, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(config, "_threads", threads)
+    monkeypatch.setattr(generated, "_WORK", 1 << 10)
+    x, y, z = (np.random.default_rng(0).normal(size=s).astype("float32") for s in ((700, 37), (100, 37), (37,)))
+    products = Loop(
+        (("float32", "full"), ("float32", "slab"), ("float32", "row")),
+        (Step("multiply", (0, 1), "float32"), Step("add", (3, 2), "float32"), Step("sum_rows", (4,), "float32")),
+        (4, 5),
+    )
+    expected = x * np.repeat(y, 7, axis=0) + z
+    found, sums, sums_alone = np.empty_like(x), *np.empty((2, 700 // (height or 700), 37), "float32")
+    bind(products, [x, y, z], [found, sums], 37, height=height, slab=7)()
+    bind(
+        Loop(products.inputs[:1], (Step("sum_rows", (0,), "float32"),), (1,)),
+        [expected],
+        [sums_alone],
+        37,
+        height=height,
+    )()
+    assert same_bits(found, expected)
+    assert same_bits(sums, sums_alone)
+    np.testing.assert_allclose(sums, expected.reshape(len(sums), -1, 37).sum(1), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["maximum", "minimum", "sign", "square", "reciprocal", "isinf"])
 @pytest.mark.parametrize("access", ["scalar", "column"])
 def test_what_is_fixed_along_a_row_may_be_the_first_operand(name: str, access: str) -> None:
@@ -229,7 +257,7 @@ def test_what_is_fixed_along_a_row_may_be_the_first_operand(name: str, access: s
 
 
 @pytest.mark.parametrize("shape", [(3, 70, 37), (2, 8, 8, 8, 16), (4, 5, 16, 20), (1, 64, 65), (2, 3, 700)])
-def test_what_is_repeated_in_the_middle_is_read_as_rows_of_many_loops(shape: tuple[int, ...]) -> None:
+def test_what_is_repeated_in_the_middle_is_read_by_slab(shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     loop = Loop(
         (("float32", "full"), ("float32", "full"), ("float32", "scalar")),

@@ -13,17 +13,21 @@ from disttensor.kernels.native import NativeSequence
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.integers(1, 300), st.integers(0, 40), st.sampled_from([64, 1 << 12]), st.sampled_from(["float32", "float64"]))
-def test_definition(rows: int, columns: int, block: int, dtype: str) -> None:
+@given(
+    st.integers(1, 300), st.integers(0, 40), st.sampled_from([64, 1 << 12]), st.sampled_from(["float32", "float64"]),
+    st.sampled_from([(), (1,), (3,)]),
+)  # fmt: skip
+def test_definition(rows: int, columns: int, block: int, dtype: str, matrices: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
-    x, g = (rng.normal(3, 2, (rows, columns)).astype(dtype) for _ in range(2))
-    found = [np.full(columns, np.nan, dtype) for _ in range(4)]
+    x, g = (rng.normal(3, 2, (*matrices, rows, columns)).astype(dtype) for _ in range(2))
+    found = [np.full((*matrices, columns), np.nan, dtype) for _ in range(4)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(moments, "_BLOCK", block)
         moments.moments((found[0], found[1]), x)
         moments.products((found[2], found[3]), g, x, found[0])
     wide, slope = x.astype(np.float64), g.astype(np.float64)
-    expected = wide.mean(0), wide.var(0), slope.sum(0), (slope * (wide - found[0])).sum(0)
+    centred = wide - found[0][..., None, :]
+    expected = wide.mean(-2), wide.var(-2), slope.sum(-2), (slope * centred).sum(-2)
     tolerance = 1e-4 if dtype == "float32" else 1e-11
     for number, right in zip(found, expected, strict=True):
         np.testing.assert_allclose(number, right, rtol=tolerance, atol=tolerance * rows**0.5)

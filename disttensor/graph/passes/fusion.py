@@ -25,7 +25,7 @@ import numpy as np
 from disttensor.context import Shape, Spec
 from disttensor.errors import DTypeError
 from disttensor.graph.graph import Graph, Node, Value
-from disttensor.graph.passes.recipes import Recipe, access_of, is_broadcast, recipe_of, through_broadcast
+from disttensor.graph.passes.recipes import Access, Recipe, access_of, is_broadcast, recipe_of, through_broadcast
 from disttensor.kernels import generated
 from disttensor.kernels import loop as loops
 from disttensor.kernels.loop import Literal, Loop, Step
@@ -54,17 +54,20 @@ def fused(
     shape: Shape,
     columns: int,
     results: tuple[Shape, ...] | None = None,
+    slab: int = 1,
+    height: int | None = None,
 ) -> None:
     """Several operators in one loop over the elements of a tensor of this shape, in rows of so many columns.
 
-    The results have the same shape, unless it is said.
+    The results have the same shape, unless it is said. So many rows make a slab, and columns are reduced over `height`
+    rows, by default over all.
     """
-    _bind(out, *inputs, loop=loop, shape=shape, columns=columns, results=results)()
+    _bind(out, *inputs, loop=loop, shape=shape, columns=columns, results=results, slab=slab, height=height)()
 
 
 @fused.infer
 def _(
-    *inputs: Spec, loop: Loop, shape: Shape, columns: int, results: tuple[Shape, ...] | None = None
+    *inputs: Spec, loop: Loop, shape: Shape, columns: int, results: tuple[Shape, ...] | None = None, **_: Any
 ) -> tuple[Spec, ...]:
     given, wanted = [spec.dtype for spec in inputs], [dtype for dtype, _ in loop.inputs]
     if given != wanted:
@@ -81,13 +84,15 @@ def _bind(
     shape: Shape,
     columns: int,
     results: tuple[Shape, ...] | None = None,
+    slab: int = 1,
+    height: int | None = None,
 ) -> Bound:
     # What the loop cannot repeat by row or column is repeated in memory.
     arrays = [
         np.broadcast_to(x, shape) if access == "full" and x.shape != shape else x
         for x, (_, access) in zip(inputs, loop.inputs, strict=True)
     ]
-    return generated.bind(loop, arrays, out, columns, math.prod(shape))
+    return generated.bind(loop, arrays, out, columns, math.prod(shape), height, slab)
 
 
 def fuse_elementwise(graph: Graph) -> Graph:
@@ -114,10 +119,17 @@ class _Group:
     bits: int
     shape: Shape | None = None
     columns: int | None = None
+    slab: int | None = None
+    height: int | None = None
     steps: int = 0
     above: int = 0
     sources: set[int] = field(default_factory=set)
     readers: set[int] = field(default_factory=set)
+
+    @property
+    def rows(self) -> tuple[int | None, int | None, int | None]:
+        """What the members say of rows: their length, how many make a slab, over how many columns are reduced."""
+        return self.columns, self.slab, self.height
 
 
 @dataclass
@@ -174,6 +186,7 @@ class _Grouping:
             return
         self.recipes[id(node)] = recipe
         group.shape, group.columns, group.steps = recipe.shape, recipe.columns, len(recipe.loop.steps)
+        group.slab, group.height = recipe.slab, recipe.height
         for slot, level in enumerate(recipe.levels):
             self.levels[id(node), slot] = level
 
@@ -185,7 +198,7 @@ class _Grouping:
                 continue
             if is_broadcast(node):
                 access = access_of(through_broadcast(node.outputs[0])[1], node.specs[0].shape)
-                if node.specs[0].shape == group.shape and access == ("column", group.columns):
+                if node.specs[0].shape == group.shape and access == Access("column", group.columns):
                     loop = Loop(((value.spec.dtype, "column"),), (), (0,))
                     return Recipe(loop, group.shape, group.columns, ("column",))
                 return None
@@ -205,7 +218,7 @@ class _Grouping:
         a, b = self.all[first], self.all[second]
         if a.shape is None or a.shape != b.shape or a.steps + b.steps > MAX_STEPS:
             return False
-        if a.columns is not None and b.columns is not None and a.columns != b.columns:
+        if not all(m is None or n is None or m == n for m, n in zip(a.rows, b.rows, strict=True)):
             return False
         if a.members[0].section != b.members[0].section:
             return False
@@ -232,7 +245,9 @@ class _Grouping:
         into, gone = self.all[a], self.all[b]
         into.members += gone.members
         into.steps += gone.steps
-        into.columns = into.columns if into.columns is not None else gone.columns
+        into.columns, into.slab, into.height = (
+            n if m is None else m for m, n in zip(into.rows, gone.rows, strict=True)
+        )
         into.bits |= gone.bits
         into.above = (into.above | gone.above) & ~into.bits
         for source in gone.sources:
@@ -279,6 +294,8 @@ class _Builder:
         self.recipes = [grouping.recipes[id(m)] for m in self.members]
         self.shape = self.recipes[0].shape
         self.columns = next((r.columns for r in self.recipes if r.columns is not None), 1)
+        given = {"slab": (r.slab for r in self.recipes), "height": (r.height for r in self.recipes)}
+        self.rows = {name: n for name, numbers in given.items() if (n := next(filter(None, numbers), 0))}
         self.external: dict[tuple[int, int, str], int] = {}
         self.values: list[Value] = []
         self.accesses: list[tuple[str, str]] = []
@@ -311,7 +328,7 @@ class _Builder:
                 register[id(member), slot] = len(self.values) + len(steps) - 1
         loop = Loop(tuple(self.accesses), tuple(steps), tuple(register[id(m), slot] for m, slot in outputs))
         specs = [m.specs[slot] for m, slot in outputs]
-        attrs: dict[str, Any] = {"loop": loop, "shape": self.shape, "columns": self.columns}
+        attrs: dict[str, Any] = {"loop": loop, "shape": self.shape, "columns": self.columns, **self.rows}
         if any(spec.shape != self.shape for spec in specs):
             attrs["results"] = tuple(spec.shape for spec in specs)
         node = Node("operator", specs, fused, self.values, attrs, order=max(m.order for m in self.members))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from disttensor.context import Shape
 from disttensor.graph.graph import Node, Value
@@ -29,12 +30,18 @@ class Recipe:
         The length of a row; None if any will do.
     levels : tuple of str
         Of each result: "full", "column" (a number for each row) or "row" (one for each column).
+    slab : int or None
+        How many rows make a slab; None if nothing is read by slab.
+    height : int or None
+        Over how many rows columns are reduced, 0 meaning all; None if they are not.
     """
 
     loop: Loop
     shape: Shape
     columns: int | None
     levels: tuple[str, ...]
+    slab: int | None = None
+    height: int | None = None
 
 
 def recipe_of(node: Node) -> Recipe | None:
@@ -45,20 +52,22 @@ def recipe_of(node: Node) -> Recipe | None:
         found = node.op.loop_rule(*[v.spec for v in node.inputs], **node.attrs)
         if found is None or found[2] < LEAST_COLUMNS:
             return None
-        loop = found[0]
-        return Recipe(*found, tuple(loop.levels[register] for register in loop.outputs))
+        loop, shape, row, *rows = found
+        height = (rows[0] if rows else 0) if loop.reduces_columns else None
+        return Recipe(loop, shape, row, tuple(loop.levels[register] for register in loop.outputs), height=height)
     steps = steps_of(node)
     if steps is None:
         return None
     shape = node.specs[0].shape
     accesses = [access_of(through_broadcast(v)[1], shape) for v in node.inputs]
-    columns = next((a[1] for a in accesses if a is not None and a[1] is not None), None)
-    # What a loop with such rows cannot repeat is repeated in memory.
+    columns = next((a.columns for a in accesses if a is not None and a.columns is not None), None)
+    slab = next((a.slab for a in accesses if a is not None and a.slab is not None and a.columns == columns), None)
+    # What a loop with such rows and slabs cannot repeat is repeated in memory.
     inputs = [
-        (v.spec.dtype, a[0] if a is not None and a[1] in (None, columns) else "full")
+        (v.spec.dtype, a.kind if a is not None and a.columns in (None, columns) and a.slab in (None, slab) else "full")
         for v, a in zip(node.inputs, accesses, strict=True)
     ]
-    return Recipe(Loop(tuple(inputs), steps, (len(inputs) + len(steps) - 1,)), shape, columns, ("full",))
+    return Recipe(Loop(tuple(inputs), steps, (len(inputs) + len(steps) - 1,)), shape, columns, ("full",), slab)
 
 
 def steps_of(node: Node) -> tuple[Step, ...] | None:
@@ -75,25 +84,38 @@ def steps_of(node: Node) -> tuple[Step, ...] | None:
     return program.steps(tuple(v.spec.dtype for v in node.inputs), node.specs[0].dtype)
 
 
-def access_of(shape: Shape, whole: Shape) -> tuple[str, int | None] | None:
-    """How a loop over `whole` reads an array of this shape, and the length of a row that this needs; None if it cannot.
+class Access(NamedTuple):
+    """How a loop reads an array; and the length of a row, and the number of rows of a slab, that this needs."""
+
+    kind: str
+    columns: int | None = None
+    slab: int | None = None
+
+
+def access_of(shape: Shape, whole: Shape) -> Access | None:
+    """How a loop over `whole` reads an array of this shape; None if it cannot, or its rows would be too short.
 
     Examples
     --------
-    >>> access_of((2, 3), (2, 3)), access_of((3,), (2, 3)), access_of((2, 1), (2, 3)), access_of((), (2, 3))
-    (('full', None), ('row', 3), ('column', 3), ('scalar', None))
+    >>> access_of((2, 1), (2, 3)), access_of((4, 1, 8), (4, 5, 8))
+    (Access(kind='column', columns=3, slab=None), Access(kind='slab', columns=8, slab=5))
     """
     padded = (1,) * (len(whole) - len(shape)) + shape
     if padded == whole:
-        return "full", None
+        return Access("full")
     if math.prod(padded) == 1:
-        return "scalar", None
+        return Access("scalar")
     for cut in range(len(whole) + 1):
         head, tail = padded[:cut], padded[cut:]
         if math.prod(head) == 1 and tail == whole[cut:]:
-            return "row", math.prod(tail)
+            return Access("row", math.prod(tail))
         if head == whole[:cut] and math.prod(tail) == 1:
-            return "column", math.prod(whole[cut:])
+            return Access("column", math.prod(whole[cut:]))
+    repeated = [a for a, (m, n) in enumerate(zip(padded, whole, strict=True)) if m != n]
+    first, end = repeated[0], repeated[-1] + 1
+    columns = math.prod(whole[end:])
+    if all(n == 1 for n in padded[first:end]) and columns >= LEAST_COLUMNS:
+        return Access("slab", columns, math.prod(whole[first:end]))
     return None
 
 

@@ -1,8 +1,9 @@
 """Depthwise convolution of images, in which every channel has a filter of its own, and its gradients.
 
-There is no sum over channels for a matrix product to do, so rows of the image are multiplied with the filter's elements
-and added up where they lie, all channels at a time. Every row (for the gradient of the kernel, every image) is computed
-by one thread in the same order, so the result does not depend on the number of threads.
+There is no sum over channels for a matrix product to do, so pixels are multiplied with the filter's elements and added
+up in registers, some vectors of channels at a time (`depthwise_ir`). Tables say which element meets which pixel, so the
+gradient of the images, strides and dilation need no code of their own. Every row (for the gradient of the kernel, every
+image) is computed by one thread in the same order, so the result does not depend on the number of threads.
 
 Shapes::
 
@@ -13,11 +14,14 @@ Shapes::
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from disttensor.errors import ShapeError
+from disttensor.kernels import depthwise_ir as code
 from disttensor.kernels import reductions
-from disttensor.kernels._jit import Kernel, kernel, operand
+from disttensor.kernels._jit import operand
 from disttensor.kernels.native import Bound, NativeCall, sequence
 from disttensor.kernels.windows import Padding, Sizes, output_sizes, through_float32
 
@@ -72,7 +76,7 @@ def bind(
     out: np.ndarray, x: np.ndarray, kernel: np.ndarray, *, strides: Sizes, padding: Padding, dilation: Sizes
 ) -> NativeCall:
     """A call of `depthwise` on fixed arrays, of one dtype, float32 or float64."""
-    return _by_rows(_forward, out, x, kernel, (*strides, *dilation, *_before(padding)))
+    return _by_rows(out, x, kernel, strides, padding, dilation)
 
 
 @through_float32
@@ -103,15 +107,50 @@ def bind_input_gradient(
     out: np.ndarray, g: np.ndarray, kernel: np.ndarray, *, strides: Sizes, padding: Padding, dilation: Sizes
 ) -> NativeCall:
     """A call of `depthwise_input_gradient` on fixed arrays, of one dtype, float32 or float64."""
-    return _by_rows(_input_gradient, out, g, kernel, (*strides, *dilation, *_before(padding)))
+    return _by_rows(out, g, kernel, strides, padding, dilation, backwards=True)
 
 
 def _by_rows(
-    function: Kernel, out: np.ndarray, x: np.ndarray, kernel: np.ndarray, window: tuple[int, ...]
-) -> NativeCall:
+    out: np.ndarray, x: np.ndarray, kernel: np.ndarray, strides: Sizes, padding: Padding, dilation: Sizes,
+    backwards: bool = False,
+) -> NativeCall:  # fmt: skip
     """A call that makes so many rows of the result."""
+    tables: list[np.ndarray] = []
+    for axis in range(2):
+        window = kernel.shape[axis], strides[axis], dilation[axis], padding[axis][0]
+        starts, taps = _taps(x.shape[axis + 1], out.shape[axis + 1], *window, backwards)
+        tables += [starts, taps * (x.strides[axis + 1], kernel.strides[axis])]
     rows = out.shape[0] * out.shape[1]
-    return function.native(out, x, kernel, *window, extent=rows, grain=_grain(rows, out.shape[2] * kernel.size))
+    return NativeCall(
+        code.functions(_KINDS[out.dtype.char])["convolve"],
+        (out, x, kernel, *tables, *out.shape[1:], x.strides[0]),
+        extent=rows, grain=_grain(rows, out.shape[2] * kernel.size),
+    )  # fmt: skip
+
+
+_KINDS = {"f": "float", "d": "double"}
+
+
+@functools.lru_cache(maxsize=256)
+def _taps(
+    size: int, count: int, window: int, stride: int, dilation: int, before: int, backwards: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each of `count` places of a result where its pairs begin, and all pairs of a place that is read, of `size`,
+    and an element of the window.
+
+    Result i meets ``stride·i + dilation·u − before``; backwards, the roles of the two are exchanged.
+    """
+    pairs: list[tuple[int, int]] = []
+    starts = [0]
+    for i in range(count):
+        for u in range(window):
+            place = i + before - dilation * u if backwards else stride * i + dilation * u - before
+            if backwards:
+                place = place // stride if place % stride == 0 else -1
+            if 0 <= place < size:
+                pairs.append((place, u))
+        starts.append(len(pairs))
+    return np.array(starts, np.int64), np.array(pairs, np.int64).reshape(-1, 2)
 
 
 def _grain(extent: int, work: int) -> int:
@@ -149,10 +188,24 @@ def bind_kernel_gradient(
 ) -> Bound:
     """A call of `depthwise_kernel_gradient` on fixed arrays, of one dtype, float32 or float64."""
     parts = np.empty((g.shape[0], *out.shape), out.dtype)
-    grain = _grain(len(parts), g.shape[1] * g.shape[2] * out.size)
-    window = (*strides, *dilation, *_before(padding))
-    images = _image_gradients.native(parts, x, g, *window, extent=len(parts), grain=grain)
+    starts, taps = _taps(x.shape[1], g.shape[1], out.shape[0], strides[0], dilation[0], padding[0][0], False)
+    columns = [_met(v, x.shape[2], g.shape[2], strides[1], dilation[1], padding[1][0]) for v in range(out.shape[1])]
+    met = np.array(columns, np.int64).reshape(-1, 4)
+    images = NativeCall(
+        code.functions(_KINDS[out.dtype.char])["correlate"],
+        (parts, x, g, starts, taps * (x.strides[1], parts.strides[1]),
+         met * (g.strides[2], g.strides[2], x.strides[2], parts.strides[2]), g.shape[1], g.shape[3],
+         x.strides[0], *g.strides[:2], strides[1] * x.strides[2], parts.strides[0], out.shape[1]),
+        extent=len(parts), grain=_grain(len(parts), g.shape[1] * g.shape[2] * out.size),
+    )  # fmt: skip
     return sequence([images, reductions.bind(out, parts, (0,))])
+
+
+def _met(v: int, size: int, count: int, stride: int, dilation: int, before: int) -> tuple[int, int, int, int]:
+    """The first and the end of the windows whose element `v` is within an axis, its place in the first, and itself."""
+    shift = dilation * v - before
+    first = max(0, -(shift // stride))
+    return first, min(count, (size - 1 - shift) // stride + 1), stride * first + shift, v
 
 
 def _check(
@@ -169,86 +222,3 @@ def _check(
             f"a depthwise convolution of images of shape {x} with strides {strides}, padding {padding} and dilation "
             f"{dilation} needs a kernel for {x[3]} channels and gives {expected}; got kernel {kernel}, result {y}."
         )
-
-
-def _before(padding: Padding) -> Sizes:
-    return padding[0][0], padding[1][0]
-
-
-@kernel()
-def _first_inside(stride: int, shift: int) -> int:
-    """The first window whose element at `shift` is not before the axis."""
-    return max(0, -(shift // stride))
-
-
-@kernel()
-def _end_inside(size: int, count: int, stride: int, shift: int) -> int:
-    """The end of the windows whose element at `shift` is not behind the axis."""
-    return min(count, (size - 1 - shift) // stride + 1)
-
-
-@kernel()
-def _forward(
-    out: np.ndarray, x: np.ndarray, kernel: np.ndarray, down: int, across: int, dilation_down: int,
-    dilation_across: int, top: int, left: int, start: int, stop: int,
-) -> None:  # fmt: skip
-    for task in range(start, stop):
-        n, i = task // out.shape[1], task % out.shape[1]
-        line = out[n, i]
-        line[:] = 0
-        for u in range(kernel.shape[0]):
-            row = i * down + u * dilation_down - top
-            if row < 0 or row >= x.shape[1]:
-                continue
-            for v in range(kernel.shape[1]):
-                shift = v * dilation_across - left
-                weights = kernel[u, v]
-                for j in range(_first_inside(across, shift), _end_inside(x.shape[2], out.shape[2], across, shift)):
-                    total, values = line[j], x[n, row, j * across + shift]
-                    for c in range(total.size):
-                        total[c] += values[c] * weights[c]
-
-
-@kernel()
-def _input_gradient(
-    out: np.ndarray, g: np.ndarray, kernel: np.ndarray, down: int, across: int, dilation_down: int,
-    dilation_across: int, top: int, left: int, start: int, stop: int,
-) -> None:  # fmt: skip
-    for task in range(start, stop):
-        n, row = task // out.shape[1], task % out.shape[1]
-        line = out[n, row]
-        line[:] = 0
-        for u in range(kernel.shape[0]):
-            place = row + top - u * dilation_down
-            i = place // down
-            if place % down != 0 or i < 0 or i >= g.shape[1]:
-                continue
-            for v in range(kernel.shape[1]):
-                shift = v * dilation_across - left
-                weights = kernel[u, v]
-                for j in range(_first_inside(across, shift), _end_inside(out.shape[2], g.shape[2], across, shift)):
-                    total, values = line[j * across + shift], g[n, i, j]
-                    for c in range(total.size):
-                        total[c] += values[c] * weights[c]
-
-
-@kernel()
-def _image_gradients(
-    out: np.ndarray, x: np.ndarray, g: np.ndarray, down: int, across: int, dilation_down: int, dilation_across: int,
-    top: int, left: int, start: int, stop: int,
-) -> None:  # fmt: skip
-    """The part of each image in the gradient of the kernel, as (batch, …), row after row."""
-    for n in range(start, stop):
-        out[n] = 0
-        for i in range(g.shape[1]):
-            for u in range(out.shape[1]):
-                row = i * down + u * dilation_down - top
-                if row < 0 or row >= x.shape[1]:
-                    continue
-                for v in range(out.shape[2]):
-                    shift = v * dilation_across - left
-                    total = out[n, u, v]
-                    for j in range(_first_inside(across, shift), _end_inside(x.shape[2], g.shape[2], across, shift)):
-                        slopes, values = g[n, i, j], x[n, row, j * across + shift]
-                        for c in range(total.size):
-                            total[c] += values[c] * slopes[c]

@@ -28,16 +28,26 @@ class Shard(NamedTuple):
     """What share of a global batch this rank holds.
 
     A tensor computed from sharded data carries the shard of that data. `local` rows of `total`, starting at row
-    `offset`. `total` and `offset` are numbers, or scalar int64 tensors in a trace (they are inputs of the plan).
+    `offset`. `total` and `offset` are numbers, or scalar int64 tensors in a trace (they are inputs of the plan). `even`
+    says that every rank holds as many rows; a trace is told of it by `Tracer.uniform`.
     """
 
     local: int
     total: Any
     offset: Any
+    even: bool = False
 
 
 class Tracer(Protocol):
-    """What records operations instead of running them (see `disttensor.graph.tracing`)."""
+    """What records operations instead of running them (see `disttensor.graph.tracing`).
+
+    Attributes
+    ----------
+    uniform : bool
+        Whether tensors have the same shapes on all ranks in this trace, as those of the batch have.
+    """
+
+    uniform: bool
 
     def record(
         self, op: Any, inputs: list[Tensor], attrs: dict[str, Any], specs: Sequence[Spec], shard: Shard | None

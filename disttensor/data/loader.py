@@ -96,8 +96,9 @@ class DataLoader:
 
 def shard_of(batch: Batch) -> Shard | None:
     """What share of the global batch this is; None where one process computes the whole in one go."""
-    is_divided = distributed.data_group().size > 1 or config.virtual_shards() > 0
-    return Shard(batch.local, batch.total, batch.offset) if is_divided else None
+    ranks = distributed.data_group().size
+    is_divided = ranks > 1 or config.virtual_shards() > 0
+    return Shard(batch.local, batch.total, batch.offset, batch.total % ranks == 0) if is_divided else None
 
 
 def as_tensors(batch: Batch) -> Any:

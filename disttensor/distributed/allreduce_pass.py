@@ -14,7 +14,9 @@ are waited for where they are.
 none, a value may be a constant, or the same as another. So nothing here looks at what precedes a sum, but for which
 sums depend on one another, and the order is forced by fences. Members are taken in reverse program order of the sums,
 which for gradients is about the order in which they are ready: the backward pass goes from the last variable to the
-first. With one process there are no such nodes.
+first. But short sums of what has a constant weight, as metrics have, come before them, since the forward pass is enough
+for most: they travel with the first gradients instead of needing a message of their own behind the last. With one
+process there are no such nodes.
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ class _Buckets:
         self._stages = _stages(graph)
         open_buckets: dict[tuple[int, str], list[Node]] = {}
         found: list[list[Node]] = []
-        for node in reversed([node for node in graph.nodes if node.op is weighted_sum_of_ranks]):
+        sums = [node for node in reversed(graph.nodes) if node.op is weighted_sum_of_ranks]
+        for node in sorted(sums, key=lambda node: not _is_early(node)):
             key = self._stages[id(node)], node.specs[0].dtype
             bucket = open_buckets.get(key)
             if bucket is None or _bytes(bucket) >= config.bucket_bytes() or len(_by_weight([*bucket, node])) > MAX_RUNS:
@@ -177,6 +180,11 @@ def _ancestors(graph: Graph, nodes: Sequence[Node]) -> set[int]:
         if id(node) in found:
             found.update(id(v.node) for v in node.inputs)
     return found
+
+
+def _is_early(node: Node) -> bool:
+    """Whether a sum is a short one of constant weight."""
+    return node.inputs[1].node.kind == "constant" and _bytes([node]) < _LEAST_BYTES
 
 
 def _bytes(bucket: Sequence[Node]) -> int:

@@ -43,6 +43,8 @@ class Call:
         Which of them is `disttensor.context.state.shard`.
     parts : int
         How many virtual shards a batch is to be computed in; 0 if as a whole.
+    uniform : bool
+        Whether all tensors, but for scalars, are rows of batches of which every rank holds as many.
     key : hashable
         Calls with equal keys can use the same plan.
     """
@@ -59,8 +61,10 @@ class Call:
         self.parts = config.virtual_shards() if self.shards else 0
         totals = tuple(int(s.total) for s in self.shards) if self.parts else ()
         held = tuple(s.local for s in self.shards)
+        are_rows = all(t.shard is not None or not t.shape for t in self.inputs)
+        self.uniform = bool(self.shards) and are_rows and all(s.even for s in self.shards)
         settings = config.floatx(), context.state.autocast, context.state.checks_gradients
-        self.key: Hashable = (encoded, held, self.parts, totals, self.ambient, settings)
+        self.key: Hashable = (encoded, held, self.uniform, self.parts, totals, self.ambient, settings)
 
     def _encode(self, value: Any) -> Any:
         kind = type(value)
@@ -148,7 +152,8 @@ class _Whole:
     """A plan that computes all rows of a batch that are here in one go."""
 
     def __init__(self, function: Callable[..., Any], call: Call):
-        traced = trace(function, call.specification(), [s.local for s in call.shards], call.ambient)
+        held = [s.local for s in call.shards]
+        traced = trace(function, call.specification(), held, call.ambient, uniform=call.uniform)
         self.is_valid = traced.is_valid
         self._assumes = bool(traced.assumptions)
         self.graph = optimize(traced.graph)

@@ -29,7 +29,8 @@ class Symbol(NamedTuple):
 class GraphTracer:
     """Records operators into a graph; see `disttensor.context.Tracer`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, uniform: bool = False) -> None:
+        self.uniform = uniform
         self.inputs: list[Node] = []
         self.updates: dict[Variable, Value] = {}
         self.trainable: dict[int, tuple[Variable, bool]] = {}
@@ -130,8 +131,9 @@ class InputSpec:
 
 
 def trace(
-    function: Callable[..., Any], arguments: Any, shards: Sequence[int] = (), ambient: int | None = None
-) -> Traced:
+    function: Callable[..., Any], arguments: Any, shards: Sequence[int] = (), ambient: int | None = None,
+    *, uniform: bool = False,
+) -> Traced:  # fmt: skip
     """Trace a function.
 
     Parameters
@@ -144,8 +146,10 @@ def trace(
         to the graph, after those of the arguments: the rows of the global batch, and the first row's number in it.
     ambient : int, optional
         Which of them is `disttensor.context.state.shard` in the function.
+    uniform : bool, default False
+        Whether the arguments have the same shapes on all ranks.
     """
-    tracer = GraphTracer()
+    tracer = GraphTracer(uniform=uniform)
     leaves = tree.flatten(arguments)
     tensors = [tracer.input(leaf.spec) if isinstance(leaf, InputSpec) else leaf for leaf in leaves]
     scalar = Spec((), "int64")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -153,6 +153,51 @@ def bind_order(starts: np.ndarray, order: np.ndarray, indices: np.ndarray) -> Na
     return NativeCall(_functions(indices)["order"], words)
 
 
+def bind_order_packets(starts: np.ndarray, order: np.ndarray, packets: np.ndarray, head: int) -> NativeCall:
+    """`bind_order` of the rows that are in the packets of `bind_pack`, each by the number of its line.
+
+    Parameters
+    ----------
+    starts : array of int32, shape (rows + 2,)
+    order : array of int32, shape (ranks * lines,)
+        What is left of it becomes 0.
+    packets : array of float32 or float64, shape (ranks, lines, width)
+    head : int
+        The lines of a packet before its rows.
+    """
+    ranks, lines, width = packets.shape
+    words = (starts, order, packets, starts.size - 2, ranks, lines, head, width)
+    return NativeCall(_packing(_FLOATS[packets.dtype.name], ())["order_packets"], words)
+
+
+Term = tuple[np.ndarray, np.ndarray, np.ndarray, Sequence[np.ndarray]]
+"""Rows of updates, `starts` and `order` of where they go, and scalars by which their sums are multiplied."""
+
+
+def bind_pack(packets: np.ndarray, terms: Sequence[Term], weight: np.ndarray, head: int, rank: int) -> NativeCall:
+    """Put the rows of a table that are not 0 into a packet, and zeros into those of the other ranks.
+
+    Parameters
+    ----------
+    packets : array of float32 or float64, shape (ranks, lines, width)
+        All arrays are contiguous, and all but `starts` and `order` of this dtype. Behind the head there are as many
+        lines as updates, and one more for several terms.
+    terms : sequence of Term
+        What is added up.
+    weight : array, shape ()
+        By which the sum is multiplied.
+    head : int
+        The lines of a packet before its rows.
+    rank : int
+        Whose packet is made.
+    """
+    ranks, lines, width = packets.shape
+    rows = terms[0][1].size - 2
+    library = _packing(_FLOATS[packets.dtype.name], tuple(len(factors) for *_, factors in terms))
+    flat = [array for *arrays, factors in terms for array in (*arrays, *factors)]
+    return NativeCall(library["pack"], (packets, weight, rows, width, lines, head, ranks, rank, *flat))
+
+
 @functools.cache
 def chosen_sums(dtype: str) -> Loop:
     """The loop over a table that adds up the rows of updates which `bind_order` puts together."""
@@ -171,6 +216,15 @@ def _library(kind: str, scalar: str) -> Mapping[str, int]:
         return ir.module([indexing_ir.check(kind), indexing_ir.gather(kind), indexing_ir.order(kind), adding])
 
     return machine.load(ir.written("indexing", write, kind, scalar, machine.vector_bytes()))
+
+
+@functools.cache
+def _packing(scalar: str, factors: tuple[int, ...]) -> Mapping[str, int]:
+    def write() -> str:
+        packing = indexing_ir.pack(scalar, factors or (0,), machine.vector_bytes())
+        return ir.module([indexing_ir.order_packets(scalar), packing])
+
+    return machine.load(ir.written("packing", write, scalar, factors, machine.vector_bytes()))
 
 
 def one_hot(out: np.ndarray, indices: np.ndarray) -> None:

@@ -75,7 +75,8 @@ def sum_by_row(out: np.ndarray, x: np.ndarray, starts: np.ndarray, order: np.nda
     rows, width = shape
     half = x.dtype.name in HALF
     total = np.zeros(shape, np.float32 if half else x.dtype)
-    updates = x.reshape(order.size, width)[order].astype(total.dtype, copy=False)
+    used = order[: starts[rows]]  # of the packets of ranks
+    updates = x.reshape(order.size, width)[used].astype(total.dtype, copy=False)
     np.add.at(total, np.repeat(np.arange(rows), np.diff(starts[:-1])), updates)
     np.copyto(out, total, casting="unsafe")
 

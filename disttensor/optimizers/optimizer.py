@@ -18,7 +18,8 @@ import numpy as np
 from disttensor import config, distributed, initializers, ops
 from disttensor.context import state
 from disttensor.distributed import finite
-from disttensor.distributed.collectives import part_of_mean, sync_mean, sync_sum
+from disttensor.distributed.collectives import part_of_mean, sync_sum
+from disttensor.distributed.rows import mean_of_gradient
 from disttensor.errors import ArgumentError, ShapeError
 from disttensor.optimizers.accumulation import EveryNth
 from disttensor.optimizers.schedules import LearningRateSchedule
@@ -319,7 +320,7 @@ class Optimizer(Configurable):
             `accumulates_locally`, what this rank adds to the means.
         """
         grads, variables = self._checked(grads, trainable_variables)
-        mean = part_of_mean if self.accumulates_locally else sync_mean
+        mean = part_of_mean if self.accumulates_locally else mean_of_gradient
         pairs = [(mean(g), v) for g, v in zip(grads, variables, strict=True) if g is not None]
         return [g for g, _ in pairs], [v for _, v in pairs]
 

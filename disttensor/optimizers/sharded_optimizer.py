@@ -8,8 +8,9 @@ from typing import Any
 
 from disttensor import config, distributed, dtypes, ops
 from disttensor.context import state
-from disttensor.distributed.collectives import parts, sync_mean
+from disttensor.distributed.collectives import parts
 from disttensor.distributed.partition import FlatPartition, whole_array
+from disttensor.distributed.rows import mean_of_gradient
 from disttensor.distributed.sharding import gather_parts, scatter_mean
 from disttensor.errors import ArgumentError
 from disttensor.optimizers.optimizer import Optimizer
@@ -153,7 +154,7 @@ class ShardedOptimizer(WrappingOptimizer):
         found: dict[int, Tensor] = {}
         for bucket in _buckets(pairs):
             if self.stage == 1 or state.virtual_shards or parts() == 1:
-                means = [part.partition.part_of(ops.reshape(sync_mean(g), (-1,))) for g, part in bucket]
+                means = [part.partition.part_of(ops.reshape(mean_of_gradient(g), (-1,))) for g, part in bucket]
             else:
                 means = scatter_mean([g for g, _ in bucket])
             found.update((id(part), mean) for (_, part), mean in zip(bucket, means, strict=True))

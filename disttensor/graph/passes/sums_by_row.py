@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 
 from disttensor import dtypes
+from disttensor.context import Spec
 from disttensor.graph.graph import Graph, Node, Value
 from disttensor.graph.passes.recipes import LEAST_COLUMNS, recipe_of
 from disttensor.ops.gathering import scatter_add
@@ -28,7 +29,7 @@ def sum_by_rows(graph: Graph) -> Graph:
     users = graph.users()
 
     def rule(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value] | None:
-        if node.op is not scatter_add or not _fits(node, users[id(node)]):
+        if not adds_rows(node) or not _in_loops(node.specs[0], users[id(node)]):
             return None
         updates, indices = inputs
         (rows, _) = shape = node.attrs["shape"]
@@ -40,13 +41,19 @@ def sum_by_rows(graph: Graph) -> Graph:
     return graph.rewrite(rule)
 
 
-def _fits(node: Node, users: Sequence[Node | None]) -> bool:
-    spec, attrs = node.specs[0], node.attrs
-    if spec.dtype not in ("float32", "float64") or len(spec.shape) != 2 or attrs["axes"] != (0,):
+def adds_rows(node: Node) -> bool:
+    """Whether a node is a `scatter_add` whose result a loop can compute row by row."""
+    if node.op is not scatter_add or node.attrs["axes"] != (0,):
+        return False
+    spec = node.specs[0]
+    if spec.dtype not in ("float32", "float64") or len(spec.shape) != 2:
         return False
     rows, width = spec.shape
     indices = math.prod(node.inputs[1].spec.shape)
-    if width < LEAST_COLUMNS or max(rows, indices) > _MOST or width * dtypes.itemsize(spec.dtype) > _ROW_BYTES:
-        return False
+    few = max(rows, indices) <= _MOST
+    return few and width >= LEAST_COLUMNS and width * dtypes.itemsize(spec.dtype) <= _ROW_BYTES
+
+
+def _in_loops(spec: Spec, users: Sequence[Node | None]) -> bool:
     recipes = [recipe_of(user) if user is not None else None for user in users]
     return all(recipe is not None and recipe.shape == spec.shape for recipe in recipes)

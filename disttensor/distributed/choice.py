@@ -4,7 +4,9 @@ The one in shared memory wins by far for long arrays; the MPI library's may be b
 Where they meet depends on the library, and on whether each rank has a core of its own. So the first all-reduces of a
 group that are long enough to matter, or many, try both, with arrays that lie where gradients do, in shared memory. They
 take turns, and the best time of each counts: what disturbs one call of many says nothing about either. The finding is
-kept on disk for a day; ``DISTTENSOR_ALLREDUCE`` or `config.set_all_reduce_algorithm` overrides it.
+kept on disk for a day; ``DISTTENSOR_ALLREDUCE`` or `config.set_all_reduce_algorithm` overrides it, and without
+`config.self_tuning`, as in deterministic mode, sums are in shared memory. It takes 50 ms at most: where that is too
+short, for others use the cores, nothing is found, and nothing is kept.
 
 Only two ranks choose, whose sum is the same whoever adds. More of them on one host always sum in shared memory: the
 library adds in an order of its own, and a run that is resumed must not come to other bits because other times were
@@ -39,8 +41,9 @@ SMALLEST = 1 << 12
 OFTEN = 16
 """How many of all others make it choose."""
 
-_SIZES = [64 << shift for shift in range(0, 16, 3)]
-_REPEATS = 15
+SIZES = [64 << shift for shift in range(0, 16, 3)]
+_REPEATS, _FEWEST_REPEATS = 15, 4
+_LIMIT_S = 0.04  # after which no other repeat is begun
 _CLEARLY = 1.25  # times as fast the library must be to be preferred: a tie at one length says nothing about others
 _VERSION = 5  # of what is kept on disk
 _KEPT_S = 24 * 3600.0  # what was found while others kept the machine busy must not hold for ever
@@ -107,7 +110,7 @@ def choose(comm: Any, memory: NodeMemory | None, places: list[list[int]]) -> Cho
         For each rank of the group, the number of its host and whose segment of that host's memory it owns (-1 if its
         host has no shared memory).
     """
-    way = comm.broadcast_object(config.all_reduce_algorithm())
+    way, measures = comm.broadcast_object([config.all_reduce_algorithm(), config.self_tuning()])
     # Between hosts a call that blocks is left to the library; sums in the background are not, see `in_memory`.
     reducer = None if way == "auto" and comm.nodes > 1 else _reducer(comm, memory, places, way)
     if reducer is None or memory is None:
@@ -116,7 +119,9 @@ def choose(comm: Any, memory: NodeMemory | None, places: list[list[int]]) -> Cho
         return Choice(reducer, None, SMALLEST)
     short = ShortReducer(comm.mpi, memory, [segment for _, segment in places], _cores(comm), reducer)
     found = Choice(reducer, short if short.usable else None)
-    if way == "auto" and comm.size == 2:  # with more, the order of a sum, and so its bits, would follow the clock
+    if (
+        way == "auto" and measures and comm.size == 2
+    ):  # with more, the order of a sum, and so its bits, would follow the clock
         found.threshold = _remembered(comm, found, memory)
     return found
 
@@ -158,6 +163,8 @@ def _remembered(comm: Any, found: Choice, memory: NodeMemory) -> int:
     threshold = comm.broadcast_object(threshold)
     if threshold is None:
         threshold = _measure(comm, found, memory)
+        if threshold is None:
+            return 0
         if comm.rank == 0:
             content = json.dumps(threshold).encode()
             disk_cache.get_or_make("allreduce", file, lambda: content)
@@ -174,16 +181,16 @@ def _read(path: Path) -> int | None:
     return None
 
 
-def _measure(comm: Any, found: Choice, memory: NodeMemory) -> int:
-    """From which size on the library is not clearly faster than shared memory; 0 if nowhere."""
-    block = memory.empty((_SIZES[-1] // 4,), np.dtype(np.float32))
-    longest = np.empty(_SIZES[-1] // 4, np.float32) if block is None else block
+def _measure(comm: Any, found: Choice, memory: NodeMemory) -> int | None:
+    """From which size on the library is not clearly faster than shared memory; 0 if nowhere, None for lack of time."""
+    block = memory.empty((SIZES[-1] // 4,), np.dtype(np.float32))
+    longest = np.empty(SIZES[-1] // 4, np.float32) if block is None else block
     longest.fill(0)
-    threshold = 2 * _SIZES[-1]
-    for size in reversed(_SIZES):
-        array = longest[: size // 4]
-        best = np.full(2, np.inf)
-        for _ in range(_REPEATS):
+    best = np.full((len(SIZES), 2), np.inf)
+    begin, done, goes_on = time.perf_counter(), 0, np.ones(1)
+    while done < _REPEATS and goes_on[0]:
+        for size, times in zip(SIZES, best, strict=True):
+            array = longest[: size // 4]
             for i, way in enumerate((found, Choice())):
                 comm.use(way)
                 for _ in range(2):  # until all is prepared
@@ -191,12 +198,24 @@ def _measure(comm: Any, found: Choice, memory: NodeMemory) -> int:
                 comm.mpi.Barrier()
                 start = time.perf_counter()
                 comm.all_reduce(array)
-                best[i] = min(best[i], time.perf_counter() - start)
-        comm.mpi.Allreduce(_in_place(), best)
-        if best[0] > _CLEARLY * best[1]:
-            break
-        threshold = size if size > _SIZES[0] else 0
-    return threshold
+                times[i] = min(times[i], time.perf_counter() - start)
+        done += 1
+        goes_on[0] = time.perf_counter() - begin < _LIMIT_S
+        comm.mpi.Bcast(goes_on)
+    comm.mpi.Allreduce(_in_place(), best)
+    return None if done < _FEWEST_REPEATS else threshold_of(best)
+
+
+def threshold_of(times: np.ndarray) -> int:
+    """From which size on the library is not clearly faster.
+
+    Parameters
+    ----------
+    times : ndarray, shape (sizes, 2)
+        What each of `SIZES` takes in shared memory, and by the library.
+    """
+    slower = np.flatnonzero(times[:, 0] > _CLEARLY * times[:, 1])
+    return 0 if not slower.size else [*SIZES, 2 * SIZES[-1]][slower[-1] + 1]
 
 
 def _in_place() -> Any:

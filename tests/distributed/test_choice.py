@@ -6,9 +6,10 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from disttensor.distributed.choice import _read
+from disttensor.distributed.choice import SIZES, _read, threshold_of
 
 
 def test_a_threshold_is_read_while_it_is_young(tmp_path: Path) -> None:
@@ -26,3 +27,15 @@ def test_a_threshold_is_read_while_it_is_young(tmp_path: Path) -> None:
 def test_whatever_else_a_file_holds_is_nothing(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.json").write_bytes(content)
     assert _read(tmp_path / "x.json") is None
+
+
+@pytest.mark.parametrize(
+    ("slower", "expected"),
+    [
+        ([], 0), ([SIZES[0]], SIZES[1]), ([SIZES[0], SIZES[1]], SIZES[2]), ([SIZES[2]], SIZES[3]),
+        ([SIZES[-1]], 2 * SIZES[-1]),
+    ],
+)  # fmt: skip
+def test_shared_memory_from_the_length_on_where_the_library_is_nowhere_clearly_faster(slower, expected):
+    times = np.array([[2e-6 if size in slower else 1.2e-6, 1e-6] for size in SIZES])
+    assert threshold_of(times) == expected

@@ -179,7 +179,7 @@ class Graph:
             return value if values is None else values[value.slot]
 
         for node in self.nodes:
-            inputs = tuple(map(new, node.inputs))
+            inputs = tuple(map(new, node.inputs)) if replaced else node.inputs
             values = rule(node, inputs) if node.kind == "operator" else None
             if values is None and inputs != node.inputs:
                 values = node.with_inputs(inputs).outputs

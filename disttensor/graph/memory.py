@@ -7,6 +7,7 @@ knows the future only of what is alive).
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -40,10 +41,10 @@ def place(lifetimes: Sequence[Lifetime]) -> tuple[list[int], int]:
     total = 0
     for size, first, last in lifetimes:
         size = -(-max(size, 1) // ALIGNMENT) * ALIGNMENT
-        alive = sorted(block for block in alive if block[2] >= first)
+        alive = [block for block in alive if block[2] >= first]  # in the order of memory, none overlaps another
         offset = _best_gap(alive, size)
         offsets.append(offset)
-        alive.append((offset, offset + size, last))
+        bisect.insort(alive, (offset, offset + size, last))
         total = max(total, offset + size)
     return offsets, total
 
@@ -55,5 +56,5 @@ def _best_gap(alive: list[tuple[int, int, int]], size: int) -> int:
         gap = start - end
         if gap >= size and (best < 0 or gap < best_size):
             best, best_size = end, gap
-        end = max(end, stop)
+        end = stop
     return best if best >= 0 else end

@@ -26,7 +26,7 @@ from typing import Any
 from disttensor.kernels import disk_cache
 
 _DEFINED = re.compile(r"^(?:define [^@\n]*|)@([\w.]+)(?=\(| = )", re.MULTILINE)
-_EXPORTED = re.compile(r"^define (?!internal |private )[^@\n]*@([\w.]+)\(", re.MULTILINE)
+_EXPORTED = re.compile(r"(?!internal |private )[^@\n]*@([\w.]+)\(")
 
 # What a feature is built on: switching that off switches it off, too.
 _BUILT_ON = {"avx": "sse4.2", "avx2": "avx", "fma": "avx", "f16c": "avx", "avx512f": "avx2"}
@@ -122,7 +122,8 @@ class _Machine:
         self._engine.add_object_file(self._llvm.ObjectFileRef.from_data(code))
         self._engine.finalize_object()
         address = self._engine.get_function_address
-        return {name: address(f"{name}.{digest}") for name in _EXPORTED.findall(text)}
+        heads = map(_EXPORTED.match, f"\n{text}".split("\ndefine ")[1:])
+        return {head[1]: address(f"{head[1]}.{digest}") for head in heads if head}
 
     def _compile(self, text: str) -> bytes:
         llvm = self._llvm

@@ -85,37 +85,42 @@ class WeightOwner:
         return list(found.values())
 
     def _own_variables(self) -> list[Variable]:
-        return [p for p in self._parts() if isinstance(p, Variable)]
+        return _variables_in(self._parts())
 
     def _sublayers(self) -> list[Any]:
-        return [p for p in self._parts() if isinstance(p, WeightOwner)]
+        return _layers_in(self._parts())
+
+    def _seed_states(self) -> list[Variable]:
+        return _states_in(self._parts())
 
     def _walk(self) -> Iterator[Any]:
         """This layer and all within it, each once."""
+        return (layer for layer, _ in self._walk_parts())
+
+    def _walk_parts(self) -> Iterator[tuple[Any, list[Any]]]:
+        """The same with the parts of each."""
         seen: set[int] = set()
         stack: list[Any] = [self]
         while stack:
             layer = stack.pop()
             if id(layer) not in seen:
                 seen.add(id(layer))
-                yield layer
-                stack.extend(reversed(layer._sublayers()))
+                parts = layer._parts()
+                yield layer, parts
+                stack.extend(reversed(_layers_in(parts)))
 
-    def _collect(self, own: Callable[[Any], list[Variable]]) -> list[Variable]:
-        return list({id(v): v for layer in self._walk() for v in own(layer)}.values())
+    def _collect(self, own: Callable[[list[Any]], list[Variable]]) -> list[Variable]:
+        return list({id(v): v for _, parts in self._walk_parts() for v in own(parts)}.values())
 
     @property
     def variables(self) -> list[Variable]:
         """All variables: weights, and the states of random generators."""
-        return self._collect(lambda layer: _trainable_first(layer._own_variables()) + layer._seed_states())
-
-    def _seed_states(self) -> list[Variable]:
-        return [p.state for p in self._parts() if isinstance(p, SeedGenerator)]
+        return self._collect(lambda parts: _trainable_first(_variables_in(parts)) + _states_in(parts))
 
     @property
     def weights(self) -> list[Variable]:
         """All weights, in each layer the trainable ones first."""
-        return self._collect(lambda layer: _trainable_first(layer._own_variables()))
+        return self._collect(lambda parts: _trainable_first(_variables_in(parts)))
 
     @property
     def trainable_variables(self) -> list[Variable]:
@@ -198,6 +203,18 @@ def _add_parts(value: Any, found: dict[int, Any]) -> None:
     elif isinstance(value, dict):
         for item in value.values():
             _add_parts(item, found)
+
+
+def _variables_in(parts: list[Any]) -> list[Variable]:
+    return [p for p in parts if isinstance(p, Variable)]
+
+
+def _layers_in(parts: list[Any]) -> list[Any]:
+    return [p for p in parts if isinstance(p, WeightOwner)]
+
+
+def _states_in(parts: list[Any]) -> list[Variable]:
+    return [p.state for p in parts if isinstance(p, SeedGenerator)]
 
 
 def _trainable_first(variables: list[Variable]) -> list[Variable]:

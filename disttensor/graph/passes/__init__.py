@@ -37,7 +37,8 @@ def optimize(graph: Graph) -> Graph:
     history = [("traced", _operators(graph), True)]
     for graph_pass in (*PIPELINE, sum_by_rows, fuse_elementwise, update_early):
         before, graph = graph, graph_pass(graph)
-        history.append((graph_pass.__name__, _operators(graph), graph is not before))
+        counts = history[-1][1] if graph is before else _operators(graph)
+        history.append((graph_pass.__name__, counts, graph is not before))
     graph.history = tuple(history)
     return graph
 

@@ -26,6 +26,8 @@ _MOST = 2**31 - 3
 
 def sum_by_rows(graph: Graph) -> Graph:
     """Split each `scatter_add` that only loops over the elements of its result read."""
+    if not any(node.op is scatter_add for node in graph):
+        return graph
     users = graph.users()
 
     def rule(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value] | None:

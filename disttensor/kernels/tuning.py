@@ -19,6 +19,7 @@ import hashlib
 import json
 import math
 import operator
+import os
 import platform
 import statistics
 import threading
@@ -40,7 +41,7 @@ from launch.cores import usable_cores
 _KEPT_S = 30 * 86400.0
 _FIRST_HOLD_S, _LONGEST_HOLD_S, _FORGOTTEN_S = 0.5, 60.0, 3600.0  # of what restricts
 _LOOK_S, _DOUBTED_AFTER_S = 0.5, 5.0
-_ROUNDS = 7
+_ROUNDS, _FEWEST_ROUNDS, _LIMIT_S = 7, 3, 0.03  # where others use the cores, a round may take long
 _PAYS = 0.95  # of the time that fewer threads take
 _GRAIN_S = 6e-6  # what the grains of kernels are made for, about
 _MOST_GRAINS = 64
@@ -62,7 +63,7 @@ class Finding:
     grains : int
         How many grains a thread takes at once, at least.
     meeting : float
-        Seconds that it costs to meet all threads.
+        Seconds that it costs to meet so many.
     counts : tuple of int
         Of threads that were tried.
     arithmetic, memory : tuple of float
@@ -142,10 +143,21 @@ def find() -> Finding | None:
     return known.finding
 
 
+def _after_fork() -> None:
+    """The thread that holds the lock may not be in a child."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
 def _remembered(threads: int, before: Finding | None, newest: float = math.inf) -> Finding:
     """From the disk, if it is not older than so many seconds, or measured now; `before` is what was known."""
-    threads = min(threads, usable_cores())  # more are never faster
-    key = json.dumps([__version__, _processor(), machine.description(), usable_cores(), threads])
+    cores = usable_cores()
+    threads = min(threads, cores)  # more are never faster
+    key = json.dumps([__version__, _processor(), machine.description(), cores, threads])
     file = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     found: Finding | None = None
 
@@ -217,10 +229,12 @@ def _measure(threads: int) -> Finding:
     times = max(_MEETINGS // threads, 2)
     meetings = _Piece("arithmetic", vectors, _STEPS, threads, times)
     seconds: dict[tuple[_Piece, int], list[float]] = defaultdict(list)
-    for _ in range(_ROUNDS):
+    begin = time.perf_counter()
+    for done in range(_ROUNDS):
+        if done >= _FEWEST_ROUNDS and time.perf_counter() - begin > _LIMIT_S:
+            break
         for count in counts:
-            # Helpers are awake after the first. One thread alone meets nobody, but so the others know how fast it is.
-            for piece in (meetings, arithmetic, memory):
+            for piece in (meetings, arithmetic, memory):  # helpers are awake after the first
                 executor.forget_waits()
                 seconds[piece, count].append(piece.run(count))
 
@@ -228,20 +242,24 @@ def _measure(threads: int) -> Finding:
         pairs = [zip(seconds[piece, 1], seconds[piece, count], strict=True) for count in counts]
         return [statistics.median(alone / shared for alone, shared in pair) for pair in pairs]
 
-    share = min(seconds[arithmetic, threads]) / min(seconds[arithmetic, 1])
-    meeting = (min(seconds[meetings, threads]) - min(seconds[meetings, 1]) * share) / times
-    return decide(counts, speedups(arithmetic), speedups(memory), max(meeting, 0.0))
+    def cost_of_meeting(count: int) -> float:
+        share = min(seconds[arithmetic, count]) / min(seconds[arithmetic, 1])
+        return max(min(seconds[meetings, count]) - min(seconds[meetings, 1]) * share, 0.0) / times
+
+    return decide(counts, speedups(arithmetic), speedups(memory), [cost_of_meeting(count) for count in counts])
 
 
-def decide(counts: Sequence[int], arithmetic: Sequence[float], memory: Sequence[float], meeting: float) -> Finding:
-    """What follows from how fast each number of threads is, in multiples of one, and what it costs to meet all.
+def decide(
+    counts: Sequence[int], arithmetic: Sequence[float], memory: Sequence[float], meeting: Sequence[float]
+) -> Finding:
+    """What follows from how fast each number of threads is, in multiples of one, and what it costs to meet them.
 
     Parameters
     ----------
     counts : sequence of int
         Ascending from 1.
     arithmetic, memory : sequence of float
-    meeting : float
+    meeting : sequence of float
         In seconds.
     """
     costs = [1 / a + 1 / m for a, m in zip(arithmetic, memory, strict=True)]
@@ -250,8 +268,8 @@ def decide(counts: Sequence[int], arithmetic: Sequence[float], memory: Sequence[
         if costs[i] < _PAYS * costs[best]:
             best = i
     # A part that takes no longer than the meeting saves nothing.
-    grains = min(max(math.ceil(meeting / _GRAIN_S), 1), _MOST_GRAINS) if best else 1
-    return Finding(counts[best], grains, meeting, tuple(counts), tuple(arithmetic), tuple(memory))
+    grains = min(max(math.ceil(meeting[best] / _GRAIN_S), 1), _MOST_GRAINS)
+    return Finding(counts[best], grains, meeting[best], tuple(counts), tuple(arithmetic), tuple(memory))
 
 
 class _Piece:

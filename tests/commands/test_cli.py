@@ -80,6 +80,18 @@ def test_info_as_json_tells_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp
     assert found["mpi"] is None or "MPI" in found["mpi"]
 
 
+def test_info_tells_how_many_threads_pay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("DISTTENSOR_THREADS", "2")
+    assert json.loads(run("info", "--json").stdout)["self_tuning"] is None
+    assert re.search("^of these pay +2, not measured; self-tuning is off", run("info").stdout, re.MULTILINE)
+    monkeypatch.setenv("DISTTENSOR_TUNING", "1")
+    found = json.loads(run("info", "--json").stdout)["self_tuning"]
+    assert 1 <= found["threads"] <= 2
+    assert len(found["counts"]) == len(found["arithmetic"]) == len(found["memory"])
+    assert re.search("^of these pay +[12]; times as fast", run("info").stdout, re.MULTILINE)
+
+
 def test_info_for_people() -> None:
     finished = run("info")
     assert finished.returncode == 0, finished.stderr

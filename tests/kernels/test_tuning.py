@@ -58,13 +58,13 @@ def kept(folder: Path) -> Path:
     ],
 )
 def test_as_few_threads_as_come_near_the_best(arithmetic, memory, threads):
-    assert decide((1, 2, 4), arithmetic, memory, 0.0).threads == threads
+    assert decide((1, 2, 4), arithmetic, memory, (0, 0, 0)).threads == threads
 
 
 @pytest.mark.parametrize(("meeting", "grains"), [(0.0, 1), (6e-6, 1), (6.1e-6, 2), (59e-6, 10), (1.0, 64)])
 def test_a_part_takes_as_long_as_the_meeting(meeting, grains):
-    assert decide((1, 2), (1, 2), (1, 2), meeting).grains == grains
-    assert decide((1, 2), (1, 1), (1, 1), meeting).grains == 1  # who is alone meets nobody
+    assert decide((1, 2), (1, 2), (1, 2), (0.0, meeting)).grains == grains
+    assert decide((1, 2), (1, 1), (1, 1), (0.0, meeting)).grains == 1  # who is alone meets nobody
 
 
 def test_nothing_is_measured_where_nothing_depends_on_it(measured, monkeypatch):

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 
+from launch.cores import usable_cores
+
 PACKAGES = ("disttensor", "numpy", "numba", "llvmlite", "mpi4py", "safetensors")
 _LIBRARY = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
 
@@ -29,7 +31,7 @@ def main(folder: str, token: str) -> None:
         "versions": {"Python": platform.python_version(), **versions, "processor": platform.machine()},
         "mpi_loads": library.returncode == 0,
         "mpi": " ".join(lines[0].split(",")[0].replace("Version:", "").strip("\0").split()),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "all_cores": os.cpu_count(),
         "problem": _write(folder, token),
         "disk": _free(folder),

@@ -41,7 +41,7 @@ test-unit: setup
 
 # These start 2 to 10 processes each, which often wait for one another or for a limit, so some run beside each other.
 test-mpi: setup
-	$(PYTEST) -n 3 --dist worksteal -m "mpi and not slow" tests/mpi tests/launch
+	$(PYTEST) -n 4 --dist worksteal -m "mpi and not slow" tests/mpi tests/launch
 
 test-slow: setup
 	$(PYTEST) -m slow

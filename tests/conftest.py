@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 for _name in ("DISTTENSOR_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 os.environ.setdefault("DISTTENSOR_TUNING", "0")  # several threads are several, whatever the machine does meanwhile
+# Ranks of Open MPI that wait let others have their core: those of other tests, too.
+os.environ.setdefault("OMPI_MCA_mpi_yield_when_idle", "1")
 os.environ["KERAS_BACKEND"] = "jax"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The oracle compiles thousands of small programs, each of which runs once: that is what its time goes to.

@@ -114,7 +114,7 @@ class Campaign:
         deterministic = what.goes_on == "on other ranks"
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            expected = self._expected(deterministic)
+            expected = self._expected(deterministic) if what.goes_on else None
             restarts = ["--max-restarts", "1"] if what.goes_on == "by itself" and what.word else []
             by_itself = (
                 [] if what.signal else [fault, str(rank), str(step), str(chance.randint(1, _OPERATIONS[rank > 0]))]

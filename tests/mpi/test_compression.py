@@ -14,7 +14,7 @@ PROGRAM = Path(__file__).with_name("compression_program.py")
 
 
 @pytest.mark.timeout(300)
-@on_ranks(2, 4, mpich=[2])
+@on_ranks(4, mpich=[2])
 def test_compressed_gradients_train_on_digits(mpirun: Any, n: int) -> None:
     code, output = mpirun(n, PROGRAM, timeout=250)
     assert code == 0, output

@@ -16,7 +16,7 @@ def test_exchange(mpirun, n):
     assert output == "every check passed\n"
 
 
-@on_ranks(2, 3, 4, mpich=[2])
+@on_ranks(3, 4, mpich=[2])
 def test_between_hosts(mpirun, n):
     """Hosts that differ in where their arrays lie get the same sums; the first has one rank of three."""
     code, output = mpirun(n, HERE / "between_hosts_program.py")

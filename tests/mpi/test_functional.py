@@ -10,7 +10,7 @@ from tests.mpi.libraries import on_ranks, open_mpi_alone
 HERE = Path(__file__).parent
 
 
-@on_ranks(2, 3, 4, mpich=[3])
+@on_ranks(3, mpich=[2])
 def test_values_gradients_and_errors(mpirun: Any, n: int) -> None:
     code, output = mpirun(n, HERE / "functional_program.py", str(n))
     assert code == 0, output

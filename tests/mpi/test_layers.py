@@ -85,7 +85,7 @@ if comm.rank == 0:
 """
 
 
-@on_ranks(2, 3, mpich=[3])
+@on_ranks(2, mpich=[3])
 def test_layers_do_not_depend_on_the_number_of_ranks(mpirun, n):
     code, output = mpirun(n, PROGRAM)
     assert code == 0, output

@@ -9,7 +9,7 @@ from tests.mpi.libraries import on_ranks, open_mpi_alone
 HERE = Path(__file__).parent
 
 
-@on_ranks(2, 3, 4, 8, mpich=[3])
+@on_ranks(2, 3, 8, mpich=[3])
 def test_native_sum(mpirun, n):
     code, output = mpirun(n, HERE / "native_sum_program.py", str(n))
     assert code == 0, output
@@ -43,6 +43,7 @@ def test_a_rank_is_killed_while_others_wait_for_it_in_a_plan(mpirun):
     assert code != 0
 
 
+@open_mpi_alone
 def test_a_rank_is_stopped_while_others_wait_for_it_in_a_plan(mpirun):
     code, output = mpirun(3, TRAINING, "SIGSTOP", timeout=60, env={"DISTTENSOR_TIMEOUT": "3"})
     assert code != 0

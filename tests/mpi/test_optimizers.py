@@ -10,7 +10,7 @@ from tests.mpi.libraries import on_ranks
 HERE = Path(__file__).parent
 
 
-@on_ranks(1, 2, 3, mpich=[3])
+@on_ranks(1, 3, mpich=[2])
 def test_steps_on_several_ranks(mpirun: Any, n: int) -> None:
     code, output = mpirun(n, HERE / "optimizer_program.py", timeout=110)
     assert code == 0, output

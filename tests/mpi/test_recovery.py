@@ -20,7 +20,7 @@ def weights(path: Path) -> dict[str, np.ndarray]:
     return dict(np.load(f"{path}.npz"))
 
 
-@on_ranks(2, 4, mpich=[2])
+@on_ranks(4, mpich=[2])
 def test_killed_ranks_end_with_the_same_bits(mpirun: Any, tmp_path: Path, n: int) -> None:
     code, output = mpirun(n, PROGRAM, str(tmp_path / "whole"), str(tmp_path / "expected"))
     assert code == 0, output

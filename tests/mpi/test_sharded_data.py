@@ -55,8 +55,6 @@ def result(target: Path, kind: str) -> tuple[list[np.ndarray], dict[str, Any]]:
     [
         ("openmpi", 4, {}),
         ("openmpi", 2, DETERMINISTIC),
-        ("openmpi", 4, DETERMINISTIC),
-        ("mpich", 2, {}),
         ("mpich", 3, DETERMINISTIC),
     ],
     indirect=["mpirun"],

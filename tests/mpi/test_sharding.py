@@ -16,7 +16,7 @@ PROGRAM = Path(__file__).with_name("sharding_program.py")
 
 
 @pytest.mark.timeout(500)
-@on_ranks(2, 3, 4, mpich=[3])
+@on_ranks(4, mpich=[3])
 def test_sharded_state_trains_as_whole_state(mpirun: Any, tmp_path: Path, n: int) -> None:
     code, output = mpirun(n, PROGRAM, str(tmp_path), "compare", timeout=400)
     assert code == 0, output
@@ -24,7 +24,7 @@ def test_sharded_state_trains_as_whole_state(mpirun: Any, tmp_path: Path, n: int
 
 
 @pytest.mark.timeout(300)
-@on_ranks(2, 3, mpich=[2])
+@on_ranks(3, mpich=[2])
 def test_deterministic_training_has_the_same_bits(mpirun: Any, tmp_path: Path, n: int) -> None:
     code, output = mpirun(n, PROGRAM, str(tmp_path), "deterministic", timeout=200)
     assert code == 0, output

@@ -14,13 +14,14 @@ from tests.mpi.libraries import on_ranks, open_mpi_alone
 HERE = Path(__file__).parent
 
 
-@on_ranks(2, 3, 4, 8, mpich=[3])
+@on_ranks(2, 3, 8, mpich=[3])
 def test_shared(mpirun, n):
     code, output = mpirun(n, HERE / "shared_program.py", str(n), env={"DISTTENSOR_ALLREDUCE": "shared"})
     assert code == 0, output
     assert output.count("every check passed") == 1, output
 
 
+@open_mpi_alone
 def test_end_while_others_wait_in_shared_memory(mpirun):
     program = """
 import sys

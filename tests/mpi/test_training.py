@@ -11,7 +11,7 @@ from tests.mpi.libraries import on_ranks
 HERE = Path(__file__).parent
 
 
-@on_ranks(2, 3, 4, mpich=[3])
+@on_ranks(2, 4, mpich=[3])
 def test_training_on_ranks_is_training_by_one_process(mpirun: Any, tmp_path: Path, n: int) -> None:
     code, output = mpirun(n, HERE / "training_program.py", str(tmp_path), timeout=110)
     assert code == 0, output

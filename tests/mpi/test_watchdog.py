@@ -40,7 +40,6 @@ DEEDS = {
     ("mpirun", "deed", "n"),
     [
         *(("openmpi", deed, 2) for deed in DEEDS),
-        ("openmpi", "suspended", 4),
         ("mpich", "loader", 4),
         ("mpich", "suspended", 2),
     ],
@@ -68,6 +67,7 @@ def test_a_rank_that_hangs_is_named_with_its_stack(mpirun: Any, deed: str, n: in
     assert output.count("has lasted for") == 1, output
 
 
+@open_mpi_alone
 def test_slow_ranks_are_no_alarm(mpirun: Any) -> None:
     code, output = mpirun(3, PROGRAM, "slow")
     assert (code, output) == (0, "trained, limit 2\n")

@@ -115,7 +115,7 @@ class Attempt:
         self._hear_until = 0.0
         self._asked: set[int] = set()
         self._timed_out = False
-        self._wants_stacks = False
+        self._wants_stacks = self._kills_next = False
         self._stacks: dict[int, dict[str, Any] | None] = {}  # of those that are asked; None before they answer
         self._kill_at: float | None = None
         self._killed_at: float | None = None
@@ -226,7 +226,9 @@ class Attempt:
                 peer.stopped = (time.monotonic(), number) if number else None
             elif kind == STACKS:
                 self._stacks[peer.rank] = json.loads(payload)
-                if all(said is not None or self._peers[rank].ended for rank, said in self._stacks.items()):
+                if self._kills_next and all(
+                    said is not None or self._peers[rank].ended for rank, said in self._stacks.items()
+                ):
                     self._kill_at = time.monotonic()
             elif kind == EXIT:
                 peer.ended = True
@@ -337,6 +339,7 @@ class Attempt:
         if self._deadline is not None and now > self._deadline and not self._timed_out:
             self._timed_out = self._wants_stacks = True
             self._console.say("--timeout is over: the ranks are told to finish (SIGTERM), and ended after 30 s.")
+            self._ask_for_stacks()  # first, for many a program ends by the signal at once
             self._tell_all(SIGNAL, json.dumps(int(signal.SIGTERM)).encode())
             self._kill_at = now + 30
         if len(self._peers) < self._plan.n and now - self._began > _START and self._killed_at is None:
@@ -346,12 +349,15 @@ class Attempt:
         heard = not self._unheard or now >= self._hear_until
         if self._kill_at is not None and now >= self._kill_at and heard and self._killed_at is None:
             if self._wants_stacks:
-                self._wants_stacks, self._kill_at = False, now + _ANSWERING
-                self._stacks = {rank: None for rank, peer in sorted(self._peers.items()) if not peer.ended}
-                self._tell_all(STACKS)
+                self._wants_stacks, self._kills_next, self._kill_at = False, True, now + _ANSWERING
+                self._ask_for_stacks()
             else:
                 self._killed_at = now
                 self._tell_all(KILL)
+
+    def _ask_for_stacks(self) -> None:
+        self._stacks |= {rank: None for rank, peer in sorted(self._peers.items()) if not peer.ended}
+        self._tell_all(STACKS)
 
     # The end
 
@@ -396,11 +402,12 @@ class Attempt:
 
     def _show_stacks(self) -> None:
         stacks = {rank: said["stacks"] for rank, said in self._stacks.items() if said}
-        if not stacks:  # a program without disttensor, or one that was still starting
+        ended_as_told = self._failure is None or self._failure.code in (REQUEUE, INTERRUPTED)
+        if not stacks or (ended_as_told and self._killed_at is None):  # none of disttensor, or none in trouble
             return
         lines = ["Ranks that were ended:"]
         for rank, said in self._stacks.items():
-            what = "did not answer" if said is None else said.get("state", "not a rank of disttensor yet")
+            what = "did not answer" if said is None else said.get("state", "not a rank of disttensor yet") or "running"
             lines.append(f"rank {rank} (host {self._peers[rank].host}): {what}.")
         self._console.say("\n".join([*lines, *show(stacks)]))
 

@@ -104,6 +104,14 @@ def claim_rank() -> None:
     os.environ[_RANK_PROCESS] = f"{os.getpid()} {_job(os.environ)}"
 
 
+def is_supervised() -> bool:
+    """Whether ``disttensor-run`` started this process as a rank; the pipe for reports is not handed on by it."""
+    try:
+        return stat.S_ISFIFO(os.fstat(int(os.environ.get("DISTTENSOR_REPORT_FD", "-1"))).st_mode)
+    except (OSError, ValueError):
+        return False
+
+
 def _is_started_by_rank(env: Mapping[str, str]) -> bool:
     """Whether the variables are inherited from a rank, and not from a launcher which that rank started in turn."""
     process, _, job = env.get(_RANK_PROCESS, "").partition(" ")

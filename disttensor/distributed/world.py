@@ -17,6 +17,7 @@ from disttensor.distributed import environment
 from disttensor.distributed.communicator import Communicator, SerialCommunicator
 from disttensor.errors import ArgumentError, DistributedError, TracingError
 from disttensor.tensor import Variable
+from launch import stacks
 from launch.cores import time_limit
 
 _communicator: Communicator | None = None
@@ -51,6 +52,8 @@ def initialize() -> None:
     found = environment.launcher()
     if found is None:
         _communicator = SerialCommunicator()
+        if environment.is_supervised():  # alone; ranks have the watchdog's files, for one another too
+            stacks.answer_with(os.memfd_create(stacks.STACKS))
         return
     from disttensor.distributed import abort, mpi, watchdog
 

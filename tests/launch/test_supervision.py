@@ -73,6 +73,14 @@ time.sleep(60)
     assert re.search("rank 2 on host .* was suspended by signal 19", stacks)
 
 
+@pytest.mark.parametrize("start", ["alone"], indirect=True)
+@pytest.mark.parametrize(("handler", "shown"), [("signal.SIG_DFL", 1), ("lambda *_: os._exit(0)", 0)])
+def test_ranks_that_the_time_limit_ends_show_their_stacks(start, handler, shown):
+    code, output = start(f"signal.signal(15, {handler})\nimport disttensor\ntime.sleep(60)", "--timeout", 5).end()
+    assert code == 124
+    assert output.count("most recent call last:\ndisttensor-run:   MainThread:") == shown, output
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("start", ["openmpi"], indirect=True)
 @pytest.mark.mpi

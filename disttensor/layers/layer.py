@@ -221,7 +221,7 @@ class Layer(WeightOwner, Configurable):
             for name, value in given.items()
             if any(_shape_of(leaf) is not None for leaf in tree.flatten(value))
         }
-        names = list(inspect.signature(self.build).parameters)
+        names = _build_parameters(type(self).build)
         if len(names) <= 1:
             self.build(*list(shapes.values())[:1])
         else:
@@ -367,6 +367,11 @@ def _call_parameters(call: Callable[..., Any]) -> tuple[str, ...]:
     """The names of the parameters of a `call` method, in order; "**" for any others."""
     parameters = list(inspect.signature(call).parameters.values())[1:]
     return tuple("**" if p.kind is p.VAR_KEYWORD else p.name for p in parameters)
+
+
+@functools.lru_cache(maxsize=1024)
+def _build_parameters(build: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(build).parameters)[1:]
 
 
 def _shape_of(leaf: Any) -> tuple[int | None, ...] | None:

@@ -120,7 +120,15 @@ def parser() -> argparse.ArgumentParser:
         "--bucket-bytes", type=_positive, default=2 << 20, help="where there are several (%(default)s)"
     )
     overlap.add_argument("--json", type=Path, metavar="FILE", help="also write all results here")
-    made["scaling"].add_argument("--ranks", nargs=1, type=_positive, default=[2], help="how many (default: 2)")
+    scaling = made["scaling"]
+    scaling.add_argument("--ranks", nargs=1, type=_positive, default=[2], help="how many (default: 2)")
+    scaling.add_argument(
+        "--floor", action="store_true", help="also ranks that train apart but wait for each other after every step"
+    )
+    scaling.add_argument(
+        "--rank-statistics", action="store_true",
+        help="each rank normalizes with the statistics of its own rows, as PyTorch's does, not with those of all",
+    )  # fmt: skip
     determinism = made["determinism"]
     determinism.add_argument("--ranks", nargs="+", type=_positive, default=[1, 2], help="default: 1 2")
     determinism.add_argument("--shards", type=_positive, default=8, help="how many (%(default)s)")

@@ -78,18 +78,35 @@ def training(job: dict[str, Any]) -> list[float]:
 
 def scaling(job: dict[str, Any]) -> dict[str, list[float]]:
     """Seconds a step of a workload took in each turn: "together", where each rank gets a batch of the workload's size,
-    and "apart", where each trains at the same time as if it were alone.
+    and "apart", where each trains at the same time as if it were alone; with "floor" also "meeting", which is apart,
+    but each waits for the others after every step.
     """
     alone = WORKLOADS[job["workload"]]
     ways = {"together": dataclasses.replace(alone, batch=alone.batch * job["ranks"]), "apart": alone}
     if job["library"] == GLOO:
         ways["together"] = alone
     trainings = {way: _Training(workload, job, way == "together") for way, workload in ways.items()}
-    found: dict[str, list[float]] = {way: [] for way in ways}
+    turns = [(way, one, []) for way, one in trainings.items()]
+    if job["floor"] and job["library"] != GLOO:
+        turns.append(("meeting", trainings["apart"], [_meeting()]))
+    found: dict[str, list[float]] = {way: [] for way, *_ in turns}
     for number in range(job["rounds"]):
-        for turn, (way, one) in enumerate(trainings.items()):
-            found[way].append(one.seconds_a_step(len(ways) * number + turn))
+        for turn, (way, one, callbacks) in enumerate(turns):
+            found[way].append(one.seconds_a_step(len(turns) * number + turn, *callbacks))
     return found
+
+
+def _meeting() -> Any:
+    """A callback that waits for all ranks after each step; what they exchange is one number."""
+    from disttensor import callbacks, distributed
+
+    comm, number = distributed.communicator(), np.zeros(1, np.int64)
+
+    class Meeting(callbacks.Callback):
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+            comm.all_reduce(number)
+
+    return Meeting()
 
 
 class _Training:
@@ -120,6 +137,12 @@ class _Training:
                 self._alone = lambda: use_communicator(SerialCommunicator())
             with self._alone():
                 self._session = keras_like.Session(workload, "disttensor")
+            if job.get("rank_statistics"):
+                from disttensor.layers import BatchNormalization
+
+                for layer in self._session.model.layers:
+                    if isinstance(layer, BatchNormalization):
+                        layer.synchronized = False
         self._count = (job["steps"] or workload.steps) + _SKIPPED
         self._data = self._session.prepare(*workload.data(self._count))
         with self._alone():
@@ -132,11 +155,11 @@ class _Training:
             ends, _ = self._session.train(*self._data)
         return [end - start for start, end in zip(ends[_SKIPPED:], ends[_SKIPPED + 1 :], strict=False)]
 
-    def seconds_a_step(self, number: int) -> float:
-        """The same of a whole round, in which nobody looks at each step."""
+    def seconds_a_step(self, number: int, *callbacks: Any) -> float:
+        """The same of a whole round, in which nobody but these callbacks looks at each step."""
         _meet(Path(self._job["folder"]), number, self._job["ranks"])
         with self._alone():
-            return float(self._session.seconds(*self._data) / self._count)
+            return float(self._session.seconds(*self._data, *callbacks) / self._count)
 
 
 def sharded(job: dict[str, Any]) -> dict[str, float]:

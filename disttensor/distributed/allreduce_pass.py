@@ -38,8 +38,7 @@ from disttensor.ops.core import fence
 _FINAL = -1
 """The stage of sums on which no other communication depends."""
 
-_LEAST_BYTES = 4096
-"""A value that is alone in its bucket, and smaller, is summed without further ado."""
+_SHORT = 4096  # bytes
 
 _ONE = Node("constant", [Spec((), "float64")], source=np.array(1.0), order=(-1,)).outputs[0]
 
@@ -80,7 +79,7 @@ class _Buckets:
                 bucket = open_buckets[key] = []
                 found.append(bucket)
             bucket.append(node)
-        self.members = [bucket for bucket in found if len(bucket) > 1 or _bytes(bucket) >= _LEAST_BYTES]
+        self.members = found
         self._numbers = {id(bucket[0]): number for number, bucket in enumerate(self.members)}
         self._starts: dict[int, Node] = {}
         self._waits: dict[int, int] = {}
@@ -184,7 +183,7 @@ def _ancestors(graph: Graph, nodes: Sequence[Node]) -> set[int]:
 
 def _is_early(node: Node) -> bool:
     """Whether a sum is a short one of constant weight."""
-    return node.inputs[1].node.kind == "constant" and _bytes([node]) < _LEAST_BYTES
+    return node.inputs[1].node.kind == "constant" and _bytes([node]) < _SHORT
 
 
 def _bytes(bucket: Sequence[Node]) -> int:

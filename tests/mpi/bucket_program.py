@@ -59,10 +59,7 @@ def check_as_alone():
 
 
 def check_bits():
-    """In shared memory ranks are added in their order, and two numbers have one sum: sizes of buckets change no bit.
-
-    What is shorter than 4 KiB, and alone in its bucket, may be summed by the MPI library, in an order of its own.
-    """
+    """In shared memory ranks are added in their order, and two numbers have one sum: sizes of buckets change no bit."""
     _, want, _ = train()
     for size in (1, 50_000) if comm.size == 2 else (10_000, 50_000):
         _, got, _ = train(size)

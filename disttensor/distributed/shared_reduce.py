@@ -5,6 +5,11 @@ combines the elements in the order of ranks, and writes the result to all arrays
 least for P arrays of n bytes that lie in memory. Arrays that do not lie in shared memory pass through a staging area in
 pieces that fit into a cache.
 
+That takes two meetings. With one, each rank would read the whole of all arrays and add them for itself; but that was
+slower for any but short arrays, even between two ranks. A line of the cache that a rank has read and then overwrites
+simply moves to its core; one that both only read stays in both caches, and when the next step writes gradients there,
+each line has to be taken back from the other core first.
+
 With several hosts each part is combined within the host, then by its owners on all hosts (see `exchange`), and then
 written to all arrays of the host: every rank takes its share of the network's work (a hierarchical all-reduce, as in
 Jia et al., "Highly Scalable Deep Learning Training System with Mixed-Precision", 2018). Arrays in shared memory are

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from disttensor.distributed.rows import order_packets, pack_rows
-from disttensor.ops.registry import apply
+from disttensor.graph.function import function
+from disttensor.ops.registry import Operator, apply
 from disttensor.ops.row_sums import order_by_row, sum_by_row
 from disttensor.tensor import Tensor
 
 ROWS = 30
+
+
+def planned(op: Operator, inputs: list[Any], **attrs: Any) -> Any:
+    """What the native kernel computes."""
+    return function(lambda *tensors: apply(op, list(tensors), attrs))(*inputs)
 
 
 def packed(terms: list[tuple[np.ndarray, np.ndarray, list[float]]], weight: float, ranks: int, rank: int) -> np.ndarray:
@@ -26,7 +34,7 @@ def packed(terms: list[tuple[np.ndarray, np.ndarray, list[float]]], weight: floa
         "packets": (ranks, head(capacity, width) + capacity + 1),
         "rank": rank,
     }
-    return pack_rows(*arguments, Tensor.wrap(np.asarray(weight, dtype)), **attrs).array
+    return planned(pack_rows, [*arguments, Tensor.wrap(np.asarray(weight, dtype))], **attrs).array
 
 
 def head(capacity: int, width: int) -> int:
@@ -48,7 +56,7 @@ def test_the_sum_of_packets_is_the_sum_of_tables(ranks: int, width: int, dtype: 
             np.add.at(want, i, 0.1 * (rank + 1) * factor * x)
         terms = [(updates[0], ids[0], []), (updates[1], ids[1], [-2.5])]
         packets = packets + packed(terms, 0.1 * (rank + 1), ranks, rank)
-    starts, order = order_packets(packets, rows=ROWS, head=head(19, width))
+    starts, order = planned(order_packets, [Tensor.wrap(packets)], rows=ROWS, head=head(19, width))
     got = apply(sum_by_row, [Tensor.wrap(packets), starts, order], {"shape": (ROWS, width)}).array
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5 if dtype == "float32" else 1e-12)
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from tests.mpi.libraries import on_ranks
-
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("algorithm", ["shared", "mpi"])
-@on_ranks(2, 3, mpich=[2])
+@pytest.mark.parametrize(
+    ("mpirun", "n", "algorithm"), [("openmpi", 2, "mpi"), ("openmpi", 3, "shared"), ("mpich", 2, "shared")],
+    indirect=["mpirun"],
+)  # fmt: skip
 def test_rows(mpirun: Any, n: int, algorithm: str) -> None:
     code, output = mpirun(n, HERE / "rows_program.py", algorithm, timeout=250, env={"DISTTENSOR_ALLREDUCE": algorithm})
     assert code == 0, output

@@ -31,12 +31,12 @@ def digest(output: str) -> str:
 @pytest.mark.parametrize(
     ("mpirun", "n", "per_rank", "batch", "kind"),
     [
-        *(("openmpi", n, "null", 16, "arrays") for n in (2, 3, 10)),
+        *(("openmpi", n, "null", 16, "arrays") for n in (2, 3, 4, 8, 10)),
         ("openmpi", 3, "[5,0,3]", 16, "arrays"),
         ("openmpi", 3, "null", 5, "arrays"),
         *(("openmpi", n, "null", 16, "augmented") for n in (3, 4)),
         ("openmpi", 4, "null", 16, "synchronized"),
-        *(("mpich", n, "null", 16, "arrays") for n in (2, 4)),
+        *(("mpich", n, "null", 16, "arrays") for n in (2, 3, 4, 8)),
         ("mpich", 3, "null", 16, "synchronized"),
     ],
     indirect=["mpirun"],

@@ -78,8 +78,8 @@ def training(job: dict[str, Any]) -> list[float]:
 
 def scaling(job: dict[str, Any]) -> dict[str, list[float]]:
     """Seconds a step of a workload took in each turn: "together", where each rank gets a batch of the workload's size,
-    and "apart", where each trains at the same time as if it were alone; with "floor" also "meeting", which is apart,
-    but each waits for the others after every step.
+    and "apart", where each trains at the same time as if it were alone; with "floor" also "seen", which is apart with a
+    callback that sees every step, and "meeting", where that waits for the other ranks.
     """
     alone = WORKLOADS[job["workload"]]
     ways = {"together": dataclasses.replace(alone, batch=alone.batch * job["ranks"]), "apart": alone}
@@ -88,7 +88,7 @@ def scaling(job: dict[str, Any]) -> dict[str, list[float]]:
     trainings = {way: _Training(workload, job, way == "together") for way, workload in ways.items()}
     turns = [(way, one, []) for way, one in trainings.items()]
     if job["floor"] and job["library"] != GLOO:
-        turns.append(("meeting", trainings["apart"], [_meeting()]))
+        turns += [(way, trainings["apart"], [_watcher(way == "meeting")]) for way in ("seen", "meeting")]
     found: dict[str, list[float]] = {way: [] for way, *_ in turns}
     for number in range(job["rounds"]):
         for turn, (way, one, callbacks) in enumerate(turns):
@@ -96,17 +96,18 @@ def scaling(job: dict[str, Any]) -> dict[str, list[float]]:
     return found
 
 
-def _meeting() -> Any:
-    """A callback that waits for all ranks after each step; what they exchange is one number."""
+def _watcher(meets: bool) -> Any:
+    """A callback that sees each step, and may wait for all ranks then; what they exchange is one number."""
     from disttensor import callbacks, distributed
 
     comm, number = distributed.communicator(), np.zeros(1, np.int64)
 
-    class Meeting(callbacks.Callback):
+    class Watcher(callbacks.Callback):
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-            comm.all_reduce(number)
+            if meets:
+                comm.all_reduce(number)
 
-    return Meeting()
+    return Watcher()
 
 
 class _Training:

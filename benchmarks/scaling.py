@@ -3,8 +3,8 @@
 The throughput of P ranks that train together, each with a batch of the workload's size, is divided by that of P copies
 that train at the same time and know nothing of one another. So cores, memory and disturbances are the same for both.
 The same processes do both, in turns, each an epoch of `fit` or a loop over the batches in PyTorch. With ``--floor``
-they also train apart, but wait for each other after every step: on a machine whose cores are disturbed by turns, that
-alone has its price, whatever ranks exchange.
+they also train apart with a callback that sees every step, and either waits for the other ranks or does not: on a
+machine whose cores are disturbed by turns, to wait for each other has its price, whatever ranks exchange.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from benchmarks import machine, ranks, report
 from benchmarks.processes import WorkerError
 from benchmarks.statistics import median_of, ratio
 
-_FLOOR = "then the same of ranks that train apart, but wait for each other after every step"
+_WAYS = ("together", "apart", "seen", "meeting")
+_FLOOR = "then the same of ranks that train apart, and wait for each other after every step or do not (meeting ÷ seen)"
 
 
 def run(options: argparse.Namespace) -> None:
@@ -36,13 +37,14 @@ def run(options: argparse.Namespace) -> None:
                 row += [str(error).splitlines()[-1][:60], "–"]
                 continue
             results.append({"workload": workload, "who": name, **found})
-            ways = ("together", "apart", "meeting") if "meeting" in found else ("together", "apart")
-            quotients = [report.interval(ratio(found["apart"], found[way], median_of, draws=300)) for way in ways[::2]]
-            times = " / ".join(report.milliseconds(median_of(found[way])) for way in ways)
+            pairs = [(found["apart"], found["together"])]
+            pairs += [(found["seen"], found["meeting"])] if "meeting" in found else []
+            quotients = [report.interval(ratio(*pair, median_of, draws=300)) for pair in pairs]
+            times = " / ".join(report.milliseconds(median_of(found[way])) for way in _WAYS if way in found)
             row += ["; ".join(quotients), times]
         rows.append(row)
         print(" | ".join(row), flush=True)
-    columns = "together / apart / meeting" if options.floor else "together / apart"
+    columns = " / ".join(_WAYS if options.floor else _WAYS[:2])
     header = ["", *(cell for name in ranks.available() for cell in (name, columns))]
     print("\n" + report.table(header, rows))
     print(f"\nload average at the end: {machine.load()}")

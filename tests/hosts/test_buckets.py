@@ -50,6 +50,12 @@ def test_buckets_between_hosts(hosts, python, ranks, algorithm):
     assert "every check passed" in output, output
 
 
+@pytest.mark.parametrize(("ranks", "algorithm"), [((1, 1), "auto"), ((2, 1), "hierarchical")])
+def test_rows_between_hosts(hosts, python, ranks, algorithm):
+    output = run(hosts, python, ranks, "rows_program.py", algorithm, algorithm=algorithm)
+    assert "every check passed" in output, output
+
+
 @pytest.mark.parametrize("hosts", [4], indirect=True)
 def test_four_hosts(hosts, python):
     output = run(hosts, python, (1, 1, 1, 1), "exchange_program.py")

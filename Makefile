@@ -46,10 +46,10 @@ test-mpi: setup
 test-slow: setup
 	$(PYTEST) -m slow
 
-# These wait more than they compute: for limits, for Slurm, for hosts that do not answer. So all files run beside one
-# another, each with daemons of its own.
+# These wait more than they compute: for limits, for Slurm, for hosts that do not answer. So four run beside one another,
+# each process with daemons and hosts of its own.
 test-cluster: setup
-	$(PYTEST) -n 4 --dist loadfile -m "not slow" tests/slurm tests/hosts
+	$(PYTEST) -n 4 --dist worksteal -m "not slow" tests/slurm tests/hosts
 
 test-faults: setup
 	$(PYTEST) -n 3 --dist worksteal tests/faults

@@ -1,4 +1,7 @@
-"""What `launch.doctor` runs on every host: prints, as JSON, what a rank would find there."""
+"""What `launch.doctor` runs on every host, by its path: prints, as JSON, what a rank would find there.
+
+Another package than the standard library's may be what is missing.
+"""
 
 from __future__ import annotations
 
@@ -7,12 +10,11 @@ import importlib.metadata
 import json
 import os
 import platform
+import runpy
 import shutil
 import subprocess
 import sys
 import time
-
-from launch.cores import usable_cores
 
 PACKAGES = ("disttensor", "numpy", "numba", "llvmlite", "mpi4py", "safetensors")
 _LIBRARY = "import mpi4py; mpi4py.rc.initialize = False; from mpi4py import MPI; print(MPI.Get_library_version())"
@@ -31,7 +33,7 @@ def main(folder: str, token: str) -> None:
         "versions": {"Python": platform.python_version(), **versions, "processor": platform.machine()},
         "mpi_loads": library.returncode == 0,
         "mpi": " ".join(lines[0].split(",")[0].replace("Version:", "").strip("\0").split()),
-        "cores": usable_cores(),
+        "cores": runpy.run_path(os.path.join(os.path.dirname(__file__), "cores.py"))["usable_cores"](),
         "all_cores": os.cpu_count(),
         "problem": _write(folder, token),
         "disk": _free(folder),

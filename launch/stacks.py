@@ -63,9 +63,11 @@ def read_status(file: Path) -> dict[str, Any]:
     return {}
 
 
-def answer_with(file: int) -> None:
-    """Let each thread of this process add its stack to a file, given by its descriptor, when it is asked."""
+def answer() -> int:
+    """Let each thread of this process write its stack when asked; returns the descriptor of the file in memory."""
+    file = os.memfd_create(STACKS)
     faulthandler.register(signal_number(), file=file, all_threads=False, chain=False)
+    return file
 
 
 def ask(files: Mapping[int, Path], threads: Mapping[int, Mapping[str, str]], seconds: float) -> dict[int, list[Any]]:
@@ -95,8 +97,8 @@ def ask(files: Mapping[int, Path], threads: Mapping[int, Mapping[str, str]], sec
     found: dict[int, list[Any]] = {}
     while waiting and time.monotonic() < limit:
         asked = {process: numbers.pop() for process, numbers in waiting.items()}
-        # A process that is silent keeps neither the others' further threads from answering nor its own late answer
-        # from being taken for another thread's: it is not asked again.
+        # Half of the time that is left, for others have more threads; a process that is silent is not asked again, lest
+        # what it says late be taken for another thread's.
         texts = _ask_threads(asked, files, (time.monotonic() + limit) / 2)
         for process, text in texts.items():
             number = asked[process]

@@ -119,9 +119,8 @@ def choose(comm: Any, memory: NodeMemory | None, places: list[list[int]]) -> Cho
         return Choice(reducer, None, SMALLEST)
     short = ShortReducer(comm.mpi, memory, [segment for _, segment in places], _cores(comm), reducer)
     found = Choice(reducer, short if short.usable else None)
-    if (
-        way == "auto" and measures and comm.size == 2
-    ):  # with more, the order of a sum, and so its bits, would follow the clock
+    # With more than two, the order of a sum, and so its bits, would follow the clock.
+    if way == "auto" and measures and comm.size == 2:
         found.threshold = _remembered(comm, found, memory)
     return found
 

@@ -63,8 +63,7 @@ class OwnFiles:
 
     def __init__(self) -> None:
         self._status = os.memfd_create(stacks.STATUS)
-        self._stacks = os.memfd_create(stacks.STACKS)
-        stacks.answer_with(self._stacks)
+        self._stacks = stacks.answer()
         self.publish()
 
     def place(self, rank: int, node: int) -> Place:

@@ -13,9 +13,9 @@ import pytest
 from launch.stacks import STACKS, of_first_rank, show
 
 NOT_YET = f"import os, time; os.memfd_create({STACKS!r}); print(flush=True); time.sleep(60)"
-READY = f"""
-import os, signal, time; from launch.stacks import answer_with
-answer_with(os.memfd_create({STACKS!r}))
+READY = """
+import os, signal, time; from launch.stacks import answer
+answer()
 BLOCK
 print(flush=True)
 time.sleep(60)
@@ -24,9 +24,9 @@ BLOCKED = READY.replace("BLOCK", "signal.pthread_sigmask(signal.SIG_BLOCK, [sign
 READY = READY.replace("BLOCK", "")
 
 # A main thread that sleeps, and others whose stacks change all the time.
-CHANGING = f"""
+CHANGING = """
 import json, os, threading, time
-from launch.stacks import STATUS, answer_with
+from launch.stacks import STATUS, answer
 
 def climb(depth):
     return depth and climb(depth - 1)
@@ -35,10 +35,10 @@ def run_up_and_down():
     while True:
         climb(20)
 
-answer_with(os.memfd_create({STACKS!r}))
+answer()
 for name in ("loader", "disttensor-helper", "logger"):
     threading.Thread(target=run_up_and_down, name=name, daemon=True).start()
-status = {{"doing": "climbing", "threads": {{str(t.native_id): t.name for t in threading.enumerate()}}}}
+status = {"doing": "climbing", "threads": {str(t.native_id): t.name for t in threading.enumerate()}}
 os.write(os.memfd_create(STATUS), json.dumps(status).encode())
 print(flush=True)
 time.sleep(300)

@@ -8,12 +8,15 @@ from typing import Any
 from disttensor import constraints, dtypes, initializers, ops, regularizers
 from disttensor.autodiff import custom_gradient
 from disttensor.context import state
-from disttensor.distributed.collectives import sync_mean
+from disttensor.distributed.collectives import parts, sync_mean
 from disttensor.errors import ArgumentError, ShapeError
 from disttensor.layers.arguments import PartialShape, known_size, title
 from disttensor.layers.layer import Layer
 from disttensor.ops.normalization import channel_moments, channel_products, over_places
 from disttensor.tensor import Tensor
+
+_TINY = 1e-30
+"""Where no place counts, as in a batch that is masked altogether, moments are 0 / _TINY."""
 
 
 class BatchNormalization(Layer):
@@ -142,32 +145,42 @@ class BatchNormalization(Layer):
         return self.axis % len(x.shape) == len(x.shape) - 1
 
     def _moments(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Mean and variance of each channel; not as E[x²] − E[x]², which loses digits."""
-        if mask is None and self._has_channels_last(x):
-            mean, variance = channel_moments(x)
-            if not self._is_synchronized():
-                return mean, variance
-            whole = sync_mean(mean)
-            # With one process they are one and the same.
-            return whole, variance if whole is mean else sync_mean(variance + ops.square(mean - whole))
+        """Mean and variance of each channel."""
         channels = self.axis % len(x.shape)
         axes = tuple(a for a in range(len(x.shape)) if a != channels)
         broadcast = tuple(-1 if a == channels else 1 for a in range(len(x.shape)))
-        combine = sync_mean if self._is_synchronized() else _unchanged
-        if mask is None:
-
-            def mean_of(values: Tensor) -> Tensor:
-                return combine(ops.mean(values, axis=axes))
-
-        else:
+        if mask is not None:
             counts = ops.broadcast_to(ops.expand_dims(ops.cast(mask, x.dtype), -1), x.shape)
-            share = combine(ops.mean(counts, axis=axes))
+            share = ops.mean(counts, axis=axes)
+            mean = ops.mean(x * counts, axis=axes) / ops.maximum(share, _TINY)
+            squares = ops.square(x - ops.reshape(mean, broadcast)) * counts
+            return self._of_all_ranks(mean, ops.mean(squares, axis=axes) / ops.maximum(share, _TINY), share)
+        if self._has_channels_last(x):
+            return self._of_all_ranks(*channel_moments(x))
+        mean = ops.mean(x, axis=axes)
+        return self._of_all_ranks(mean, ops.mean(ops.square(x - ops.reshape(mean, broadcast)), axis=axes))
 
-            def mean_of(values: Tensor) -> Tensor:
-                return combine(ops.mean(values * counts, axis=axes)) / share
+    def _of_all_ranks(self, mean: Tensor, variance: Tensor, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and variance over the global batch, given those of this rank's rows; `share` of these counts.
 
-        mean = mean_of(x)
-        return mean, mean_of(ops.square(x - ops.reshape(mean, broadcast)))
+        Ranks meet once, with mean and E[x²] in float64, where E[x²] − E[x]² loses no more digits than x had lost when
+        it was rounded to float32. If x itself is of float64 they meet twice, first for the mean.
+        """
+        if not self._is_synchronized() or parts() == 1:
+            return mean, variance
+        dtype = mean.dtype
+        mean, variance = ops.cast(mean, "float64"), ops.cast(variance, "float64")
+        share = share if share is None else ops.cast(share, "float64")
+        whole = share if share is None else ops.maximum(sync_mean(share), _TINY)
+
+        def mean_of(t: Tensor) -> Tensor:
+            return sync_mean(t) if share is None else sync_mean(t * share) / whole
+
+        centre = mean_of(mean)
+        if dtype == "float64":
+            return centre, mean_of(variance + ops.square(mean - centre))
+        spread = mean_of(variance + ops.square(mean)) - ops.square(centre)
+        return ops.cast(centre, dtype), ops.cast(ops.maximum(spread, 0), dtype)
 
     def _is_synchronized(self) -> bool:
         return not state.virtual_shards if self.synchronized is None else self.synchronized
@@ -205,10 +218,6 @@ def normalize_channels(
         return (x - over_places(mean, x)) * over_places(rate * scale, x) + offset, gradient
 
     return normalize(x, mean, variance, scale, offset)
-
-
-def _unchanged(x: Tensor) -> Tensor:
-    return x
 
 
 class LayerNormalization(Layer):

@@ -58,6 +58,44 @@ for traced in (False, True):
         a.shard = shard
         np.testing.assert_allclose(sync_mean(a).numpy(), b.numpy(), atol=1e-12)
 
+# In float32, far from zero: E[x²] − E[x]² would keep no digit of the variance, 0.01.
+near = (0.1 * rows + 300).astype("float32")
+exact = near.astype("float64")
+masks = np.random.default_rng(2).random((7, 3)) < 0.5
+masks[3:] = False
+for options, array, mask in (({}, near, None), ({"axis": 1}, near.transpose(0, 2, 1), None), ({}, near, masks)):
+    seen = np.moveaxis(array, options.get("axis", -1), -1).astype("float64")[() if mask is None else mask]
+    axes = tuple(range(seen.ndim - 1))
+    layer = layers.BatchNormalization(momentum=0.0, **options)
+    w = weights if not options else weights.transpose(0, 2, 1)
+    parts = part_of(array), part_of(w.astype("float32"))
+    marks = None if mask is None else part_of(mask)
+
+    def step(x, w):
+        with GradientTape() as tape:
+            tape.watch(x)
+            loss = ops.sum(ops.mean(layer(x, training=True, mask=marks) * w, axis=0))
+        return tape.gradient(loss, x)
+
+    layer.build((None, *array.shape[1:]))
+    step = function(step)
+    dx = step(*parts)
+    np.testing.assert_allclose(layer.moving_mean.numpy(), seen.mean(axes), rtol=1e-6)
+    np.testing.assert_allclose(layer.moving_variance.numpy(), seen.var(axes), rtol=1e-3)
+    names = [node.name for node in step.graph(*parts)]
+    assert names.count("all_reduce") + names.count("all_reduce_start") == 2, names
+
+    # The gradient by the formula, on all rows.
+    z = np.moveaxis(array, options.get("axis", -1), -1).astype("float64")
+    g = np.moveaxis(w, options.get("axis", -1), -1)
+    counted = np.ones(z.shape[:2], bool) if mask is None else mask
+    rate = 1 / np.sqrt(seen.var(axes) + 1e-3)
+    centred = (z - seen.mean(axes)) * rate
+    total, product = g.sum((0, 1)), (g * centred).sum((0, 1))
+    expected = rate * (g - counted[..., None] * (total + centred * product) / counted.sum())
+    found = np.moveaxis(dx.numpy(), options.get("axis", -1), -1) * (stop - start)
+    np.testing.assert_allclose(found, expected[start:stop], atol=1e-2)
+
 own = layers.BatchNormalization(momentum=0.5, synchronized=False, dtype="float64")
 outputs = own(part_of(rows), training=True).numpy()
 mine = rows[start:stop]
@@ -69,8 +107,6 @@ variance = sum(len(r) / 7 * r.var((0, 1)) for r in (rows[:4], rows[4:]))
 np.testing.assert_allclose(own.moving_variance.numpy(), 0.5 + 0.5 * variance, atol=1e-12)
 np.testing.assert_allclose(own.moving_mean.numpy(), 0.5 * rows.mean((0, 1)), atol=1e-12)
 
-masks = np.random.default_rng(2).random((7, 3)) < 0.5
-masks[3:] = False
 masked = layers.BatchNormalization(momentum=0.0, dtype="float64")
 masked(part_of(rows), training=True, mask=part_of(masks))
 np.testing.assert_allclose(masked.moving_mean.numpy(), rows[masks].mean(axis=0), atol=1e-12)

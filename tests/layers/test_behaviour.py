@@ -329,18 +329,20 @@ def test_batch_normalization_keeps_digits_of_the_variance() -> None:
 
 @pytest.mark.parametrize("synchronized", [None, True, False])
 def test_batch_normalization_over_ranks(synchronized: bool | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two ranks, one after the other: each rank's `sync_mean` is given the mean that both have to arrive at."""
+    """Two ranks, one after the other: each rank's `sync_mean` is given what both have to arrive at."""
     rows = np.random.default_rng(0).normal(size=(6, 3)).astype(np.float32)
     whole = layers.BatchNormalization(momentum=0.0)
     expected = whole(rows, training=True).numpy()
     mean, variance = rows.mean(axis=0), rows.var(axis=0)
+    meetings = [mean, variance if synchronized is False else (rows.astype(np.float64) ** 2).mean(axis=0)]
     asked: list[np.ndarray] = []
 
     def fake_sync_mean(x: Tensor) -> Tensor:
         asked.append(x.numpy())
-        return ops.convert_to_tensor(mean if len(asked) % 2 else variance)
+        return ops.convert_to_tensor(meetings[len(asked) - 1])
 
     monkeypatch.setattr("disttensor.layers.normalization.sync_mean", fake_sync_mean)
+    monkeypatch.setattr("disttensor.layers.normalization.parts", lambda: 2)
     for part in (rows[:4], rows[4:]):
         asked.clear()
         layer = layers.BatchNormalization(momentum=0.0, synchronized=synchronized)
@@ -354,7 +356,7 @@ def test_batch_normalization_over_ranks(synchronized: bool | None, monkeypatch: 
         else:
             where = slice(0, 4) if len(part) == 4 else slice(4, 6)
             np.testing.assert_allclose(outputs, expected[where], rtol=1e-5, atol=1e-6)
-            np.testing.assert_allclose(asked[1], ((part - mean) ** 2).mean(axis=0), rtol=1e-5)
+            np.testing.assert_allclose(asked[1], (part.astype(np.float64) ** 2).mean(axis=0), rtol=1e-5)
         np.testing.assert_allclose(layer.moving_mean, mean, rtol=1e-5)
         np.testing.assert_allclose(layer.moving_variance, variance, rtol=1e-5)
 

@@ -17,6 +17,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*(ROOT / "disttensor").rglob("*.py"), *(ROOT / "launch").rglob("*.py")])
 HEAVY = ["numba", "llvmlite", "scipy", "mpi4py.MPI", "rich", "safetensors", "jax", "keras", "sklearn", "PIL", "h5py"]
+# Of the standard library, what takes milliseconds and few programs need.
+RARE = {"concurrent.futures", "difflib", "fractions", "gzip", "shutil", "subprocess", "tarfile", "zipfile"}
 FORBIDDEN_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 FORBIDDEN_CALLS = {"eval", "exec", "__import__"}
 
@@ -50,6 +52,13 @@ def imported_names(tree: ast.AST) -> set[str]:
 def test_importing_leaves_heavy_modules_out(statement):
     loaded = run_python("-c", f"import sys; {statement}; print([m for m in {HEAVY} if m in sys.modules])")
     assert loaded.strip() == "[]"
+
+
+def test_importing_leaves_what_is_rarely_needed_to_later():
+    # numpy may bring some of them, which costs nothing more.
+    program = f"import sys, numpy; rare = {RARE} - {{*sys.modules}}; import disttensor; print(rare & {{*sys.modules}})"
+    loaded = run_python("-c", program)
+    assert loaded.strip() == "set()"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)

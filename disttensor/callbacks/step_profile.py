@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import time
 from typing import Any
 
@@ -78,6 +77,8 @@ class StepProfile(Callback):
 
     def on_train_end(self, logs: Logs = None) -> None:
         """Write the file."""
+        import statistics
+
         times = self._times[_WARM_UP:]
         if len(times) < 5:
             raise ArgumentError(

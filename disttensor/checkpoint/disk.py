@@ -12,7 +12,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -114,6 +113,8 @@ def rename(old: str, new: str) -> None:
 
 def remove_tree(path: str) -> None:
     """Remove a folder and what is in it, if it is there."""
+    import shutil
+
     _tell("remove", path)
     shutil.rmtree(path, ignore_errors=True)
 

@@ -16,10 +16,9 @@ import secrets
 import time
 import warnings
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,6 +35,9 @@ from disttensor.saving.files import on_main
 from disttensor.tensor import Variable
 from disttensor.version import __version__
 
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
+
 _TEMPORARY = ".unfinished-"
 
 
@@ -50,6 +52,12 @@ class _Save:
     held_up: float
     shards: Future[Written] | None = None
     commit: Future[None] | None = None
+
+
+def _new_thread() -> ThreadPoolExecutor:
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(1, thread_name_prefix="disttensor-checkpoint")
 
 
 class CheckpointManager:
@@ -101,7 +109,7 @@ class CheckpointManager:
         self._save: _Save | None = None
         self._staging: np.ndarray | None = None
         self._reserved: Future[None] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="disttensor-checkpoint")
+        self._thread = _new_thread()
 
     def __enter__(self) -> CheckpointManager:
         return self
@@ -336,8 +344,8 @@ class CheckpointManager:
     def _report(self) -> dict[str, Any]:
         assert self._save is not None
         busy, failed = self.progress()
-        if failed:
-            error = ((self._save.commit or self._save.shards) or Future()).exception()
+        if failed and (stage := self._save.commit or self._save.shards):
+            error = stage.exception()
             where = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else repr(error)
             return {"busy": busy, "error": where}
         shards = self._save.shards
@@ -432,7 +440,7 @@ class CheckpointManager:
     def close(self) -> None:
         """Give the right to write back; what is under way and not complete is left to be removed by the next job."""
         self._thread.shutdown(wait=True)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="disttensor-checkpoint")
+        self._thread = _new_thread()
         self._save = None
         self._opened = False
         if self._lock is not None:

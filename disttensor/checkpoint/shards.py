@@ -13,7 +13,6 @@ import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -115,6 +114,8 @@ def fill(image: np.ndarray, layout: Layout, pieces: Sequence[Piece], arrays: Map
         for target, source in stretches:
             np.copyto(target, source)
     else:
+        from concurrent.futures import ThreadPoolExecutor
+
         with ThreadPoolExecutor(config.threads()) as pool:
             list(pool.map(lambda stretch: np.copyto(*stretch), stretches))
 

@@ -8,7 +8,6 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 _SECONDS_TO_END = 10.0
@@ -108,6 +107,8 @@ def computed(function: Callable[[Any], Any], items: Iterable[Any], workers: int,
 def _computed_on_threads(
     function: Callable[[Any], Any], items: Iterable[Any], workers: int, ahead: int
 ) -> Iterator[Any]:
+    from concurrent.futures import ThreadPoolExecutor
+
     pool = ThreadPoolExecutor(workers, thread_name_prefix="disttensor-data")
     waiting: deque[Any] = deque()
     try:

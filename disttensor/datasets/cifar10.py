@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-import tarfile
 import zlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from disttensor.datasets.files import Split, check_split, fetch, locate
 from disttensor.errors import DataError
+
+if TYPE_CHECKING:
+    import tarfile
 
 _URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 _SHA256 = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
@@ -52,6 +55,8 @@ def load_data(path: str | os.PathLike[str] = "cifar-10-binary.tar.gz") -> tuple[
 
 def _read_members(archive: Path, names: list[str]) -> list[bytes]:
     """The contents of some files of the archive, read in memory: nothing is unpacked to disk."""
+    import tarfile
+
     try:
         with tarfile.open(archive, "r:gz") as tar:
             return [_read_member(tar, name) for name in names]
@@ -63,7 +68,7 @@ def _read_member(tar: tarfile.TarFile, name: str) -> bytes:
     member = tar.getmember(name)
     file = tar.extractfile(member)
     if file is None or member.size > _LARGEST:
-        raise tarfile.TarError(f"{name} is no file of at most {_LARGEST} bytes")
+        raise OSError(f"{name} is no file of at most {_LARGEST} bytes")
     return file.read()
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import gzip
 import hashlib
 import math
 import os
-import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -138,6 +136,8 @@ def read_npz(path: Path, image_shape: tuple[int, ...]) -> tuple[Split, Split]:
 
 def _check_sizes(file: BinaryIO, names: Sequence[str]) -> None:
     """Require that arrays are as long as their heads say, and not huge, before memory is asked for."""
+    import zipfile
+
     with zipfile.ZipFile(file) as archive:
         for name in names:
             with archive.open(f"{name}.npy") as member:
@@ -160,6 +160,8 @@ def read_idx(path: Path) -> np.ndarray:
     DataError
         If it is damaged, or holds anything but bytes.
     """
+    import gzip
+
     try:
         with gzip.open(path) as file:
             head = file.read(4)

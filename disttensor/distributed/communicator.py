@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from disttensor import dtypes
 from disttensor.distributed.checks import (
@@ -30,6 +29,9 @@ from disttensor.distributed.checks import (
 )
 from disttensor.distributed.weights import Weights, check_weights, scale
 from disttensor.tensor import aligned_empty
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 
 class Handle:

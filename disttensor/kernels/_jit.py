@@ -14,14 +14,16 @@ import threading
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from disttensor import config
 from disttensor.kernels import disk_cache, machine
 from disttensor.kernels.native import NativeCall
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 prange = range
 """What kernels write for a loop that may run in parallel; `numba.prange` once compiled."""

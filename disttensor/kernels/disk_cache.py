@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -80,6 +79,8 @@ def _turn(name: str) -> Iterator[None]:
 
 
 def _write(path: Path, content: bytes) -> None:
+    import tempfile
+
     descriptor, temporary = tempfile.mkstemp(dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as output:

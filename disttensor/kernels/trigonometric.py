@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import functools
 import math
-from fractions import Fraction
 
 from disttensor.kernels.floating import (
     FORMATS,
@@ -101,6 +100,8 @@ _FIRST = -64
 @functools.cache
 def _quarters() -> list[float]:
     """2/π·2ᵏ without multiples of 4, for k = −64, −32, … 960, each as a sum of four numbers."""
+    from fractions import Fraction
+
     digits = 1400
     two_over_pi = Fraction(2 << digits, _pi_times_power_of_two(digits))
     table = []

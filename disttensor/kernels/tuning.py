@@ -21,7 +21,6 @@ import math
 import operator
 import os
 import platform
-import statistics
 import threading
 import time
 from collections import defaultdict
@@ -221,6 +220,8 @@ def _processor() -> str:
 
 def _measure(threads: int) -> Finding:
     """Try numbers of threads, in turns."""
+    import statistics
+
     counts = [1 << i for i in range(threads.bit_length()) if 1 << i < threads] + [threads]
     units = max(_UNITS, 8 * threads)
     vectors, data = (np.zeros(nbytes // 4, np.float32) for nbytes in (units * _VECTOR_BYTES, _BYTES))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Callable
-from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any
 
 from disttensor import distributed
@@ -29,6 +28,8 @@ def print_summary(
     """Print the summary of a model on rank 0, or hand its text to `print_fn`."""
     if not distributed.is_main():
         return
+    from shutil import get_terminal_size
+
     from rich.console import Console
     from rich.table import Table
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -76,6 +75,8 @@ def get(identifier: Any) -> Any:
     if isinstance(identifier, str):
         found = _NAMES.get(identifier.lower()) or get_registered_object(identifier)
         if found is None:
+            import difflib
+
             close = difflib.get_close_matches(identifier.lower(), _NAMES, n=3)
             hint = f"did you mean {' or '.join(close)}?" if close else f"known are {', '.join(_NAMES)}."
             raise ArgumentError(f"there is no optimizer named {identifier!r}; {hint}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -55,6 +54,8 @@ def look_up(identifier: Any, kind: str, base: type, names: Mapping[str, Any]) ->
 def _named(name: str, kind: str, names: Mapping[str, Any]) -> Any:
     found = names.get(name) or get_registered_object(name)
     if found is None or (name not in names and found is BUILTINS.get(name)):
+        import difflib
+
         close = difflib.get_close_matches(name, names, n=3)
         hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"known are {', '.join(sorted(names))}."
         raise ArgumentError(f"there is no {kind} named {name!r}; {hint}")

@@ -35,7 +35,6 @@ from disttensor.saving.weights import named_variables
 from disttensor.tensor import Variable
 from disttensor.training.pace import LARGEST, Pace
 from launch.exit_codes import INTERRUPTED, REQUEUE
-from launch.slurm import end_time
 
 _INTERRUPT, _LEAVE = 1, 2
 _HIGHEST = 255
@@ -108,6 +107,8 @@ class Recovery:
             manager = self._backup.manager
             manager.open()
             self._interval = self._backup.interval()
+            from launch.slurm import end_time
+
             self._end = end_time(os.environ) if distributed.is_main() else None
             try:
                 self._found = manager.latest() if self._resume else None

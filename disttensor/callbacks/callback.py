@@ -16,7 +16,7 @@ def now_and_then(hook: Hook) -> Hook:
     """Mark a hook of batches that need not be called for each of them (a decorator).
 
     Several batches may be run before it is, as with ``steps_per_execution``. Where all hooks of training batches are
-    marked, `fit` may run some 20 ms of steps without Python between them, and so may `evaluate`. In `evaluate` ranks
+    marked, `fit` may run some 100 ms of steps without Python between them, and so may `evaluate`. In `evaluate` ranks
     need not stop at the same batches, so a marked hook of test batches must not communicate.
 
     Examples

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-_SECONDS = 0.02
+_SECONDS = 0.1
 """So long, at most, steps go on by themselves: signals, and what other ranks wish, wait no longer."""
 
 LARGEST = 1 << 12
@@ -15,8 +15,8 @@ class Pace:
     """How many batches are run between two looks: at signals, at what ranks wish, by callbacks.
 
     As many as ``compile(steps_per_execution)`` says; or more, as many as take some milliseconds, where nothing but
-    machine code is between them and nobody wants to see each. Ranks must agree on it, so it is a power of 2, of which
-    each tells the exponent that it wants.
+    machine code is between them and nobody wants to see each. Ranks must agree on it, so each tells the exponent of the
+    power of 2 that it wants; how many may come at most is the same on all.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class Pace:
         self._begun = time.perf_counter()
 
     def wish(self, done: int) -> int:
-        """The exponent that this rank wants, now that so many batches were run; it grows by 1 at most.
+        """The exponent that this rank wants, now that so many batches were run; it grows by 2 at most.
 
         Parameters
         ----------
@@ -47,9 +47,9 @@ class Pace:
             At least 1.
         """
         fit = min(LARGEST, max(1, int(_SECONDS * done / (time.perf_counter() - self._begun))))
-        self._exponent = min(self._exponent + 1, fit.bit_length() - 1)
+        self._exponent = min(self._exponent + 2, fit.bit_length() - 1)
         return self._exponent
 
-    def agree(self, exponent: int) -> None:
-        """What all ranks want."""
-        self.steps = max(self._least, 1 << exponent)
+    def agree(self, exponent: int, most: int = LARGEST) -> None:
+        """What all ranks want, and how many steps may come at most."""
+        self.steps = max(self._least, min(1 << exponent, most))

@@ -227,7 +227,7 @@ class Recovery:
             On all ranks, after a checkpoint, if a signal came to any of them.
         """
         model, backup = self._model, self._backup
-        exponent = min(pace.wish(done), self._steps_left().bit_length() - 1) if done else 0
+        exponent = pace.wish(done) if done else 0
         if self._is_alone:
             pace.agree(exponent)
             return bool(model.stop_training)
@@ -238,7 +238,7 @@ class Recovery:
         if distributed.size() > 1:
             wishes = self._combine(wishes)
         stop, asked, due, busy, failed, hurry = wishes.tolist()
-        pace.agree(_HIGHEST - hurry)
+        pace.agree(_HIGHEST - hurry, self._steps_left())
         model.stop_training = bool(stop)
         if backup is None:
             return model.stop_training

@@ -87,8 +87,12 @@ def test_as_many_as_take_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
         now += seconds * some.steps
         some.agree(some.wish(some.steps))
         found.append(some.steps)
-    assert found[:10] == [2, 4, 8, 16, 16, 16, 16, 16, 1, 2]
+    assert found[:10] == [4, 16, 16, 16, 16, 16, 16, 16, 1, 4]
     assert found[-1] == LARGEST
+    some.agree(5, 20)
+    assert some.steps == 20
+    some.agree(3, 20)
+    assert some.steps == 8
     assert Pace(10).steps == 10
 
 

@@ -134,7 +134,7 @@ class _Group:
 
 @dataclass
 class _Grouping:
-    """Finds the groups of a graph.
+    """Finds the groups of a graph. Leaves belong to none: they need nothing, so no path leads around through them.
 
     Attributes
     ----------
@@ -153,12 +153,15 @@ class _Grouping:
     def groups(self) -> list[list[Node]]:
         """The groups to fuse; an operator that is a kernel of its own stays alone."""
         for node in self.graph.nodes:
-            mine = self._alone(node)
+            if node.kind != "operator":
+                continue
+            in_rows = self._in_rows(node)
+            mine = self._alone(node, in_rows or recipe_of(node))
             for value in node.inputs:
-                other = self.number[id(value.node)]
+                other = self.number.get(id(value.node), mine)
                 if other != mine and self._fit(other, mine):
                     mine = self._merge(other, mine)
-            if self.recipes.get(id(node)) is not None and self.all[mine].members == [node]:
+            if in_rows is not None and self.all[mine].members == [node]:
                 self._describe(node, recipe_of(node))
         found = [group.members for group in self.all if group.shape is not None]
         return [members for members in found if self._is_worth_it([m for m in members if not is_broadcast(m)])]
@@ -167,15 +170,16 @@ class _Grouping:
     def _is_worth_it(members: list[Node]) -> bool:
         return len(members) > 1 or (len(members) == 1 and members[0].op is not None and not members[0].op.loop_rule)
 
-    def _alone(self, node: Node) -> int:
+    def _alone(self, node: Node, recipe: Recipe | None) -> int:
         number = len(self.all)
-        group = _Group([node], 1 << number, sources={self.number[id(v.node)] for v in node.inputs})
+        sources = {self.number[id(v.node)] for v in node.inputs if v.node.kind == "operator"}
+        group = _Group([node], 1 << number, sources=sources)
         for source in group.sources:
             group.above |= self.all[source].above | self.all[source].bits
             self.all[source].readers.add(number)
         self.all.append(group)
         self.number[id(node)] = number
-        self._describe(node, self._in_rows(node) or recipe_of(node))
+        self._describe(node, recipe)
         return number
 
     def _describe(self, node: Node, recipe: Recipe | None) -> None:
@@ -193,8 +197,10 @@ class _Grouping:
     def _in_rows(self, node: Node) -> Recipe | None:
         """The recipe of a node that works on, or repeats along the rows, what the group before it has for each row."""
         for value in node.inputs:
+            if self.levels.get((id(value.node), value.slot)) != "column":
+                continue
             group = self.all[self.number[id(value.node)]]
-            if self.levels.get((id(value.node), value.slot)) != "column" or group.shape is None or not group.columns:
+            if group.shape is None or not group.columns:
                 continue
             if is_broadcast(node):
                 access = access_of(through_broadcast(node.outputs[0])[1], node.specs[0].shape)
@@ -235,9 +241,10 @@ class _Grouping:
         for node in b.members:
             for value, (_, access) in zip(node.inputs, self.recipes[id(node)].loop.inputs, strict=True):
                 for source in (value, through_broadcast(value)[0]):
-                    level = self.levels.get((id(source.node), source.slot))
-                    if self.number[id(source.node)] == a and (level == "row" or level != access):
-                        return False
+                    if self.number.get(id(source.node)) == a:
+                        level = self.levels.get((id(source.node), source.slot))
+                        if level == "row" or level != access:
+                            return False
         return True
 
     def _merge(self, a: int, b: int) -> int:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from disttensor.context import Shape
+from disttensor.context import Shape, Spec
 from disttensor.graph.graph import Node, Value
 from disttensor.kernels import loop as loops
 from disttensor.kernels.loop import Loop, Step
 from disttensor.ops.core import broadcast, convert
 from disttensor.ops.reductions import reduced_shape, spread
+from disttensor.ops.registry import Operator
 
 LEAST_COLUMNS = 8
 """Shorter rows are not worth a loop over rows where one over all elements would do."""
@@ -55,17 +57,28 @@ def recipe_of(node: Node) -> Recipe | None:
         loop, shape, row, *rows = found
         height = (rows[0] if rows else 0) if loop.reduces_columns else None
         return Recipe(loop, shape, row, tuple(loop.levels[register] for register in loop.outputs), height=height)
-    steps = steps_of(node)
+    if node.op is not convert and node.op.program is None:
+        return None
+    operands = tuple(Spec(through_broadcast(v)[1], v.spec.dtype) for v in node.inputs)
+    return _elementwise(node.op, tuple(node.attrs.items()), operands, node.specs[0])
+
+
+@functools.lru_cache(maxsize=4096)
+def _elementwise(
+    op: Operator, attrs: tuple[tuple[str, Any], ...], operands: tuple[Spec, ...], result: Spec
+) -> Recipe | None:
+    """The recipe of an elementwise operator. A step repeats few, such as those of an optimizer, for many tensors."""
+    steps = _steps(op, attrs, tuple(o.dtype for o in operands), result.dtype)
     if steps is None:
         return None
-    shape = node.specs[0].shape
-    accesses = [access_of(through_broadcast(v)[1], shape) for v in node.inputs]
+    shape = result.shape
+    accesses = [access_of(operand.shape, shape) for operand in operands]
     columns = next((a.columns for a in accesses if a is not None and a.columns is not None), None)
     slab = next((a.slab for a in accesses if a is not None and a.slab is not None and a.columns == columns), None)
     # What a loop with such rows and slabs cannot repeat is repeated in memory.
     inputs = [
-        (v.spec.dtype, a.kind if a is not None and a.columns in (None, columns) and a.slab in (None, slab) else "full")
-        for v, a in zip(node.inputs, accesses, strict=True)
+        (o.dtype, a.kind if a is not None and a.columns in (None, columns) and a.slab in (None, slab) else "full")
+        for o, a in zip(operands, accesses, strict=True)
     ]
     return Recipe(Loop(tuple(inputs), steps, (len(inputs) + len(steps) - 1,)), shape, columns, ("full",), slab)
 
@@ -75,13 +88,17 @@ def steps_of(node: Node) -> tuple[Step, ...] | None:
 
     What cannot be generated are functions without a definition in `disttensor.kernels.elementary`.
     """
-    if node.op is convert:
-        source, target = node.inputs[0].spec.dtype, node.specs[0].dtype
-        return (Step("convert", (0,), target),) if loops.converts(source, target) else None
-    if node.op is None or node.op.program is None:
+    if node.op is None:
         return None
-    program = node.op.program(tuple(node.attrs.items()))
-    return program.steps(tuple(v.spec.dtype for v in node.inputs), node.specs[0].dtype)
+    return _steps(node.op, tuple(node.attrs.items()), tuple(v.spec.dtype for v in node.inputs), node.specs[0].dtype)
+
+
+def _steps(
+    op: Operator, attrs: tuple[tuple[str, Any], ...], given: tuple[str, ...], result: str
+) -> tuple[Step, ...] | None:
+    if op is convert:
+        return (Step("convert", (0,), result),) if loops.converts(given[0], result) else None
+    return None if op.program is None else op.program(attrs).steps(given, result)
 
 
 class Access(NamedTuple):

@@ -2,9 +2,10 @@
 
 `load` compiles the text of a module, keeps the machine code on disk, and gives the addresses of its functions. It is
 the way to any kernel that is not numba's: generated loops, and modules of hand-written micro-kernels. A small module
-takes 10 to 20 ms to compile and 0.1 ms to load again.
+takes 10 to 20 ms to compile and 0.3 ms to load again, for which LLVM is not needed.
 
-The code on disk is keyed by the text, the processor's name and features, and the version of llvmlite.
+The code on disk is keyed by the text, the processor's name and features, and the version of llvmlite. The name and
+features are kept, too, as LLVM found them on this machine since it was booted.
 
 Environment
 -----------
@@ -20,10 +21,14 @@ import hashlib
 import os
 import re
 import threading
-from collections.abc import Mapping
-from typing import Any
+import zlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
-from disttensor.kernels import disk_cache
+from disttensor.kernels import disk_cache, linking
+
+if TYPE_CHECKING:
+    from disttensor.kernels.llvm import Compiler
 
 _DEFINED = re.compile(r"^(?:define [^@\n]*|)@([\w.]+)(?=\(| = )", re.MULTILINE)
 _EXPORTED = re.compile(r"(?!internal |private )[^@\n]*@([\w.]+)\(")
@@ -71,29 +76,24 @@ def description() -> str:
 
 
 class _Machine:
-    """LLVM for this processor, and what was loaded so far."""
+    """This processor, and what was loaded so far."""
 
     def __init__(self) -> None:
         import llvmlite
-        import llvmlite.binding as llvm
 
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        self._llvm = llvm
-        self._cpu = llvm.get_host_cpu_name()
         mask = os.environ.get("DISTTENSOR_CPU_FEATURES", "")
-        self._features = ",".join(part for part in (llvm.get_host_cpu_features().flatten(), mask) if part)
+        self._cpu, found = _host(llvmlite.__version__)
+        self._features = ",".join(part for part in (found, mask) if part)
         self._switches = {part[1:]: part[0] != "-" for part in self._features.split(",")}  # the last one counts
         self.identity = f"llvmlite {llvmlite.__version__} {self._cpu} {self._features}"
-        # The engine owns its target machine, so compiling needs another.
-        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), self._new_target())
-        self._compiler = self._new_target()
         self._loaded: dict[str, dict[str, int]] = {}
         self._lock = threading.Lock()
 
-    def _new_target(self) -> Any:
-        target = self._llvm.Target.from_default_triple()
-        return target.create_target_machine(cpu=self._cpu, features=self._features, opt=3, jit=True)
+    @functools.cached_property
+    def _compiler(self) -> Compiler:
+        from disttensor.kernels.llvm import Compiler
+
+        return Compiler(self._cpu, self._features)
 
     def has(self, feature: str) -> bool:
         """See `has`."""
@@ -118,24 +118,44 @@ class _Machine:
 
     def _make(self, text: str) -> dict[str, int]:
         digest = hashlib.sha256(f"{self.identity}\n{text}".encode()).hexdigest()[:32]
-        code = disk_cache.get_or_make("code", f"{digest}.o", lambda: self._compile(_unique(text, digest)))
-        self._engine.add_object_file(self._llvm.ObjectFileRef.from_data(code))
-        self._engine.finalize_object()
-        address = self._engine.get_function_address
+        code = _kept("code", f"{digest}.code", lambda: self._compiler.compile(_unique(text, digest)))
+        functions = linking.link(code)
+        address = self._compiler.link(code) if functions is None else functions.__getitem__
         heads = map(_EXPORTED.match, f"\n{text}".split("\ndefine ")[1:])
         return {head[1]: address(f"{head[1]}.{digest}") for head in heads if head}
 
-    def _compile(self, text: str) -> bytes:
-        llvm = self._llvm
-        # Without a layout LLVM would align an i64 to 4 bytes.
-        module = llvm.parse_assembly(f'target datalayout = "{self._compiler.target_data}"\n{text}')
-        module.verify()
-        options = llvm.create_pipeline_tuning_options(speed_level=3)
-        options.loop_vectorization = True
-        options.slp_vectorization = False
-        builder = llvm.create_pass_builder(self._compiler, options)
-        builder.getModulePassManager().run(module, builder)
-        return self._compiler.emit_object(module)
+
+def _kept(folder: str, file: str, make: Callable[[], bytes]) -> bytes:
+    """What was made before, if its checksum is right; else what is made now, and kept."""
+
+    def sealed(content: bytes) -> bytes:
+        return zlib.crc32(content).to_bytes(4, "big") + content
+
+    return disk_cache.get_or_make(folder, file, lambda: sealed(make()), lambda kept: kept == sealed(kept[4:]))[4:]
+
+
+def _host(version: str) -> tuple[str, str]:
+    """The processor's name and its features, as this version of LLVM calls them.
+
+    LLVM is asked once on a machine that was booted, or where the system does not say what machine it is.
+    """
+
+    def ask() -> bytes:
+        from disttensor.kernels import llvm
+
+        return "\n".join(llvm.host()).encode()
+
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as boot, open("/proc/cpuinfo") as processors:
+            # The first of the processors, but for its frequency at this moment.
+            lines = [line for line in processors.read(1 << 13).split("\n\n")[0].splitlines() if "MHz" not in line]
+            known = "\n".join([version, boot.read(), *lines])
+    except OSError:
+        answer = ask()
+    else:
+        answer = _kept("processors", hashlib.sha256(known.encode()).hexdigest()[:32], ask)
+    cpu, features = answer.decode().split("\n")
+    return cpu, features
 
 
 def _unique(text: str, digest: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from disttensor.kernels import disk_cache, machine
+from disttensor.kernels import disk_cache, linking, machine
 from disttensor.kernels.native import NativeCall
 
 ADD = """define i64 @f(i64 %x) {
@@ -70,8 +70,26 @@ def test_machine_code_is_kept_privately_and_found_again(fresh: Path, monkeypatch
     assert stat.S_IMODE(os.stat(fresh).st_mode) == 0o700
     assert len(list(fresh.iterdir())) == 1
     machine._machine.cache_clear()
-    monkeypatch.setattr(machine._Machine, "_compile", None)
+    monkeypatch.setattr(machine._Machine, "_compiler", None)
     assert call(machine.load(text)["f"], 1) == 5
+
+
+@pytest.mark.parametrize("folder", ["code", "processors"])
+def test_what_was_damaged_on_disk_is_made_again(fresh: Path, folder: str) -> None:
+    text = ADD.replace("NUMBER", "6")
+    machine.load(text)
+    (file,) = (fresh.parent / folder).iterdir()
+    good = file.read_bytes()
+    for damaged in (b"", good[: len(good) // 2], good[:-9] + bytes([good[-9] ^ 1]) + good[-8:]):
+        file.write_bytes(damaged)
+        machine._machine.cache_clear()
+        assert call(machine.load(text)["f"], 1) == 7
+        assert file.read_bytes() == good
+
+
+def test_llvm_links_what_we_cannot(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linking, "link", lambda code: None)
+    assert call(machine.load(ADD.replace("NUMBER", "7"))["f"], 1) == 8
 
 
 def test_a_mask_switches_features_off(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from disttensor.distributed.communicator import Communicator
-from disttensor.kernels import copying
+from disttensor.kernels import copying, generated, loop
+from disttensor.kernels.loop import Loop, Step
 from disttensor.kernels.native import Bound
 from disttensor.kernels.program import Program
 from disttensor.ops import arithmetic
@@ -26,8 +27,21 @@ Node = tuple[int, int]
 """A node of the tree: its first and past-the-last leaf."""
 
 
-def _middle(node: Node) -> int:
-    return (node[0] + node[1] + 1) // 2
+def halves(node: Node) -> tuple[Node, Node]:
+    """The two nodes whose sum is a node of more than one leaf."""
+    middle = (node[0] + node[1] + 1) // 2
+    return (node[0], middle), (middle, node[1])
+
+
+def loop_of_sum(dtype: str) -> Loop:
+    """The loop that adds two arrays."""
+    return Loop(((dtype, "full"),) * 2, (Step("add", (0, 1), dtype),), (2,))
+
+
+def _bind_sum(out: np.ndarray, x: np.ndarray, y: np.ndarray) -> Bound:
+    if out.dtype.name not in loop.DTYPES:
+        return functools.partial(arithmetic.add.kernel, out, x, y)
+    return generated.bind(loop_of_sum(out.dtype.name), [x, y], [out], 1)
 
 
 def largest_nodes(leaves: int, first: int, last: int) -> list[Node]:
@@ -44,7 +58,7 @@ def largest_nodes(leaves: int, first: int, last: int) -> list[Node]:
             return []
         if first <= node[0] and node[1] <= last:
             return [node]
-        return within((node[0], _middle(node))) + within((_middle(node), node[1]))
+        return [found for half in halves(node) for found in within(half)]
 
     return within((0, leaves)) if first < last else []
 
@@ -57,15 +71,10 @@ def _parents(leaves: int) -> dict[tuple[Node, Node], Node]:
     while pending:
         node = pending.pop()
         if node[1] - node[0] > 1:
-            children = (node[0], _middle(node)), (_middle(node), node[1])
+            children = halves(node)
             found[children] = node
             pending += children
     return found
-
-
-def are_siblings(leaves: int, left: Node, right: Node) -> bool:
-    """Whether two nodes are added to one another in the tree over so many leaves."""
-    return (left, right) in _parents(leaves)
 
 
 class TreeSum:
@@ -97,13 +106,11 @@ class TreeSum:
             Has the node's values when the calls run. They only read it, unless it is given away: then the tree keeps
             it and may write to it.
         """
-        bind_sum = arithmetic.add.bind_rule
-        assert bind_sum is not None
         calls: list[Bound] = []
         own = given
         while self._open and (parent := self._parents.get((self._open[-1][0], node))):
             total = self._open.pop()[1]
-            calls.append(bind_sum(total, total, array))
+            calls.append(_bind_sum(total, total, array))
             if own and not given:
                 self._free.insert(0, array)
             node, array, own, given = parent, total, True, False
@@ -127,7 +134,7 @@ class TreeSum:
 
 
 class SumOverRanks:
-    """Adds up what virtual shards leave in one place, first those of this rank, then all.
+    """Adds up what virtual shards leave: of each rank the largest nodes of the tree within its shards.
 
     Parameters
     ----------
@@ -135,32 +142,34 @@ class SumOverRanks:
     leaves : int
     held : sequence of (int, int)
         For each rank, its first and past-the-last leaf.
-    values : array, one axis
-        Where this rank's leaves, or nodes of two of them, are left one after the other.
+    size : int
+    dtype : numpy.dtype
 
     Attributes
     ----------
-    result : array, shape of `values`
+    nodes : list of (node, array of one axis)
+        Where the sums of this rank's nodes are to be before `finish`.
+    result : array of one axis
         The sum of all leaves, with the same bits on every rank and for any number of them.
     """
 
-    def __init__(self, group: Communicator, leaves: int, held: Sequence[Node], values: np.ndarray):
-        self._group, self._values = group, values
-        size, dtype = values.size, values.dtype
+    def __init__(self, group: Communicator, leaves: int, held: Sequence[Node], size: int, dtype: np.dtype):
+        self._group = group
         layout = [largest_nodes(leaves, *leaf_range) for leaf_range in held]
+        own = layout[group.rank]
         # Of two addends the order does not matter: the sum of two nodes is an all-reduce.
         self._is_pair = group.size == 2 and all(len(part) == 1 for part in layout)
         if group.size == 1 or self._is_pair:
             self.result = group.shared_empty((size,), dtype)
             self.result.fill(0)
-            self._tree = TreeSum(leaves, [self.result])
+            self.nodes = [(own[0], self.result)]
             return
-        self._tree = TreeSum(leaves)
         self._chunk = -(-size // group.size)
         self._gathered = np.zeros((group.size, self._chunk), dtype)
         self.result = self._gathered.reshape(-1)[:size]
         self._sent = np.zeros((group.size, max(map(len, layout)), self._chunk), dtype)
         self._received = np.empty_like(self._sent)
+        self.nodes = [(node, np.zeros(size, dtype)) for node in own]
         rest = TreeSum(leaves)
         self._rest = Program(
             [
@@ -172,10 +181,6 @@ class SumOverRanks:
         )
         (self._total,) = rest.nodes
 
-    def add(self, node: Node) -> list[Bound]:
-        """What is to run when a node of this rank's leaves is in `values`; nodes come from left to right."""
-        return self._tree.add(node, self._values)
-
     def finish(self) -> None:
         """Compute `result`; with one rank, or two that have a node each, the local tree is there already."""
         if self._is_pair:
@@ -183,9 +188,9 @@ class SumOverRanks:
         if self._group.size == 1 or self._is_pair:
             return
         chunk = self._chunk
-        for number, node in enumerate(self._tree.nodes):
+        for number, (_, array) in enumerate(self.nodes):
             for rank in range(self._group.size):
-                piece = node[rank * chunk : (rank + 1) * chunk]
+                piece = array[rank * chunk : (rank + 1) * chunk]
                 self._sent[rank, number, : piece.size] = piece
         self._group.all_to_all(self._sent, out=self._received)
         self._rest()

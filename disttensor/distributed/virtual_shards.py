@@ -1,9 +1,8 @@
 """Deterministic mode: a batch computed as virtual shards, with the same bits for any number of ranks.
 
 A traced function is cut where ranks would meet, at its `weighted_sum_of_ranks` nodes. What lies before them depends on
-the rows of a batch; it is traced for the rows of one virtual shard and run for each shard that this rank holds, one
-after the other, in the same memory. What the shards yield is added along a fixed tree (`summation_tree`), the first
-level of it within the plan: the second of two siblings adds its values to those of the first. What lies behind, such as
+the rows of a batch; it is traced for the rows of one virtual shard. Of that and of sums along a fixed tree
+(`summation_tree`) one graph is made for all shards that this rank holds (`shards_together`). What lies behind, such as
 the optimizer's update, depends on the sums alone and runs once.
 
 A step usually meets once. Where it meets several times in a row (a loss whose denominator depends on masks, a
@@ -28,7 +27,8 @@ from disttensor.distributed import world
 from disttensor.distributed.buckets import layout
 from disttensor.distributed.collectives import sync_mean, weighted_sum_of_ranks
 from disttensor.distributed.communicator import Communicator
-from disttensor.distributed.summation_tree import SumOverRanks, are_siblings
+from disttensor.distributed.shards_together import along_tree, rows_of, stacked, together
+from disttensor.distributed.summation_tree import SumOverRanks
 from disttensor.errors import ShapeError, TracingError
 from disttensor.graph import Graph, Node, Plan, Value, trace
 from disttensor.graph.function import Call, assembler
@@ -36,9 +36,8 @@ from disttensor.graph.passes import optimize
 from disttensor.graph.plan import Fetch, Read, Write
 from disttensor.graph.tracing import Traced
 from disttensor.kernels import denormals
-from disttensor.kernels.native import Bound
 from disttensor.kernels.program import Program
-from disttensor.ops.arithmetic import add, equal, multiply, select
+from disttensor.ops.arithmetic import equal, multiply, select
 from disttensor.ops.core import convert
 from disttensor.ops.registry import Operator
 from disttensor.tensor import Tensor, Variable, aligned_empty
@@ -55,55 +54,58 @@ class _Meeting:
 
     Attributes
     ----------
-    of_pair : list of Variable
-        For each value, where a shard leaves it, or adds it to that of the one before, its sibling in the tree.
+    nodes : list of (node of the tree, list of Variable)
+        Where this rank leaves sums of some of its shards, of each value one.
     totals : list of Variable
         The sums over all shards.
-    add, finish : callable
-        Those of `SumOverRanks`.
+    finish : callable
+        That of `SumOverRanks`.
     """
 
     def __init__(self, specs: Sequence[Spec], group: Communicator, leaves: int, held: Sequence[tuple[int, int]]):
         starts, length = layout([spec.shape for spec in specs], specs[0].dtype)
-        pair = aligned_empty((length,), specs[0].dtype)
-        pair.fill(0)
-        sums = SumOverRanks(group, leaves, held, pair)
-        self.of_pair, self.totals = (
-            [
+        sums = SumOverRanks(group, leaves, held, length, dtypes.to_numpy(specs[0].dtype))
+
+        def parts(flat: np.ndarray) -> list[Variable]:
+            return [
                 Variable.over(flat[start : start + math.prod(spec.shape)].reshape(spec.shape))
                 for start, spec in zip(starts, specs, strict=True)
             ]
-            for flat in (pair, sums.result)
-        )
-        self.add, self.finish = sums.add, sums.finish
+
+        self.nodes = [(node, parts(array)) for node, array in sums.nodes]
+        self.totals = parts(sums.result)
+        self.finish = sums.finish
 
 
-def _apply(op: Operator, *inputs: Value, **attrs: Any) -> Value:
-    return Node("operator", [op.infer_rule(*[v.spec for v in inputs], **attrs)], op, inputs, attrs).outputs[0]
+def _number(n: int) -> Value:
+    return Node("constant", [Spec((), "int64")], source=np.asarray(n, np.int64)).outputs[0]
 
 
-def _cast(x: Value, dtype: str) -> Value:
-    return x if x.spec.dtype == dtype else _apply(convert, x, dtype=dtype)
+def _weighted(x: Value, weight: Value, order: tuple[int, ...]) -> Value:
+    """weight·x, zeros for a weight of 0 whatever x holds, at this place in the program."""
+    if weight.node.kind == "constant" and weight.node.source == 1:
+        return x
+    places = itertools.count()
 
+    def apply(op: Operator, *inputs: Value, **attrs: Any) -> Value:
+        spec = op.infer_rule(*[v.spec for v in inputs], **attrs)
+        return Node("operator", [spec], op, inputs, attrs, order=(*order, next(places))).outputs[0]
 
-def _added(x: Value, weight: Value, variable: Variable, is_first: Value) -> Value:
-    """weight·x, zeros for a weight of 0 whatever x holds, added to the variable or, from the first shard, alone."""
-    dtype = x.spec.dtype
-    if weight.node.kind != "constant" or weight.node.source != 1:
-        wide = dtypes.result_type(dtype, "float32")
-        zero = Node("constant", [Spec((), wide)], source=np.zeros((), dtypes.to_numpy(wide))).outputs[0]
-        factor = _cast(weight, wide)
-        product = _apply(multiply, _cast(x, wide), factor)
-        x = _cast(_apply(select, _apply(equal, factor, zero), zero, product), dtype)
-    before = Node("variable", [x.spec], source=variable).outputs[0]
-    return _apply(select, is_first, x, _apply(add, before, x))
+    def cast(x: Value, dtype: str) -> Value:
+        return x if x.spec.dtype == dtype else apply(convert, x, dtype=dtype)
+
+    wide = dtypes.result_type(x.spec.dtype, "float32")
+    zero = Node("constant", [Spec((), wide)], source=np.zeros((), dtypes.to_numpy(wide))).outputs[0]
+    factor = cast(weight, wide)
+    product = apply(multiply, cast(x, wide), factor)
+    return cast(apply(select, apply(equal, factor, zero), zero, product), x.spec.dtype)
 
 
 @dataclass
 class _Segment:
-    """A plan for a part of the traced function, and which of the function's inputs it reads."""
+    """A part of the traced function, and which of the function's inputs it reads."""
 
-    plan: Plan
+    graph: Graph
     reads: list[int]
 
 
@@ -116,9 +118,19 @@ class _Cut:
         The meetings of each round, grouped by dtype, in program order.
     rows : list of int
         The numbers of the outputs that have a row for each row of the batch.
+
+    Parameters
+    ----------
+    traced : Traced
+    sharded : sequence of bool
+        Which inputs differ between shards.
+    even : bool
+        Whether all shards have as many rows, so that their weights are the same. Then their sum is weighted, not each
+        of them.
     """
 
-    def __init__(self, traced: Traced, sharded: Sequence[bool]):
+    def __init__(self, traced: Traced, sharded: Sequence[bool], even: bool):
+        self._even = even
         self.graph = traced.graph
         self.structure = traced.structure
         self.is_valid = traced.is_valid
@@ -163,18 +175,17 @@ class _Cut:
         return max(len(self.rounds), last + 1)
 
     def round(self, number: int, meetings: Sequence[Sequence[_Meeting]]) -> _Segment:
-        """What a shard computes in a round: what it adds to the sums, and outputs with rows.
-
-        The last input of the plan says whether the shard is the first of a pair.
-        """
-        is_first = Node("input", [Spec((), "bool")])
-        updates: dict[Any, Value] = {}
-        for group, meeting in zip(self.rounds[number], meetings[number], strict=True) if self.meets(number) else ():
-            for node, variable in zip(group, meeting.of_pair, strict=True):
-                value, weight = node.inputs
-                updates[variable] = _added(value, weight, variable, is_first.outputs[0])
+        """What a shard computes in a round: what is summed, as the meetings have it, and then outputs with rows."""
+        summed = [node for group in self.rounds[number] for node in group] if self.meets(number) else []
+        values = [
+            node.inputs[0] if self._weighs_sum(node) else _weighted(node.inputs[0], node.inputs[1], node.order)
+            for node in summed
+        ]
         rows = [self.graph.outputs[i] for i in self.rows_of_round(number)]
-        return self._segment(rows, updates, meetings[:number], [is_first])
+        return self._segment([*values, *rows], {}, meetings[:number])
+
+    def _weighs_sum(self, node: Node) -> bool:
+        return self._even and node.specs[0].dtype in ("float32", "float64")  # others might overflow
 
     def meets(self, number: int) -> bool:
         """Whether there is anything to sum in a round."""
@@ -183,22 +194,28 @@ class _Cut:
     def end(self, meetings: Sequence[Sequence[_Meeting]]) -> _Segment:
         """What is computed once, from the sums: the other outputs, and the updates of variables."""
         outputs = [v for i, v in enumerate(self.graph.outputs) if i not in self.rows]
-        return self._segment(outputs, self.graph.updates, meetings, [])
+        return self._segment(outputs, self.graph.updates, meetings)
 
     def _segment(
-        self, outputs: list[Value], updates: dict[Any, Value], known: Sequence[Sequence[_Meeting]], more: list[Node]
+        self, outputs: list[Value], updates: dict[Any, Value], known: Sequence[Sequence[_Meeting]]
     ) -> _Segment:
         """The part of the graph that computes these values, the sums of the first rounds being known."""
-        found: dict[int, Sequence[Value]] = {}
+        totals: dict[int, Variable] = {}
         for groups, meetings in zip(self.rounds, known, strict=False):
             for group, meeting in zip(groups, meetings, strict=True):
-                for node, variable in zip(group, meeting.totals, strict=True):
-                    found[id(node)] = Node("variable", node.specs, source=variable, order=node.order).outputs
-        whole = Graph([*self.graph.inputs, *more], outputs, updates).rewrite(lambda node, _: found.get(id(node)))
+                totals.update(zip(map(id, group), meeting.totals, strict=True))
+
+        def known_sum(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value] | None:
+            if id(node) not in totals:
+                return None
+            total = Node("variable", node.specs, source=totals[id(node)], order=node.order).outputs[0]
+            return [_weighted(total, inputs[1], node.order) if self._weighs_sum(node) else total]
+
+        whole = Graph(self.graph.inputs, outputs, updates).rewrite(known_sum)
         used = {id(n) for n in Graph([], whole.outputs, whole.updates).nodes}
         reads = [i for i, node in enumerate(self.graph.inputs) if id(node) in used]
-        graph = Graph([*(self.graph.inputs[i] for i in reads), *more], whole.outputs, whole.updates)
-        return _Segment(Plan(optimize(graph)), reads)
+        graph = Graph([self.graph.inputs[i] for i in reads], whole.outputs, whole.updates)
+        return _Segment(optimize(graph), reads)
 
 
 class DividedCall:
@@ -226,6 +243,8 @@ class DividedCall:
                     f"in deterministic mode a batch is cut into virtual shards along its first axis, but an argument "
                     f"of shape {tensor.shape} belongs to a batch with {call.shards[number].local} rows here."
                 )
+        kinds = {self._rows(number) for number in range(self._parts)}
+        self._even = len(kinds) == 1 and all(next(iter(kinds)))
         cuts: dict[tuple[int, ...], _Cut] = {}
         for number in (0, *range(self._first, self._last)):
             rows = self._rows(number)
@@ -245,14 +264,14 @@ class DividedCall:
             for groups in reference.rounds
         ]
         rounds = {rows: [cut.round(i, self._meetings) for i in range(cut.count)] for rows, cut in cuts.items()}
-        self._end = reference.end(self._meetings)
-        self.graph, self.plan = self._end.plan.graph, self._end.plan
+        end = reference.end(self._meetings)
+        self.graph, self.plan = end.graph, Plan(end.graph)
         self._assemble = assembler(reference.structure)
-        inputs = [aligned_empty(t.shape, t.dtype) for t in call.inputs]
-        self._inputs = [*inputs, *(np.zeros((), np.int64) for _ in range(2 * len(self._totals)))]
+        self._arguments = [Spec(t.shape, t.dtype) for t in call.inputs]
+        self._inputs = [aligned_empty(spec.shape, spec.dtype) for spec in self._arguments]
         # After the arguments come, for each batch, its rows and its first row.
         numbers = [np.asarray(n, np.int64) for total in self._totals for n in (total, 0)]
-        self._end_reads = [[*inputs, *numbers][i] for i in self._end.reads]
+        self._end_reads = [[*self._inputs, *numbers][i] for i in end.reads]
         self._results: dict[int, np.ndarray] = {}
         self._programs = [self._program(number, rounds) for number in range(reference.count)]
         self._lock = threading.RLock()
@@ -279,7 +298,7 @@ class DividedCall:
                 with denormals.flushed():
                     for meeting in self._meetings[number] if number < len(self._meetings) else ():
                         meeting.finish()
-            once = iter(self._end.plan.replay(self._write_end, read))
+            once = iter(self.plan.replay(self._write_end, read))
             found = [read(self._results[i]) if i in self._results else next(once) for i in range(len(self._outputs))]
         return self._assemble(found)
 
@@ -297,42 +316,43 @@ class DividedCall:
         """
         shards = range(self._first, self._last)
         segments = [rounds[self._rows(shard)][number] for shard in shards]
-        results = [
-            self._result(output, [segment.plan.outputs[i] for segment in segments])
-            for i, output in enumerate(self._row_outputs[number])
+        inputs = [Value(Node("input", [spec])) for spec in self._arguments]
+        totals = [_number(total) for total in self._totals]
+        given = [
+            [self._given(inputs, totals, i, shard) for i in segment.reads]
+            for shard, segment in zip(shards, segments, strict=True)
         ]
+        found = dict(zip(shards, together([segment.graph for segment in segments], given), strict=True))
         meetings = self._meetings[number] if number < len(self._meetings) else []
-        calls: list[Bound] = []
-        first = self._first
-        for shard, segment, *parts in zip(shards, segments, *results, strict=True):
-            if not are_siblings(self._parts, (shard - 1, shard), (shard, shard + 1)):
-                first = shard
-            calls += segment.plan.between(self._reads(segment, shard, shard == first), parts)
-            if shard + 1 == self._last or not are_siblings(self._parts, (shard, shard + 1), (shard + 1, shard + 2)):
-                for meeting in meetings:
-                    calls += meeting.add((first, shard + 1))
-        return Program(calls)
+        updates: dict[Variable, Value] = {}
+        first = 0
+        for meeting in meetings:
+            for leaves, places in meeting.nodes:
+                for i, place in enumerate(places, first):
+                    updates[place] = along_tree(leaves, {shard: found[shard][i] for shard in range(*leaves)})
+            first += len(meeting.totals)
+        results = []
+        for i, output in enumerate(self._row_outputs[number], first):
+            spec = self._outputs[output]
+            parts = [found[shard][i] for shard in shards]
+            count = sum(part.spec.shape[0] for part in parts)
+            self._results[output] = np.empty((count, *spec.shape[1:]), dtypes.to_numpy(spec.dtype))
+            results += [(stacked(parts), self._results[output])] if parts else []
+        reads = sorted({i for segment in segments for i in segment.reads if i < len(inputs)})
+        plan = Plan(Graph([inputs[i].node for i in reads], [rows for rows, _ in results], updates))
+        return Program(plan.between([self._inputs[i] for i in reads], [array for _, array in results]))
 
-    def _reads(self, segment: _Segment, shard: int, is_first: bool) -> list[np.ndarray]:
-        """What a shard's plan reads: its rows of the inputs, where it stands in each batch, and `is_first`."""
+    def _given(self, inputs: Sequence[Value], totals: Sequence[Value], number: int, shard: int) -> Value:
+        """What a shard's graph gets as an input: its rows of an argument, or where it stands in a batch."""
         starts = [shard * total // self._parts for total in self._totals]
-        known: list[np.ndarray] = []
-        for array, number in zip(self._inputs, self._sharded, strict=False):
-            if number is None:
-                known.append(array)
-            else:
-                start = starts[number] - self._first * self._totals[number] // self._parts
-                known.append(array[start : start + self._rows(shard)[number]])
-        known += [np.asarray(n, np.int64) for pair in zip(self._totals, starts, strict=True) for n in pair]
-        return [*(known[i] for i in segment.reads), np.asarray(is_first)]
-
-    def _result(self, output: int, parts: list[np.ndarray]) -> list[np.ndarray]:
-        """Where each shard puts its rows of an output."""
-        spec = self._outputs[output]
-        empty = np.empty((0, *spec.shape[1:]), dtypes.to_numpy(spec.dtype))
-        self._results[output] = whole = np.concatenate(parts) if parts else empty
-        ends = np.cumsum([0, *map(len, parts)])
-        return [whole[start:end] for start, end in itertools.pairwise(ends)]
+        if number >= len(inputs):
+            batch, is_start = divmod(number - len(inputs), 2)
+            return _number(starts[batch]) if is_start else totals[batch]
+        of_batch = self._sharded[number]
+        if of_batch is None:
+            return inputs[number]
+        before = self._first * self._totals[of_batch] // self._parts
+        return rows_of(inputs[number], starts[of_batch] - before, self._rows(shard)[of_batch])
 
     def _rows(self, shard: int) -> tuple[int, ...]:
         """For each batch, the rows of a virtual shard."""
@@ -341,7 +361,7 @@ class DividedCall:
     def _cut(self, function: Callable[..., Any], call: Call, rows: tuple[int, ...]) -> _Cut:
         traced = trace(_for_shards(function, call.parts), call.specification(rows), rows, call.ambient)
         # After the arguments come, for each batch, its rows (the same for all shards) and the shard's first row.
-        return _Cut(traced, [n is not None for n in self._sharded] + [False, True] * len(rows))
+        return _Cut(traced, [n is not None for n in self._sharded] + [False, True] * len(rows), self._even)
 
 
 def _for_shards(function: Callable[..., Any], parts: int) -> Callable[..., Any]:

@@ -268,6 +268,7 @@ class Graph:
         insert_allreduce: nothing to do
         sum_by_rows: nothing to do
         fuse_elementwise: 3 → 2 operators: gone multiply, subtract; new fused
+        recompute_cheap: nothing to do
         update_early: nothing to do
         <BLANKLINE>
         operators, in the order in which they run:

@@ -32,6 +32,7 @@ def test_each_pass_says_what_it_changed():
         "insert_allreduce: nothing to do",
         "sum_by_rows: nothing to do",
         "fuse_elementwise: 4 → 3 operators: gone 2 add, multiply; new 2 fused",
+        "recompute_cheap: nothing to do",
         "update_early: nothing to do",
     ]
 

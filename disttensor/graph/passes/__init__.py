@@ -14,6 +14,7 @@ from disttensor.graph.passes.common_subexpressions import share_common_subexpres
 from disttensor.graph.passes.constant_folding import fold_constants
 from disttensor.graph.passes.dead_code import drop_dead_code
 from disttensor.graph.passes.fusion import fuse_elementwise
+from disttensor.graph.passes.recompute import recompute_cheap
 from disttensor.graph.passes.sums_by_row import sum_by_rows
 from disttensor.graph.passes.update_early import update_early
 
@@ -35,7 +36,7 @@ def register(graph_pass: Pass) -> Pass:
 def optimize(graph: Graph) -> Graph:
     """Run every pass of the pipeline, fuse, and sort; the result has a `Graph.history`."""
     history = [("traced", _operators(graph), True)]
-    for graph_pass in (*PIPELINE, sum_by_rows, fuse_elementwise, update_early):
+    for graph_pass in (*PIPELINE, sum_by_rows, fuse_elementwise, recompute_cheap, update_early):
         before, graph = graph, graph_pass(graph)
         counts = history[-1][1] if graph is before else _operators(graph)
         history.append((graph_pass.__name__, counts, graph is not before))

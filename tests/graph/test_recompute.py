@@ -125,7 +125,7 @@ def test_a_mask_stays_where_the_number_that_it_is_made_of_has_more_bytes():
         y = through(x)
         mask = y > 0
         late = through(ops.where(mask, y, 1.0))
-        return ops.sum(ops.where(mask, late, 0.0)) + ops.sum(through(y))
+        return through(ops.where(mask, late, 0.0)), through(y)
 
     before, after = graphs_of(step, (ROWS, COLUMNS))
     assert after is before

@@ -18,7 +18,7 @@ from disttensor.graph.passes.fusion import fuse_elementwise
 from disttensor.graph.passes.recompute import recompute_cheap
 from disttensor.graph.tracing import InputSpec
 
-ROWS, COLUMNS = 96, 64  # 24 KiB of float32, beside which a row does not count
+ROWS, COLUMNS = 288, 64  # 18 KiB of bool, 72 KiB of float32, beside which a row does not count
 
 
 def graphs_of(python_function, *shapes, dtype="float32") -> tuple[Graph, Graph]:

@@ -106,6 +106,19 @@ def test_what_is_kept(case):
     assert after is before
 
 
+@pytest.mark.parametrize(("columns", "pays"), [(16, False), (64, True)])
+def test_a_loop_over_elements_becomes_one_over_rows_if_they_are_long(columns, pays):
+    def step(x, b):
+        y = through(x)
+        value = y + b
+        late = through(ops.maximum(value, 0))
+        return through(value * late), through(y)
+
+    before, after = graphs_of(step, (1024, columns), (columns,))
+    assert (after is not before) == pays
+    assert_same_and_no_worse(before, after)
+
+
 def test_what_is_returned_or_read_by_other_kernels_is_kept():
     def returned(x, b):
         value = through(x) + b

@@ -32,6 +32,9 @@ _LEAST_BYTES = 1 << 14
 _SMALL = 64
 """What has so many times fewer bytes than a result does not count beside it."""
 
+_LEAST_COLUMNS = 32
+"""A loop over all elements does not become one over shorter rows: that would take longer than it saves."""
+
 _NOT_AGAIN = frozenset((*ROW_REDUCTIONS, *COLUMN_REDUCTIONS, "sum_chosen"))
 
 _Read = tuple[Value, str]
@@ -151,7 +154,9 @@ class _Draft:
         if len(self.code.loop.steps) + len(steps.loop.steps) > MAX_STEPS:
             return False
         needed = steps.needed(rows)
-        return self.code.loop.is_flat or all(self.rows.get(name, n) == n for name, n in needed.items())
+        if self.code.loop.is_flat:
+            return not needed or needed["columns"] >= _LEAST_COLUMNS
+        return all(self.rows.get(name, n) == n for name, n in needed.items())
 
     def take(self, value: Value, steps: _Code, rows: dict[str, int]) -> None:
         """Compute the value instead of reading it."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 import disttensor as dt
-from disttensor import dtypes, ops
+from disttensor import config, dtypes, ops
 from disttensor.context import Spec
 from disttensor.graph import Graph, Plan, passes, trace
 from disttensor.graph.passes import PIPELINE, optimize
@@ -199,7 +199,7 @@ def test_random_programs_and_their_gradients(program, seed):
     assert_same_and_no_worse(before, after, seed)
 
 
-def _train(remat: bool = False, **compile_options):
+def _train(remat: bool = False):
     dt.utils.set_random_seed(3)
     layers = [
         dt.layers.Conv2D(16, 3, padding="same", use_bias=False),
@@ -214,7 +214,7 @@ def _train(remat: bool = False, **compile_options):
         block = dt.Sequential(layers)
     model = dt.Sequential([dt.layers.Input((12, 12, 3)), block, dt.layers.GlobalAveragePooling2D(), dt.layers.Dense(5)])
     loss = dt.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(dt.optimizers.SGD(0.1, momentum=0.9), loss, **compile_options)
+    model.compile(dt.optimizers.SGD(0.1, momentum=0.9), loss)
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(32, 12, 12, 3)).astype("float32"), rng.integers(0, 5, 32)
     model.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
@@ -231,6 +231,27 @@ def test_batch_normalization_and_relu(remat, monkeypatch):
     (plan,), (plan_before,) = train_function.plans, train_function_before.plans
     assert plan.arena_bytes < plan_before.arena_bytes
     assert plan.memory().alive < plan_before.memory().alive
+
+
+def test_virtual_shards_keep_their_bits(monkeypatch):
+    changed = []
+
+    def noted(graph):
+        result = recompute_cheap(graph)
+        changed.append(result is not graph)
+        return result
+
+    config.enable_determinism(shards=4)
+    try:
+        monkeypatch.setattr(passes, "recompute_cheap", noted)
+        weights, _ = _train()
+        monkeypatch.setattr(passes, "recompute_cheap", lambda graph: graph)
+        weights_before, _ = _train()
+    finally:
+        config.disable_determinism()
+    assert any(changed)
+    for a, b in zip(weights, weights_before, strict=True):
+        assert np.array_equal(a, b)
 
 
 def test_the_pass_is_in_the_history():

@@ -16,6 +16,7 @@ ask for, such as to compute a whole block again, is `disttensor.rematerializatio
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -181,15 +182,17 @@ class _Recomputing:
         self._graph = graph
         self._drafts: dict[Node, _Draft] = {}
         self._position: dict[Node, int] = {}
-        self._readers: dict[Value, dict[Node | None, None]] = {}  # in order; None stands for an output or update
-        self._last: dict[Value, int] = {}  # where it is read last, or what is the same in another shape
+        # In order; None stands for an output or update.
+        self._readers: defaultdict[Value, dict[Node | None, None]] = defaultdict(dict)
+        # Where it is read last, or what is the same in another shape.
+        self._last: defaultdict[Value, int] = defaultdict(int)
         for at, node in enumerate(graph.nodes):
             self._position[node] = at
             for value in node.inputs:
-                self._readers.setdefault(value, {})[node] = None
+                self._readers[value][node] = None
                 self._last[_as_made(value)] = at
         for value in (*graph.outputs, *graph.updates.values()):
-            self._readers.setdefault(value, {})[None] = None
+            self._readers[value][None] = None
             self._last[_as_made(value)] = len(self._position)
 
     def _draft(self, node: Node) -> _Draft:
@@ -203,7 +206,7 @@ class _Recomputing:
             if _bytes(spec) < _LEAST_BYTES or spec.shape != node.attrs["shape"]:
                 continue
             value = Value(node, slot)
-            found = self._readers.get(value, {})
+            found = self._readers[value]
             readers = [self._draft(reader) for reader in found if reader is not None and reader.op is fused]
             if not found or len(readers) < len(found):
                 continue

@@ -6,7 +6,6 @@ import argparse
 import json
 import platform
 from collections.abc import Iterator
-from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,7 @@ def collect() -> dict[str, Any]:
         "features": [name for name in _SHOWN_FEATURES if features.get(name)],
         "cores": usable_cores(),
         "threads": config.threads(),
-        "self_tuning": None if (finding := tuning.find()) is None else asdict(finding),
+        "self_tuning": None if (finding := tuning.find()) is None else finding._asdict(),
         "launcher": None if started_by is None else started_by._asdict(),
         "mpi": mpi_library(),
         "cache": str(disk_cache.root()),

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from disttensor.context import Spec
 
 
-@dataclass(frozen=True)
-class Buffer:
+class Buffer(NamedTuple):
     """A stretch of the arena.
 
     Attributes
@@ -34,8 +33,7 @@ class Buffer:
     last: int
 
 
-@dataclass(frozen=True)
-class Memory:
+class Memory(NamedTuple):
     """The memory of a plan, in bytes; printed as a table.
 
     Attributes

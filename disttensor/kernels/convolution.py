@@ -18,8 +18,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -221,8 +220,7 @@ def _input_gradient(
     return NativeSequence(calls)
 
 
-@dataclass(frozen=True)
-class _Filters:
+class _Filters(NamedTuple):
     """A kernel (…, channels, filters), or its adjoint, and the bytes from one to the next channel, filter and group."""
 
     kernel: np.ndarray
@@ -240,8 +238,8 @@ def _product(out: np.ndarray, x: np.ndarray, filters: _Filters, shape: Geometry)
     if empty:
         # Nothing is read; what is written are zeros.
         ones = (1,) * len(shape.output)
-        shape = replace(
-            shape, size=shape.output, window=ones, strides=ones, dilation=ones, padding=((0, 0),) * len(ones)
+        shape = shape._replace(
+            size=shape.output, window=ones, strides=ones, dilation=ones, padding=((0, 0),) * len(ones)
         )
     volume, strides = shape.of_three_axes(), (out.strides[0], *(0,) * (5 - out.ndim), *out.strides[1:-1])
     work = units(volume, itemsize, strides, places_to_multiply())
@@ -323,8 +321,7 @@ def _padded(filters: int, itemsize: int) -> int:
     return -(-filters // lanes) * lanes
 
 
-@dataclass(frozen=True)
-class _Phase:
+class _Phase(NamedTuple):
     """The places of one remainder modulo the stride along an axis, and the dense convolution that computes them."""
 
     places: slice

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from disttensor.kernels import ir, machine
 from disttensor.kernels.ir import Function, Value
@@ -35,8 +35,7 @@ POSITION = ("x", "y", "pixels", "rows", "columns", "places", "taps", "lines", "b
 """The fields of a position, see `convolution_plan`; all int64."""
 
 
-@dataclass(frozen=True)
-class Tiles:
+class Tiles(NamedTuple):
     """The sizes of tiles for this processor.
 
     Attributes

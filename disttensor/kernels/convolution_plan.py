@@ -12,6 +12,7 @@ import functools
 import itertools
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,8 +32,7 @@ _PART_BYTES = 16 << 20
 _LONGEST_RUN = 512
 
 
-@dataclass(frozen=True)
-class Geometry:
+class Geometry(NamedTuple):
     """The sizes of one convolution; a tuple holds a number for each spatial axis."""
 
     batch: int
@@ -95,8 +95,7 @@ class Geometry:
         )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Units:
+class Units(NamedTuple):
     """The units of a convolution. All tables are of int64, all distances in bytes.
 
     Attributes

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from disttensor.kernels.scalar_ir import BITS, Block, Value
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(NamedTuple):
     """What functions need to know of a float's format."""
 
     mantissa: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from disttensor.kernels.ir import Function, Value
 
@@ -19,8 +19,7 @@ STRIPS_AT_ONCE = 4
 """Strips of x that are packed together where its columns are contiguous."""
 
 
-@dataclass(frozen=True)
-class Shape:
+class Shape(NamedTuple):
     """The sizes of tiles for a processor.
 
     Attributes

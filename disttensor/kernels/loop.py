@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from disttensor.kernels import elementary, scalar_ir
 
@@ -57,8 +57,7 @@ class Literal:
         return repr(self.value)
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """``register = function(*operands)``, in the dtype of the operands; ``convert`` gives `dtype`.
 
     Operands are numbers of registers, or literals. Inputs are the first registers, then comes one for each step.

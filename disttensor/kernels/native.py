@@ -51,8 +51,7 @@ import itertools
 import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -61,8 +60,7 @@ from disttensor.kernels import executor, tuning
 _INSTRUCTION_BYTES = 32
 
 
-@dataclass(frozen=True)
-class Pieces:
+class Pieces(NamedTuple):
     """Which memory a part of a call's work reads and writes.
 
     Part [start, stop) writes the elements [start·step, stop·step) of each result, as far as there are so many, and

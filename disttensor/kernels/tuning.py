@@ -25,7 +25,6 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,8 +50,7 @@ _BYTES, _UNIT_BYTES = 8 << 20, 1 << 16  # of memory: more than the caches that a
 _MEETINGS = 32  # divided by the number of threads
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """What was found.
 
     Attributes
@@ -169,7 +167,7 @@ def _remembered(threads: int, before: Finding | None, newest: float = math.inf) 
     def make() -> bytes:
         nonlocal found
         found = _held(_measure(threads), before)
-        return json.dumps(asdict(found)).encode()
+        return json.dumps(found._asdict()).encode()
 
     disk_cache.get_or_make("threads", file, make, is_good)
     assert found is not None
@@ -185,7 +183,7 @@ def _held(finding: Finding, before: Finding | None) -> Finding:
         holds = _FIRST_HOLD_S
     else:
         holds = min(4 * before.holds, _LONGEST_HOLD_S)
-    return replace(finding, until=now + holds, holds=holds)
+    return finding._replace(until=now + holds, holds=holds)
 
 
 def _parse(content: bytes, threads: int) -> Finding | None:

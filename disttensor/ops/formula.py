@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -57,8 +57,7 @@ _LAYOUT_DEPENDENT = _SPECIAL | frozenset(
 _CHANGES_DTYPE = frozenset({"absolute", "real", "imag"})
 
 
-@dataclass(frozen=True)
-class Instruction:
+class Instruction(NamedTuple):
     """``registers[target] = function(*operands)``; an operand is the number of a register, or a `Constant`."""
 
     function: str
@@ -66,8 +65,7 @@ class Instruction:
     target: int
 
 
-@dataclass(frozen=True)
-class Constant:
+class Constant(NamedTuple):
     """A Python number in a formula; weakly typed: it takes the dtype of what it meets."""
 
     value: Any

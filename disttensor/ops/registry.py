@@ -32,7 +32,7 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,8 +72,7 @@ class Example:
         return ", ".join(inputs + [f"{k}={v}" for k, v in self.attrs.items()])
 
 
-@dataclass(frozen=True)
-class Context:
+class Context(NamedTuple):
     """What a gradient function may use: the operator's inputs, outputs and attributes."""
 
     inputs: Sequence[Tensor]

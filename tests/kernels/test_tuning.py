@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from disttensor.kernels import executor, gemm, machine, tuning
 from disttensor.kernels.tuning import Finding, decide
 
 FREE = Finding(2, 1, 1e-6, (1, 2), (1.0, 1.9), (1.0, 1.4))
-ALONE = replace(FREE, threads=1)
+ALONE = FREE._replace(threads=1)
 
 
 @pytest.fixture(autouse=True)
@@ -178,7 +177,7 @@ def test_a_measurement_of_this_machine(tmp_path):
         assert 0.01 < speeds[1] < 4
     assert 0 <= finding.meeting < 0.1
     assert finding.threads in (1, 2)
-    assert json.loads(kept(tmp_path).read_bytes()) == json.loads(json.dumps(asdict(finding)))
+    assert json.loads(kept(tmp_path).read_bytes()) == json.loads(json.dumps(finding._asdict()))
 
 
 NOTE_PARTS = """
@@ -209,7 +208,7 @@ def test_a_thread_takes_so_many_grains_at_once(extent, grain, least):
         assert (len(starts) > 1) == (extent >= 2 * least * grain)
 
 
-@pytest.mark.parametrize("finding", [FREE, ALONE, replace(FREE, grains=5)])
+@pytest.mark.parametrize("finding", [FREE, ALONE, FREE._replace(grains=5)])
 def test_no_bit_depends_on_a_finding(measured, finding):
     x, y = (np.random.default_rng(i).normal(size=(300, 300)).astype(np.float32) for i in range(2))
     config.set_threads(1)

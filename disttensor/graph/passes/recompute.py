@@ -207,9 +207,9 @@ class _Recomputing:
                 continue
             value = Value(node, slot)
             found = self._readers[value]
-            readers = [self._draft(reader) for reader in found if reader is not None and reader.op is fused]
-            if not found or len(readers) < len(found):
+            if not found or any(reader is None or reader.op is not fused for reader in found):
                 continue
+            readers = [self._draft(reader) for reader in found if reader is not None]
             draft = self._draft(node)
             steps, rows = draft.steps_to(slot), draft.rows
             if not (_is_cheap(steps) and all(reader.can_take(value, steps, rows) for reader in readers)):
@@ -275,8 +275,7 @@ class _Recomputing:
                 draft = changed[node]
                 made = draft.fused([new.get(value, value) for value, _ in draft.code.reads])
                 new.update(zip((Value(node, slot) for slot in draft.slots), made.outputs, strict=True))
-            elif any(value in new for value in node.inputs):
-                made = node.with_inputs([new.get(value, value) for value in node.inputs])
+            elif (made := node.with_inputs([new.get(value, value) for value in node.inputs])) is not node:
                 new.update(zip(node.outputs, made.outputs, strict=True))
         outputs = [new.get(value, value) for value in self._graph.outputs]
         updates = {variable: new.get(value, value) for variable, value in self._graph.updates.items()}

@@ -43,6 +43,17 @@ def _(ctx: Any, g: Tensor) -> Any:
     return apply(weighted_sum_of_ranks, [g, ctx.inputs[1]], {}), None
 
 
+@operator(communicates=True)
+def gather_of_shards(out: np.ndarray, x: np.ndarray, *, shards: int) -> None:
+    """What each virtual shard has, one behind the other along the first axis; for ranks of one shard each."""
+    world.data_group().all_gather(x, out=out.reshape(shards, *x.shape))
+
+
+@gather_of_shards.infer
+def _(x: Spec, *, shards: int) -> Spec:
+    return Spec((shards * x.shape[0], *x.shape[1:]), x.dtype)
+
+
 def parts() -> int:
     """In how many parts a global batch is computed: by so many ranks, or as so many virtual shards."""
     return state.virtual_shards or world.data_group().size

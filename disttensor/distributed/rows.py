@@ -11,7 +11,8 @@ the two is done. As in a lone process, the loop that reads the gradient does the
 
 **All ranks do the same.** Whether packets pay is decided by their length, which must be the same everywhere: so only
 where every rank holds as many rows of the batch (`Tracer.uniform`), and by what was traced, before any pass simplifies
-it. Elsewhere whole tables are summed: of uneven batches, eagerly, and in deterministic mode.
+it. Elsewhere whole tables are summed: of uneven batches, and eagerly. In deterministic mode virtual shards are what
+ranks are otherwise: each has a packet, and rows are added in the order of shards.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from disttensor.context import Spec, state
 from disttensor.distributed import world
-from disttensor.distributed.collectives import parts, sync_mean, sync_sum, weight_of
+from disttensor.distributed.collectives import gather_of_shards, parts, sync_mean, sync_sum, weight_of
 from disttensor.graph import Node, Value
 from disttensor.graph.passes.sums_by_row import adds_rows
 from disttensor.kernels import indexing
@@ -71,12 +72,13 @@ def mean_of_gradient(gradient: Tensor) -> Tensor:
         order = apply(order_by_row, [tensor(indices)], {"rows": rows})
         arguments += [tensor(updates), *order, *map(tensor, factors)]
     arguments.append(cast(weight_of(gradient.shard), gradient.dtype))
-    attrs = {
-        "factors": tuple(len(term.factors) for term in terms),
-        "packets": (ranks, lines),
-        "rank": world.data_group().rank,
-    }
-    packets = sync_sum(apply(pack_rows, arguments, attrs))
+    attrs: dict[str, Any] = {"factors": tuple(len(term.factors) for term in terms)}
+    if state.virtual_shards:
+        packet = apply(pack_rows, arguments, {**attrs, "packets": (1, lines), "rank": 0})
+        packets = apply(gather_of_shards, [packet], {"shards": ranks})
+    else:
+        attrs |= {"packets": (ranks, lines), "rank": world.data_group().rank}
+        packets = sync_sum(apply(pack_rows, arguments, attrs))
     order = apply(order_packets, [packets], {"rows": rows, "head": _head(capacity, width)})
     return apply(sum_by_row, [packets, *order], {"shape": gradient.shape})
 
@@ -84,7 +86,7 @@ def mean_of_gradient(gradient: Tensor) -> Tensor:
 def _terms_of(gradient: Tensor) -> list[_Scattered]:
     """What a gradient is the sum of, if nothing else, and ranks can send rows of it."""
     tracer = state.tracer
-    if tracer is None or not tracer.uniform or state.virtual_shards or state.recorders or parts() == 1:
+    if tracer is None or not tracer.uniform or state.recorders or parts() == 1:
         return []
     if not gradient.is_symbolic or len(gradient.shape) != 2 or gradient.shape[0] > _MOST_ROWS:
         return []
@@ -128,6 +130,7 @@ _STARTS, _ORDER = np.array([0, 1, 1, 3, 3], np.int32), np.array([1, 0, 2], np.in
         Example((0, 8), np.zeros(4, np.int32), np.zeros(0, np.int32), (), factors=(0,), packets=(2, 1), rank=0),
     ],
     kinds=("float",),
+    into_variables=True,
 )  # fmt: skip
 def pack_rows(
     out: np.ndarray, *arrays: np.ndarray, factors: tuple[int, ...], packets: tuple[int, int], rank: int

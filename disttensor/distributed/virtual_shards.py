@@ -1,9 +1,9 @@
 """Deterministic mode: a batch computed as virtual shards, with the same bits for any number of ranks.
 
-A traced function is cut where ranks would meet, at its `weighted_sum_of_ranks` nodes. What lies before them depends on
-the rows of a batch; it is traced for the rows of one virtual shard. Of that and of sums along a fixed tree
-(`summation_tree`) one graph is made for all shards that this rank holds (`shards_together`). What lies behind, such as
-the optimizer's update, depends on the sums alone and runs once.
+A traced function is cut where ranks would meet, at sums over them, and where they gather rows of tables. What lies
+before depends on the rows of a batch; it is traced for the rows of one virtual shard. Of that and of sums along a
+fixed tree (`summation_tree`) one graph is made for all shards that this rank holds (`shards_together`). What lies
+behind, such as the optimizer's update, depends on the sums alone and runs once.
 
 A step usually meets once. Where it meets several times in a row (a loss whose denominator depends on masks, a
 synchronized ``BatchNormalization``), there is a *round* for each, which computes what it needs from the beginning: a
@@ -12,6 +12,7 @@ shard's intermediate results are not kept from round to round.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import threading
@@ -25,7 +26,7 @@ from disttensor import config, dtypes, tree
 from disttensor.context import Spec, state
 from disttensor.distributed import world
 from disttensor.distributed.buckets import layout
-from disttensor.distributed.collectives import sync_mean, weighted_sum_of_ranks
+from disttensor.distributed.collectives import gather_of_shards, sync_mean, weighted_sum_of_ranks
 from disttensor.distributed.communicator import Communicator
 from disttensor.distributed.shards_together import along_tree, rows_of, stacked, together
 from disttensor.distributed.summation_tree import SumOverRanks
@@ -43,7 +44,7 @@ from disttensor.ops.registry import Operator
 from disttensor.tensor import Tensor, Variable, aligned_empty
 
 
-class _Meeting:
+class _Sums:
     """Sums over all shards of values of one dtype, in one message between ranks.
 
     Parameters
@@ -77,13 +78,37 @@ class _Meeting:
         self.finish = sums.finish
 
 
+class _Gathered:
+    """What each shard has of one value, on all ranks, one behind the other; with the attributes of `_Sums`."""
+
+    def __init__(self, spec: Spec, group: Communicator, leaves: int, held: Sequence[tuple[int, int]]):
+        flat = aligned_empty((math.prod(spec.shape),), spec.dtype)
+        flat.fill(0)
+        whole = flat.reshape(spec.shape)
+        each = spec.shape[0] // leaves
+        parts = [Variable.over(whole[shard * each : (shard + 1) * each]) for shard in range(leaves)]
+        self.nodes = [((shard, shard + 1), [parts[shard]]) for shard in range(*held[group.rank])]
+        self.totals = [Variable.over(whole)]
+        bounds = [flat.size // leaves * first for first, _ in held] + [flat.size]
+        self.finish = functools.partial(group.all_gather_in_place, flat, bounds)
+
+
+_Meeting = _Sums | _Gathered
+
+
+def _meeting(nodes: Sequence[Node], group: Communicator, leaves: int, held: Sequence[tuple[int, int]]) -> _Meeting:
+    if nodes[0].op is gather_of_shards:
+        return _Gathered(nodes[0].specs[0], group, leaves, held)
+    return _Sums([node.specs[0] for node in nodes], group, leaves, held)
+
+
 def _number(n: int) -> Value:
     return Node("constant", [Spec((), "int64")], source=np.asarray(n, np.int64)).outputs[0]
 
 
-def _weighted(x: Value, weight: Value, order: tuple[int, ...]) -> Value:
-    """weight·x, zeros for a weight of 0 whatever x holds, at this place in the program."""
-    if weight.node.kind == "constant" and weight.node.source == 1:
+def _weighted(x: Value, weights: Sequence[Value], order: tuple[int, ...]) -> Value:
+    """weight·x, zeros for a weight of 0 whatever x holds, at this place in the program; x if there is no weight."""
+    if not weights or (weights[0].node.kind == "constant" and weights[0].node.source == 1):
         return x
     places = itertools.count()
 
@@ -96,7 +121,7 @@ def _weighted(x: Value, weight: Value, order: tuple[int, ...]) -> Value:
 
     wide = dtypes.result_type(x.spec.dtype, "float32")
     zero = Node("constant", [Spec((), wide)], source=np.zeros((), dtypes.to_numpy(wide))).outputs[0]
-    factor = cast(weight, wide)
+    factor = cast(weights[0], wide)
     product = apply(multiply, cast(x, wide), factor)
     return cast(apply(select, apply(equal, factor, zero), zero, product), x.spec.dtype)
 
@@ -107,6 +132,10 @@ class _Segment:
 
     graph: Graph
     reads: list[int]
+
+
+def _meets(node: Node) -> bool:
+    return node.op in (weighted_sum_of_ranks, gather_of_shards)
 
 
 class _Cut:
@@ -136,16 +165,17 @@ class _Cut:
         self.is_valid = traced.is_valid
         self.round_of: dict[int, int] = {}
         self.is_local: dict[int, bool] = {id(n): s for n, s in zip(self.graph.inputs, sharded, strict=True)}
-        meetings: list[dict[str, list[Node]]] = []
+        meetings: list[dict[Any, list[Node]]] = []
         for node in self.graph.nodes:
-            meets = node.op is weighted_sum_of_ranks
+            meets = _meets(node)
             number = max((self._after(v.node) for v in node.inputs), default=0)
             self.round_of[id(node)] = number
             local = any(self.is_local[id(v.node)] for v in node.inputs)
             self.is_local.setdefault(id(node), local and not meets)
             if meets:
                 meetings += [{} for _ in range(number + 1 - len(meetings))]
-                meetings[number].setdefault(node.specs[0].dtype, []).append(node)
+                is_sum = node.op is weighted_sum_of_ranks
+                meetings[number].setdefault(node.specs[0].dtype if is_sum else id(node), []).append(node)
         self.rounds = [list(of_round.values()) for of_round in meetings]
         self.rows = [i for i, v in enumerate(self.graph.outputs) if self.is_local[id(v.node)]]
         for variable, value in self.graph.updates.items():
@@ -157,7 +187,7 @@ class _Cut:
                 )
 
     def _after(self, node: Node) -> int:
-        return self.round_of[id(node)] + (node.op is weighted_sum_of_ranks)
+        return self.round_of[id(node)] + _meets(node)
 
     @property
     def signature(self) -> list[list[Spec]]:
@@ -176,20 +206,17 @@ class _Cut:
 
     def round(self, number: int, meetings: Sequence[Sequence[_Meeting]]) -> _Segment:
         """What a shard computes in a round: what is summed, as the meetings have it, and then outputs with rows."""
-        summed = [node for group in self.rounds[number] for node in group] if self.meets(number) else []
+        summed = [node for group in self.rounds[number] for node in group] if number < len(self.rounds) else []
         values = [
-            node.inputs[0] if self._weighs_sum(node) else _weighted(node.inputs[0], node.inputs[1], node.order)
+            node.inputs[0] if self._weighs_sum(node) else _weighted(node.inputs[0], node.inputs[1:], node.order)
             for node in summed
         ]
         rows = [self.graph.outputs[i] for i in self.rows_of_round(number)]
         return self._segment([*values, *rows], {}, meetings[:number])
 
     def _weighs_sum(self, node: Node) -> bool:
-        return self._even and node.specs[0].dtype in ("float32", "float64")  # others might overflow
-
-    def meets(self, number: int) -> bool:
-        """Whether there is anything to sum in a round."""
-        return number < len(self.rounds)
+        is_sum = node.op is weighted_sum_of_ranks
+        return is_sum and self._even and node.specs[0].dtype in ("float32", "float64")  # others might overflow
 
     def end(self, meetings: Sequence[Sequence[_Meeting]]) -> _Segment:
         """What is computed once, from the sums: the other outputs, and the updates of variables."""
@@ -209,7 +236,7 @@ class _Cut:
             if id(node) not in totals:
                 return None
             total = Node("variable", node.specs, source=totals[id(node)], order=node.order).outputs[0]
-            return [_weighted(total, inputs[1], node.order) if self._weighs_sum(node) else total]
+            return [_weighted(total, inputs[1:], node.order) if self._weighs_sum(node) else total]
 
         whole = Graph(self.graph.inputs, outputs, updates).rewrite(known_sum)
         used = {id(n) for n in Graph([], whole.outputs, whole.updates).nodes}
@@ -260,8 +287,7 @@ class DividedCall:
         self._outputs = [v.spec for v in reference.graph.outputs]
         self._row_outputs = [reference.rows_of_round(number) for number in range(reference.count)]
         self._meetings = [
-            [_Meeting([n.specs[0] for n in group], self._group, self._parts, self._held) for group in groups]
-            for groups in reference.rounds
+            [_meeting(group, self._group, self._parts, self._held) for group in groups] for groups in reference.rounds
         ]
         rounds = {rows: [cut.round(i, self._meetings) for i in range(cut.count)] for rows, cut in cuts.items()}
         end = reference.end(self._meetings)
@@ -359,7 +385,9 @@ class DividedCall:
         return tuple((shard + 1) * n // self._parts - shard * n // self._parts for n in self._totals)
 
     def _cut(self, function: Callable[..., Any], call: Call, rows: tuple[int, ...]) -> _Cut:
-        traced = trace(_for_shards(function, call.parts), call.specification(rows), rows, call.ambient)
+        traced = trace(
+            _for_shards(function, call.parts), call.specification(rows), rows, call.ambient, uniform=self._even
+        )
         # After the arguments come, for each batch, its rows (the same for all shards) and the shard's first row.
         return _Cut(traced, [n is not None for n in self._sharded] + [False, True] * len(rows), self._even)
 

@@ -194,3 +194,28 @@ def test_switching_it_on(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ArgumentError, match="DISTTENSOR_DETERMINISTIC='yes'"):
         config.virtual_shards()
     monkeypatch.setattr(config, "_shards", 0)
+
+
+@pytest.mark.parametrize("vocabulary", [40, 4000])
+def test_a_table_gets_the_gradient_of_the_whole_batch(vocabulary: int) -> None:
+    """Whole tables are summed where they are shorter than the rows of all shards; elsewhere those are exchanged."""
+    words = np.random.default_rng(1).integers(0, 40, (20, 5))
+
+    def gradient() -> np.ndarray:
+        keras.utils.set_random_seed(3)
+        table = layers.Embedding(vocabulary, 16)
+        model = keras.Sequential([keras.Input((5,), dtype="int32"), table, layers.Flatten(), layers.Dense(3)])
+        before = model.get_weights()[0]
+        model.compile(optimizers.SGD(1.0), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        model.fit(words, Y, batch_size=20, verbose=0)
+        names = {node.name for plan in model.train_function.plans for node in plan.graph.nodes}
+        assert ("order_packets" in names) == (vocabulary == 4000 and config.virtual_shards() > 0)
+        return before - model.get_weights()[0]
+
+    expected = gradient()
+    config.enable_determinism(shards=4)
+    try:
+        np.testing.assert_allclose(gradient(), expected, rtol=1e-3, atol=1e-6)
+    finally:
+        config.disable_determinism()
+    assert np.any(expected[:40] != 0)

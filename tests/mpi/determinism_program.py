@@ -63,6 +63,14 @@ def synchronized() -> keras.Model:
     )
 
 
+def embedding() -> keras.Model:
+    """A table of which shards exchange the rows that they look up."""
+    table = layers.Embedding(600, 16)
+    words = keras.Input((8,), dtype="int32")
+    x = layers.Add()([table(words), table(words)])
+    return keras.Model(words, layers.Dense(4, activation="softmax")(layers.Flatten()(layers.Dropout(0.2)(x))))
+
+
 def divided() -> keras.Model:
     """Weights divided among the ranks of a team."""
     inputs = keras.Input((64,))
@@ -72,10 +80,12 @@ def divided() -> keras.Model:
     return keras.Model(inputs, layers.Dense(4, "softmax")(x))
 
 
+if KIND == "embedding":
+    X = rng.integers(0, 60, (ROWS, 8)) * 10
 keras.utils.set_random_seed(12)
 if KIND == "divided":
     distributed.set_grid(model=2)
-model = {"synchronized": synchronized, "divided": divided}.get(KIND, convolutional)()
+model = {"synchronized": synchronized, "divided": divided, "embedding": embedding}.get(KIND, convolutional)()
 model.compile(
     optimizers.Adam(0.003, clipnorm=1.0), "sparse_categorical_crossentropy", metrics=["accuracy"],
     weighted_metrics=[keras.metrics.SparseCategoricalCrossentropy(name="entropy")],

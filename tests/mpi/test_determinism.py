@@ -38,6 +38,8 @@ def digest(output: str) -> str:
         ("openmpi", 4, "null", 16, "synchronized"),
         *(("mpich", n, "null", 16, "arrays") for n in (2, 3, 4, 8)),
         ("mpich", 3, "null", 16, "synchronized"),
+        *(("openmpi", n, held, 16, "embedding") for n, held in ((2, "null"), (3, "[1,0,7]"))),
+        ("mpich", 4, "null", 16, "embedding"),
     ],
     indirect=["mpirun"],
 )

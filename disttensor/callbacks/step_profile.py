@@ -9,11 +9,13 @@ from typing import Any
 
 from disttensor import distributed
 from disttensor.callbacks.callback import Callback, Logs, print_on_main
+from disttensor.distributed.rows import packet_bytes
 from disttensor.errors import ArgumentError
 from disttensor.layers import BatchNormalization
 from disttensor.saving.files import write_atomically
+from disttensor.tensor import Variable
 
-FORMAT = "disttensor.step.1"
+FORMAT = "disttensor.step.2"
 _WARM_UP = 3
 
 
@@ -21,7 +23,9 @@ class StepProfile(Callback):
     """Measures a training step in one process and writes it to a file, from which ``disttensor plan`` predicts how it
     scales.
 
-    The file holds the median time from one batch to the next, the rows of the batch, and the sizes of the gradients.
+    The file holds the median time from one batch to the next, the rows of the batch, and the sizes of the gradients as
+    ranks would send them: compressed, if the optimizer is a `CompressedOptimizer`, and of tables the rows that a batch
+    looks up. What a `ShardedOptimizer` gathers beside is not counted.
     Train for some tens of steps, alone on the machine, with as many threads as each rank shall have
     (`config.set_threads`).
 
@@ -90,13 +94,21 @@ class StepProfile(Callback):
             if isinstance(layer, BatchNormalization) and layer.trainable and layer.synchronized is not False
         ]
         seconds = statistics.median(times)
+        # The backward pass goes from the last weight to the first.
+        weights = list(reversed(self.model.trainable_weights))
+        optimizer = self.model.optimizer
         profile = {
             "format": FORMAT,
             "seconds": seconds,
             "rows": self.batch_size,
-            # The backward pass goes from the last weight to the first.
-            "gradients": [v.memory.nbytes for v in reversed(self.model.trainable_weights)],
+            "gradients": [optimizer.bytes_sent(v) for v in weights],
+            "packets": [self._packet(v) if optimizer.sends_rows else 0 for v in weights],
             "small_messages": 1 + 2 * len(synchronized),
         }
         write_atomically(self.filepath, json.dumps(profile, indent=1).encode())
         print_on_main(f"StepProfile: {1e3 * seconds:.3g} ms a step; now run: disttensor plan {self.filepath}")
+
+    def _packet(self, variable: Variable) -> int:
+        """Bytes of the rows of a table that a batch looks up; 0 for other variables."""
+        graphs = [plan.graph for plan in self.model.train_function.plans]
+        return max((packet_bytes(graph, variable) for graph in graphs if variable in graph.updates), default=0)

@@ -29,7 +29,7 @@ examples:
 _MOST_RANKS = 1024
 # Assumed where it is neither given nor measured: a host's memory is seldom what limits.
 _MEMORY = Link(5e-6, 20e9)
-_FIELDS = {"format", "seconds", "rows", "gradients", "small_messages"}
+_FIELDS = {"format", "seconds", "rows", "gradients", "packets", "small_messages"}
 _UNITS = {
     "time": {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0},
     "size": {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30},
@@ -139,12 +139,13 @@ def read_profile(path: Path) -> Step:
     """
     try:
         found: Any = json.loads(path.read_bytes())
-        if not isinstance(found, dict) or found.keys() != _FIELDS or found["format"] != "disttensor.step.1":
-            raise ValueError("it is none of format 'disttensor.step.1'")
-        numbers = [found["rows"], found["small_messages"], *found["gradients"]]
+        if not isinstance(found, dict) or found.keys() != _FIELDS or found["format"] != "disttensor.step.2":
+            raise ValueError("it is none of format 'disttensor.step.2'")
+        numbers = [found["rows"], found["small_messages"], *found["gradients"], *found["packets"]]
         if any(type(n) is not int for n in numbers) or type(found["seconds"]) not in (int, float):
             raise ValueError("its values are no numbers")
-        return Step(found["seconds"], found["rows"], tuple(found["gradients"]), found["small_messages"])
+        sizes = tuple(found["gradients"]), tuple(found["packets"])
+        return Step(found["seconds"], found["rows"], sizes[0], found["small_messages"], sizes[1])
     except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is no profile of a step ({error}). The callback StepProfile writes one.") from None
 

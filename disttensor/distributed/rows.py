@@ -25,10 +25,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from disttensor import dtypes
 from disttensor.context import Spec, state
 from disttensor.distributed import world
 from disttensor.distributed.collectives import gather_of_shards, parts, sync_mean, sync_sum, weight_of
-from disttensor.graph import Node, Value
+from disttensor.distributed.sharding import whole_tensors
+from disttensor.graph import Graph, Node, Value
+from disttensor.graph.passes.fusion import fused
 from disttensor.graph.passes.sums_by_row import adds_rows
 from disttensor.kernels import indexing
 from disttensor.kernels.indexing import Term
@@ -37,7 +40,7 @@ from disttensor.ops.arithmetic import add, multiply
 from disttensor.ops.core import cast
 from disttensor.ops.registry import Example, apply, operator
 from disttensor.ops.row_sums import order_by_row, sum_by_row
-from disttensor.tensor import Tensor
+from disttensor.tensor import Tensor, Variable
 
 _MOST_ROWS = 1 << 24
 """Numbers of rows travel as numbers of the table's dtype; up to this every whole number is a float32."""
@@ -60,7 +63,7 @@ def mean_of_gradient(gradient: Tensor) -> Tensor:
         return sync_mean(gradient)
     (rows, width), ranks = gradient.shape, parts()
     capacity = sum(_count(term) for term in terms)
-    lines = _head(capacity, width) + capacity + (len(terms) > 1)
+    lines = _lines(capacity, width, len(terms))
     if ranks * lines > rows:
         return sync_mean(gradient)
 
@@ -81,6 +84,45 @@ def mean_of_gradient(gradient: Tensor) -> Tensor:
         packets = sync_sum(apply(pack_rows, arguments, attrs))
     order = apply(order_packets, [packets], {"rows": rows, "head": _head(capacity, width)})
     return apply(sum_by_row, [packets, *order], {"shape": gradient.shape})
+
+
+def packet_bytes(graph: Graph, variable: Variable) -> int:
+    """How long a rank's packet of a variable's gradient would be, in a step as one process runs it.
+
+    Parameters
+    ----------
+    graph : Graph
+        Optimised.
+    variable : Variable
+        It is updated by the graph.
+
+    Returns
+    -------
+    int
+        0 if the gradient is not zero but for rows that the graph looks up.
+    """
+    spec = graph.updates[variable].spec
+    if len(spec.shape) != 2:
+        return 0
+    seen: set[int] = set()
+    pending, lookups = [graph.updates[variable].node], []
+    while pending:
+        node = pending.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if adds_rows(node):
+            lookups.append(math.prod(node.inputs[1].spec.shape))
+        elif node.op is order_by_row:
+            lookups.append(node.specs[1].shape[0])
+        elif node.op is not None:
+            if not (node.op in (fused, sum_by_row, whole_tensors) or node.op.program or node.op.view_rule):
+                return 0
+            size = math.prod(spec.shape)
+            pending += [v.node for v in node.inputs if v.node.op is order_by_row or math.prod(v.spec.shape) == size]
+    width = spec.shape[1]
+    lines = _lines(sum(lookups), width, len(lookups))
+    return lines * width * dtypes.itemsize(spec.dtype) if lookups else 0
 
 
 def _terms_of(gradient: Tensor) -> list[_Scattered]:
@@ -109,6 +151,10 @@ def _scattered(node: Node) -> list[_Scattered] | None:
 
 def _count(term: _Scattered) -> int:
     return math.prod(term.indices.spec.shape)
+
+
+def _lines(capacity: int, width: int, terms: int) -> int:
+    return _head(capacity, width) + capacity + (terms > 1)
 
 
 def _head(capacity: int, width: int) -> int:

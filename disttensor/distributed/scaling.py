@@ -65,24 +65,47 @@ class Step:
     small_messages : int
         All-reduces of a few numbers that nothing hides: one in which `fit` asks whether all go on, and two for each
         synchronized ``BatchNormalization``.
+    packets : tuple of int
+        For each gradient the bytes of the rows that the batch looks up, if it is that of a table; else 0, as by
+        default. Ranks exchange rows where those of all are no longer than the table (`disttensor.distributed.rows`).
     """
 
     seconds: float
     rows: int
     gradients: tuple[int, ...]
     small_messages: int = 1
+    packets: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if not (
-            self.seconds > 0 and self.rows > 0 and self.small_messages >= 0 and all(g >= 0 for g in self.gradients)
-        ):
+        sizes = (self.small_messages, *self.gradients, *self.packets)
+        if not (self.seconds > 0 and self.rows > 0 and all(size >= 0 for size in sizes)):
             raise ArgumentError(f"a step needs positive seconds and rows, and sizes of at least 0, got {self}.")
+        if self.packets and len(self.packets) != len(self.gradients):
+            raise ArgumentError(f"a step needs a packet for each gradient, got {self}.")
 
-    def buckets(self, limit: int = BUCKET_BYTES) -> list[tuple[int, float]]:
-        """Bytes of each bucket, and what share of the step has passed when its last gradient is ready."""
+    def sent(self, ranks: int, rows: int) -> list[int]:
+        """Bytes that are summed over so many ranks for each gradient, if `rows` are those of the global batch."""
+        found = list(self.gradients)
+        for i, packet in enumerate(self.packets):
+            every = ranks * math.ceil(packet * rows / (ranks * self.rows))
+            if packet and rows % ranks == 0 and every <= found[i]:
+                found[i] = every
+        return found
+
+    def buckets(self, limit: int = BUCKET_BYTES, ranks: int = 1, rows: int | None = None) -> list[tuple[int, float]]:
+        """Bytes of each bucket, and what share of the step has passed when its last gradient is ready.
+
+        Parameters
+        ----------
+        limit : int, default 4 MiB
+            A bucket is full with so many bytes.
+        ranks : int, default 1
+        rows : int, optional
+            Of the global batch; default: as many for each rank as the step has.
+        """
         found: list[tuple[int, float]] = []
         is_open = False
-        for i, size in enumerate(self.gradients, 1):
+        for i, size in enumerate(self.sent(ranks, ranks * self.rows if rows is None else rows), 1):
             ready = _FORWARD + (1 - _FORWARD) * i / len(self.gradients)
             found[-1:] = [(found[-1][0] + size, ready)] if is_open else [*found[-1:], (size, ready)]
             is_open = found[-1][0] < limit
@@ -182,7 +205,7 @@ def predict(
     hidden = 0.0
     if ranks > 1:
         end = 0.0
-        for size, ready in step.buckets(bucket_bytes):
+        for size, ready in step.buckets(bucket_bytes, ranks, rows):
             cost = all_reduce_parts(size, hosts, ranks_per_host, network, memory)
             parts = [a + b for a, b in zip(parts, cost, strict=True)]
             end = max(end, ready * compute) + sum(cost)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -172,6 +173,20 @@ class CompressedOptimizer(WrappingOptimizer):
         # A step that overflowed leaves nothing behind that would spoil the next.
         owed.assign(ops.cast(ops.where(ops.isfinite(left_out), left_out, 0.0), owed.dtype))
         return total
+
+    def bytes_sent(self, variable: Variable) -> int:
+        """How long the gradient of a variable is where ranks sum it."""
+        size = int(variable.memory.nbytes)
+        if not self._compresses(variable.shape):
+            return size
+        if isinstance(self.compression, PowerSGD):
+            return size * self.compression.rank * sum(_matrix(variable.shape)) // math.prod(variable.shape)
+        return 2 * math.prod(variable.shape)
+
+    @property
+    def sends_rows(self) -> bool:
+        """Never: what is left out of a gradient may be in any row."""
+        return False
 
     def apply_mean(self, gradients: list[Tensor], variables: list[Variable]) -> None:
         """One step of the inner optimizer."""

@@ -324,6 +324,15 @@ class Optimizer(Configurable):
         pairs = [(mean(g), v) for g, v in zip(grads, variables, strict=True) if g is not None]
         return [g for g, _ in pairs], [v for _, v in pairs]
 
+    def bytes_sent(self, variable: Variable) -> int:
+        """How long the gradient of a variable is where ranks sum it."""
+        return int(variable.memory.nbytes)
+
+    @property
+    def sends_rows(self) -> bool:
+        """Whether ranks may exchange rows of a table's gradient in place of all of it."""
+        return not self.accumulates_locally
+
     def apply_mean(self, gradients: list[Tensor], variables: list[Variable]) -> None:
         """The second half of `apply`: change the variables by what `mean_gradients` returned."""
         if self.loss_scale_factor is not None:

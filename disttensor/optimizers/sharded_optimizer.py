@@ -179,6 +179,11 @@ class ShardedOptimizer(WrappingOptimizer):
             for variable in var_list:
                 variable.assign(whole_array(self.inner_optimizer._averages[self._index[id(variable)]]))
 
+    @property
+    def sends_rows(self) -> bool:
+        """Stage 2 scatters whole gradients."""
+        return self.stage == 1 and self.inner_optimizer.sends_rows
+
     def get_config(self) -> dict[str, Any]:
         """The constructor's arguments."""
         return {

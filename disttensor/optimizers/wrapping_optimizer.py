@@ -29,6 +29,15 @@ class WrappingOptimizer(Optimizer):
         """See `Optimizer.innermost`."""
         return self.inner_optimizer.innermost
 
+    def bytes_sent(self, variable: Variable) -> int:
+        """See `Optimizer.bytes_sent`."""
+        return self.inner_optimizer.bytes_sent(variable)
+
+    @property
+    def sends_rows(self) -> bool:
+        """See `Optimizer.sends_rows`."""
+        return self.inner_optimizer.sends_rows
+
     @property
     def iterations(self) -> Any:
         """How often the weights were updated."""

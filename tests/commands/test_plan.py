@@ -27,7 +27,13 @@ def as_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> Any:
 
 def test_numbers_have_units(capsys: pytest.CaptureFixture[str]) -> None:
     found = as_json(capsys, *STEP, *LINK)
-    assert found["step"] == {"seconds": 0.03, "rows": 64, "gradients": [1 << 20, 2_000_000, 3000], "small_messages": 1}
+    assert found["step"] == {
+        "seconds": 0.03,
+        "rows": 64,
+        "gradients": [1 << 20, 2_000_000, 3000],
+        "small_messages": 1,
+        "packets": [],
+    }
     assert found["network"] == {"latency": pytest.approx(1e-4), "bandwidth": 1.25e8, "origin": "given"}
     assert found["memory"]["origin"] == "assumed"
     for text, value in (("1.2GB/s", 1.2e9), ("100mbit/s", 1.25e7), ("5e6", 5e6)):
@@ -67,7 +73,43 @@ def test_a_profile_from_training(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert 0 < step["seconds"] < 10
 
 
-PROFILE = {"format": "disttensor.step.1", "seconds": 0.1, "rows": 3, "gradients": [3, 4], "small_messages": 2}
+@pytest.mark.parametrize(
+    ("wrap", "sizes", "packet"),
+    [
+        (lambda inner: inner, [4, 64, 64000], 16 * 4 * (10 + 1)),
+        (lambda inner: dt.optimizers.ShardedOptimizer(inner, stage=1), [4, 64, 64000], 16 * 4 * (10 + 1)),
+        (lambda inner: dt.optimizers.ShardedOptimizer(inner, stage=2), [4, 64, 64000], 0),
+        (dt.optimizers.CompressedOptimizer, [2, 32, 32000], 0),
+        (
+            lambda inner: dt.optimizers.CompressedOptimizer(inner, dt.optimizers.PowerSGD(2)),
+            [4, 64, 2 * 4 * (1000 + 16)],
+            0,
+        ),
+    ],
+)
+def test_a_profile_says_what_ranks_would_send(wrap: Any, sizes: list[int], packet: int, tmp_path: Path) -> None:
+    """Two rows of 5 words look up 10 rows of the table; a packet has one more for their numbers."""
+    path = tmp_path / "step.json"
+    model = dt.Sequential(
+        [
+            dt.Input((5,), dtype="int32"),
+            dt.layers.Embedding(1000, 16),
+            dt.layers.GlobalAveragePooling1D(),
+            dt.layers.Dense(1),
+        ]
+    )
+    model.compile(wrap(dt.optimizers.Adam(clipnorm=1.0)), "mse")
+    x = dt.random.randint((20, 5), 0, 1000).numpy()
+    model.fit(x, x[:, :1] * 1.0, 2, epochs=1, verbose=0, callbacks=[dt.callbacks.StepProfile(path, 2)])
+    step = json.loads(path.read_bytes())
+    assert step["gradients"] == sizes
+    assert step["packets"] == [0, 0, packet]
+
+
+PROFILE = {
+    "format": "disttensor.step.2", "seconds": 0.1, "rows": 3, "gradients": [3, 4], "packets": [0, 1],
+    "small_messages": 2,
+}  # fmt: skip
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -117,7 +159,7 @@ def test_units_are_checked(value: str, capsys: pytest.CaptureFixture[str]) -> No
     assert "write for example 30us" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": "disttensor.step.1"}', "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": "disttensor.step.2"}', "[" * 100_000])
 def test_other_files_are_refused(text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "step.json").write_text(text)
     assert cli.main(["plan", str(tmp_path / "step.json"), *LINK]) == 2

@@ -41,6 +41,19 @@ def test_buckets_close_when_they_are_full() -> None:
     assert Step(1.0, 1, ()).buckets() == []
 
 
+def test_tables_send_the_rows_of_all_ranks_unless_the_table_is_shorter() -> None:
+    step = Step(0.03, 64, (1000, 9000, 500), packets=(0, 2000, 0))
+    assert step.sent(2, 128) == [1000, 4000, 500]
+    assert step.sent(4, 256) == [1000, 8000, 500]
+    assert step.sent(8, 512) == [1000, 9000, 500]
+    assert step.sent(8, 64) == [1000, 2000, 500]  # of a batch that ranks divide each looks up fewer
+    assert step.sent(3, 128) == [1000, 9000, 500]  # ranks with different numbers of rows send tables
+    cost = [sum(all_reduce_parts(size, 2, 1, NETWORK, MEMORY)) for size in (1000, 4000, 500, 64)]
+    assert predict(step, 2, 1, NETWORK, MEMORY, bucket_bytes=1).seconds == pytest.approx(0.03 + sum(cost))
+    with pytest.raises(ArgumentError, match="a packet for each gradient"):
+        Step(0.03, 64, (1000, 9000), packets=(0,))
+
+
 def test_one_rank_is_the_measured_step() -> None:
     found = predict(STEP, 1, 1, NETWORK, MEMORY)
     assert (found.seconds, found.efficiency, found.limit) == (0.03, 1.0, "computation")

@@ -215,6 +215,9 @@ def custom_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         inputs = [convert_to_tensor(a) for a in args]
+        if not state.recorders:  # nobody will ask for the gradient
+            outputs, _ = function(*inputs, **kwargs)
+            return tree.map_structure(convert_to_tensor, outputs)
         with GradientTape() as inner:
             outer = tuple(r for r in state.recorders if r is not inner)
             state.recorders = (inner,)

@@ -24,14 +24,19 @@ def _is_container(kind: Any) -> bool:
     return issubclass(kind, (list, tuple, Mapping))
 
 
+@functools.cache
+def _is_mapping(kind: Any) -> bool:
+    return issubclass(kind, Mapping)
+
+
 def _children(structure: Any) -> Iterable[Any]:
-    if isinstance(structure, Mapping):
+    if _is_mapping(type(structure)):  # type: ignore[arg-type]
         return [structure[key] for key in sorted(structure)]
     return structure
 
 
 def _rebuild(structure: Any, children: list[Any]) -> Any:
-    if isinstance(structure, Mapping):
+    if _is_mapping(type(structure)):  # type: ignore[arg-type]
         by_key = dict(zip(sorted(structure), children, strict=True))
         return {key: by_key[key] for key in structure}
     if isinstance(structure, tuple):
@@ -47,9 +52,17 @@ def flatten(structure: Any) -> list[Any]:
     >>> flatten({"b": [1, 2], "a": 0})
     [0, 1, 2]
     """
+    leaves: list[Any] = []
+    _add_leaves(structure, leaves)
+    return leaves
+
+
+def _add_leaves(structure: Any, leaves: list[Any]) -> None:
     if not is_nested(structure):
-        return [structure]
-    return [leaf for child in _children(structure) for leaf in flatten(child)]
+        leaves.append(structure)
+        return
+    for child in _children(structure):
+        _add_leaves(child, leaves)
 
 
 def pack_sequence_as(structure: Any, leaves: Iterable[Any]) -> Any:
@@ -75,12 +88,18 @@ def _pack(structure: Any, leaves: Iterator[Any]) -> Any:
 
 def map_structure(func: Callable[..., Any], structure: Any, *others: Any) -> Any:
     """Apply a function leaf by leaf; further structures must have the same shape and give further arguments."""
+    if not others:
+        return _map(func, structure)
     for other in others:
         assert_same_structure(structure, other)
-    if not others and not is_nested(structure):
-        return func(structure)
     columns = zip(*(flatten(s) for s in (structure, *others)), strict=True)
     return pack_sequence_as(structure, [func(*column) for column in columns])
+
+
+def _map(func: Callable[[Any], Any], structure: Any) -> Any:
+    if not is_nested(structure):
+        return func(structure)
+    return _rebuild(structure, [_map(func, child) for child in _children(structure)])
 
 
 def assert_same_structure(a: Any, b: Any) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from disttensor import ops
+from disttensor import context, ops
 from disttensor.autodiff import GradientTape, custom_gradient
 from disttensor.errors import ArgumentError, ShapeError, TracingError
 from disttensor.graph.function import function
@@ -252,6 +252,20 @@ def test_a_custom_gradient_of_variables() -> None:
     with GradientTape() as tape:
         y = scaled(x)
     assert [g.item() for g in tape.gradient(y, [x, weight])] == [7, 11]
+
+
+def test_without_a_tape_a_function_with_a_custom_gradient_is_recorded_by_none() -> None:
+    recorders = []
+
+    @custom_gradient
+    def pair(x: Any) -> Any:
+        recorders.append(context.state.recorders)
+        return {"same": x, "double": 2 * x}, lambda **gradients: None
+
+    x = Tensor(3.0)
+    found = pair(x)
+    assert {name: float(y) for name, y in found.items()} == {"same": 3.0, "double": 6.0}
+    assert recorders == [()]
 
 
 def test_a_custom_gradient_can_be_differentiated_again() -> None:

@@ -87,6 +87,10 @@ class GraphTracer:
             self._constants[id(tensor)] = found
         return found[1]
 
+    def close(self) -> None:
+        """The function has returned: what it leaves over goes at once, and does not wait for a garbage collection."""
+        self._current.clear()
+
     def _symbolic(self, value: Value, shard: Shard | None = None) -> Tensor:
         return Tensor.symbolic(value.spec, Symbol(self, value), shard)
 
@@ -177,5 +181,6 @@ def trace(
         return Output(len(outputs) - 1)
 
     structure = tree.pack_sequence_as(result, [output(leaf) for leaf in tree.flatten(result)])
+    tracer.close()
     graph = Graph(tracer.inputs, outputs, tracer.updates)
     return Traced(graph, structure, list(tracer.trainable.values()), tracer.assumptions)

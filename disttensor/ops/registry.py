@@ -368,6 +368,9 @@ def _dtype_of(value: Any) -> str:
 
 def promote(values: Sequence[Any], *, floating: bool = False) -> list[Tensor]:
     """Convert operands to tensors of their common dtype."""
+    alike = bool(values) and all(type(v) is Tensor and v.dtype == values[0].dtype for v in values)
+    if alike and (not floating or dtypes.is_inexact(values[0].dtype)):
+        return list(values)  # nothing to promote, as mostly in gradients
     known = (Tensor, Variable, bool, int, float, complex)
     values = [v if isinstance(v, known) else convert_to_tensor(v) for v in values]
     if state.autocast is not None:

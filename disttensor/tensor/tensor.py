@@ -218,6 +218,8 @@ def convert_to_tensor(x: Any, dtype: Any = None) -> Tensor:
     DTypeError
         If the values are not numbers.
     """
+    if type(x) is Tensor and (dtype is None or (type(dtype) is str and dtype == x.dtype)):
+        return x  # what most calls are, asked first
     if isinstance(x, Operable):
         x = x.to_tensor()
         if dtype is None or x.dtype == (name := dtypes.standardize_dtype(dtype)):

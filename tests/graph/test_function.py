@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -144,6 +146,23 @@ def test_variables_made_while_tracing_keep_their_first_value():
         return made[0].value
 
     assert [float(count()) for _ in range(3)] == [11, 12, 13]
+
+
+def test_what_a_trace_leaves_over_needs_no_garbage_collection():
+    variable, read = dt.Variable([1.0, 2.0]), []
+
+    @function
+    def scale(x):
+        value = variable.value
+        read.append(weakref.ref(value))
+        return x * value
+
+    gc.disable()
+    try:
+        scale(np.float32([3, 4]))
+        assert read[0]() is None
+    finally:
+        gc.enable()
 
 
 def test_gradient_of_a_variable_that_was_assigned_an_argument():

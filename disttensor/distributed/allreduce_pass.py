@@ -49,6 +49,8 @@ def insert_allreduce(graph: Graph) -> Graph:
 
     Only nodes of one stage share a bucket: nodes of which none depends on another.
     """
+    if not any(_communicates(node) for node in graph.nodes):
+        return graph
     buckets = _Buckets(graph)
     graph = graph.contract(buckets.members, buckets.build)
     calls = _calls(graph)

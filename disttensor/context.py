@@ -7,9 +7,12 @@ below both, so that `tensor` and `ops` need not know either.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from disttensor import dtypes
 
 if TYPE_CHECKING:
     from disttensor.tensor import Tensor, Variable
@@ -22,6 +25,11 @@ class Spec(NamedTuple):
 
     shape: Shape
     dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """The size of an array like this."""
+        return math.prod(self.shape) * dtypes.itemsize(self.dtype)
 
 
 class Shard(NamedTuple):

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.distributed.summation_tree import Node as Leaves
 from disttensor.distributed.summation_tree import halves, loop_of_sum
@@ -114,7 +113,7 @@ class _Copies:
                 self._varies.add(id(node))
         results = {id(value.node) for value in graph.outputs}
         self._kept = sum(
-            _bytes(spec)
+            spec.nbytes
             for node in graph.nodes
             if node.op is not None and node.op.view_rule is None and id(node) in self._varies - results
             for spec in node.specs
@@ -174,7 +173,7 @@ class _Copies:
             x, y = node.inputs
             if x.spec.dtype not in _NATIVE or len(x.spec.shape) != 2 or id(y.node) in self._varies:
                 return False
-            return 0 < x.spec.shape[0] < _MANY_ROWS and _bytes(y.spec) > self._kept
+            return 0 < x.spec.shape[0] < _MANY_ROWS and y.spec.nbytes > self._kept
         return node.op is fused and any(value in self._wholes for value in node.inputs) and self._is_by_row(node)
 
     def _is_by_row(self, node: Node) -> bool:
@@ -198,7 +197,3 @@ class _Copies:
 
 def _moved(node: Node, inputs: Sequence[Value], place: tuple[int, int]) -> Node:
     return Node(node.kind, node.specs, node.op, inputs, node.attrs, node.source, (*place, *node.order))
-
-
-def _bytes(spec: Spec) -> int:
-    return math.prod(spec.shape) * dtypes.itemsize(spec.dtype)

@@ -4,7 +4,6 @@ variable, or of a part of a larger result, and the place of all others in one ar
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,11 +23,6 @@ Key = tuple[int, int]
 def key_of(value: Value) -> Key:
     """What stands for a value in tables."""
     return id(value.node), value.slot
-
-
-def bytes_of(spec: Spec) -> int:
-    """The size of an array."""
-    return math.prod(spec.shape) * dtypes.itemsize(spec.dtype)
 
 
 @dataclass
@@ -249,14 +243,14 @@ def allocate(layout: Layout) -> tuple[dict[Key, np.ndarray], int, list[Buffer]]:
             else:
                 lives[base[key]][1] = max(lives[base[key]][1], last)
     buffers = list(lives)
-    offsets, total = place([Lifetime(bytes_of(specs[k]), *lives[k]) for k in buffers])
+    offsets, total = place([Lifetime(specs[k].nbytes, *lives[k]) for k in buffers])
     arena = aligned_empty((total,), "uint8")
     offset_of = dict(zip(buffers, offsets, strict=True))
     report = []
     for key in buffers:
         node, slot = layout.nodes[position[key[0]]], key[1]
         name = f"%{position[key[0]]}" + (f".{slot}" if len(node.specs) > 1 else "")
-        report.append(Buffer(name, node.name, specs[key], bytes_of(specs[key]), offset_of[key], *lives[key]))
+        report.append(Buffer(name, node.name, specs[key], specs[key].nbytes, offset_of[key], *lives[key]))
 
     arrays: dict[Key, np.ndarray] = {}
     for node in layout.nodes:
@@ -274,7 +268,7 @@ def allocate(layout: Layout) -> tuple[dict[Key, np.ndarray], int, list[Buffer]]:
                 arrays[key] = outside[key]
             else:
                 start = offset_of[base[key]]
-                raw = arena[start : start + bytes_of(spec)]
+                raw = arena[start : start + spec.nbytes]
                 arrays[key] = raw.view(dtypes.to_numpy(spec.dtype)).reshape(spec.shape)
         if node.op is not None and node.op.in_place:
             arrays[id(node), 0] = arrays[key_of(node.inputs[0])]

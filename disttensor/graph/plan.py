@@ -18,7 +18,7 @@ import numpy as np
 from disttensor.context import Spec
 from disttensor.graph import explanation
 from disttensor.graph.graph import Graph, Node, Value
-from disttensor.graph.layout import Key, Layout, allocate, bytes_of, key_of, lay_out
+from disttensor.graph.layout import Key, Layout, allocate, key_of, lay_out
 from disttensor.graph.memory_report import Memory, most_alive
 from disttensor.kernels import copying
 from disttensor.kernels.native import Bound, NativeSequence, sequence
@@ -53,7 +53,7 @@ class Plan:
         layout = lay_out(graph)
         arrays, self.arena_bytes, self._buffers = allocate(layout)
         self._unshared = sum(
-            bytes_of(spec)
+            spec.nbytes
             for node in layout.nodes
             for i, spec in enumerate(node.specs)
             if node.kind == "operator"

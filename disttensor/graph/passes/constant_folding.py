@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
-from disttensor import dtypes
 from disttensor.context import suspended
 from disttensor.graph.graph import Graph, Node, Value
 from disttensor.ops.registry import apply
@@ -22,7 +20,7 @@ def fold_constants(graph: Graph) -> Graph:
         assert node.op is not None
         if node.op.communicates or not all(v.node.kind == "constant" for v in inputs):
             return None
-        if sum(math.prod(s.shape) * dtypes.itemsize(s.dtype) for s in node.specs) > MAX_BYTES:
+        if sum(s.nbytes for s in node.specs) > MAX_BYTES:
             return None
         with suspended():
             result = apply(node.op, [Tensor.wrap(v.node.source) for v in inputs], node.attrs)

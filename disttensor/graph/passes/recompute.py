@@ -15,13 +15,10 @@ ask for, such as to compute a whole block again, is `disttensor.rematerializatio
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from disttensor import dtypes
-from disttensor.context import Spec
 from disttensor.graph.graph import Graph, Node, Value
 from disttensor.graph.passes.fusion import MAX_STEPS, fused
 from disttensor.kernels.loop import COLUMN_REDUCTIONS, ROW_REDUCTIONS, Loop, Step
@@ -44,7 +41,7 @@ _Read = tuple[Value, str]
 
 def recompute_cheap(graph: Graph) -> Graph:
     """The graph without those results of loops that their readers had better compute; itself if there is none."""
-    large = [node for node in graph.nodes if node.op is fused and any(_bytes(s) >= _LEAST_BYTES for s in node.specs)]
+    large = [node for node in graph.nodes if node.op is fused and any(s.nbytes >= _LEAST_BYTES for s in node.specs)]
     if not large:
         return graph
     recomputing = _Recomputing(graph)
@@ -203,7 +200,7 @@ class _Recomputing:
     def spare(self, node: Node) -> None:
         """Take those results from a loop that its readers had better compute."""
         for slot, spec in enumerate(node.specs):
-            if _bytes(spec) < _LEAST_BYTES or spec.shape != node.attrs["shape"]:
+            if spec.nbytes < _LEAST_BYTES or spec.shape != node.attrs["shape"]:
                 continue
             value = Value(node, slot)
             found = self._readers[value]
@@ -223,8 +220,8 @@ class _Recomputing:
     @staticmethod
     def _moves_less(value: Value, steps: _Code, readers: Sequence[_Draft]) -> bool:
         """Whether the readers read no more bytes instead than they, and the loop that stores the value, move now."""
-        more = sum(_bytes(read[0].spec) for reader in readers for read in steps.reads if read not in reader.code.reads)
-        return more <= _bytes(value.spec) * (1 + len(readers))
+        more = sum(read[0].spec.nbytes for reader in readers for read in steps.reads if read not in reader.code.reads)
+        return more <= value.spec.nbytes * (1 + len(readers))
 
     def _has_room(self, value: Value, steps: _Code) -> bool:
         """Whether what the steps read may be needed as long as the value is now."""
@@ -243,13 +240,13 @@ class _Recomputing:
             has_memory = node.op.view_rule is None and not node.op.in_place
             if has_memory and self._last[_as_made(source)] >= until:
                 continue
-            if (held := _held(source)) * _SMALL <= _bytes(value.spec):
+            if (held := _held(source)) * _SMALL <= value.spec.nbytes:
                 small += held
             elif has_memory and source.spec == value.spec:
                 in_its_place += 1
             else:
                 return False
-        return in_its_place <= 1 and small * _SMALL <= _bytes(value.spec)
+        return in_its_place <= 1 and small * _SMALL <= value.spec.nbytes
 
     def _keeps(self, leaf: Node, until: int) -> bool:
         """Whether a leaf has its value until then, in memory that loops read as it is."""
@@ -290,10 +287,6 @@ def _is_cheap(steps: _Code) -> bool:
     return not loop.steps or loop.is_cheap(loop.outputs[0])
 
 
-def _bytes(spec: Spec) -> int:
-    return math.prod(spec.shape) * dtypes.itemsize(spec.dtype)
-
-
 def _as_made(value: Value) -> Value:
     """The value that was given this shape."""
     while value.node.op is change_shape:
@@ -308,7 +301,7 @@ def _held(value: Value) -> int:
         op = value.node.op
         if op is None or op.allocate_rule is not None:
             return most  # outside of the arena
-        most = max(most, _bytes(value.spec))
+        most = max(most, value.spec.nbytes)
         if op.view_rule is None and not op.in_place:
             return most
         value = value.node.inputs[0]

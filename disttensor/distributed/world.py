@@ -33,6 +33,8 @@ class _Grid(NamedTuple):
 _grid: _Grid | None = None
 _ALONE = SerialCommunicator()
 
+_SHORT = 1 << 16  # bytes; variables that are shorter are broadcast together
+
 
 def initialize() -> None:
     """Find the launcher and connect the ranks; ``import disttensor`` calls this, and further calls do nothing.
@@ -270,15 +272,31 @@ def broadcast_variables(variables: Iterable[Variable]) -> None:
     Of a variable that is divided among ranks (`Variable.partition`), ranks with the same part get the same values; one
     that is divided among those that share the data is left alone.
     Also while a function is traced it happens now, and once.
+
+    Raises
+    ------
+    DistributedError
+        On all ranks, if the shapes or dtypes of variables that are not divided differ.
     """
     group = communicator()
     if group.size == 1:
         return
     from disttensor.distributed import background
+    from disttensor.distributed.consistency import require_same
 
     background.open_channel(data_group())  # here, since all ranks are
+    variables = list(variables)
+    whole = [v for v in variables if v.partition is None]
+    require_same("the variables to broadcast", {f"variable {i}": [v.shape, v.dtype] for i, v in enumerate(whole)})
+    short = [v for v in whole if v.memory.nbytes < _SHORT]
+    if short:
+        message = np.concatenate([v.memory.reshape(-1).view(np.uint8) for v in short])
+        ends = np.cumsum([v.memory.nbytes for v in short])[:-1]
+        for variable, part in zip(short, np.split(group.broadcast(message), ends), strict=True):
+            np.copyto(variable.memory, part.view(variable.memory.dtype).reshape(variable.memory.shape))
     for variable in variables:
-        if variable.partition is not None and variable.partition.group is data_group():
-            continue
-        (group if variable.partition is None else data_group()).broadcast(variable.memory)
-        variable.touch()
+        if variable.partition is None and variable.memory.nbytes >= _SHORT:
+            group.broadcast(variable.memory)
+        elif variable.partition is not None and variable.partition.group is not data_group():
+            data_group().broadcast(variable.memory)
+    Variable.touch_all(variables)

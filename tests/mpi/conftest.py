@@ -30,6 +30,9 @@ ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
 }
 
+NO_LISTENER = 213
+"""Before it starts a rank, Open MPI's mpirun now and then ends so, when network interfaces of other tests come and go."""
+
 
 class Finished(NamedTuple):
     """How a run ended, and what all its ranks printed, to stdout and stderr together."""
@@ -95,6 +98,8 @@ def mpirun(request: pytest.FixtureRequest, tmp_path: Path) -> MPIRun:
             pytest.fail(f"{n} ranks did not end within {timeout} s:\n{process.communicate()[0].decode()}")
         orphans = _wait_for_end(mark)
         assert not orphans, f"processes {orphans} outlived the run:\n{output}"
+        if process.returncode == NO_LISTENER and "listener thread failed to start" in output:
+            return run(n, program, *args, timeout=timeout, env=env, python=python)
         return Finished(process.returncode, output)
 
     run.mpi = request.param

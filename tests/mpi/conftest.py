@@ -31,7 +31,7 @@ ENVIRONMENT = {
 }
 
 NO_LISTENER = 213
-"""Before it starts a rank, Open MPI's mpirun now and then ends so, when network interfaces of other tests come and go."""
+"""How Open MPI's mpirun ends now and then before it starts a rank, when network interfaces of others come and go."""
 
 
 class Finished(NamedTuple):

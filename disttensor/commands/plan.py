@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from disttensor import config, distributed
+from disttensor.callbacks.step_profile import FORMAT
 from disttensor.distributed import links, scaling
 from disttensor.distributed.scaling import Link, Prediction, Step
 from disttensor.errors import ArgumentError, DataError
@@ -139,13 +140,15 @@ def read_profile(path: Path) -> Step:
     """
     try:
         found: Any = json.loads(path.read_bytes())
-        if not isinstance(found, dict) or found.keys() != _FIELDS or found["format"] != "disttensor.step.2":
-            raise ValueError("it is none of format 'disttensor.step.2'")
+        if not isinstance(found, dict) or found.keys() != _FIELDS or found["format"] != FORMAT:
+            raise ValueError(f"it is none of format {FORMAT!r}")
         numbers = [found["rows"], found["small_messages"], *found["gradients"], *found["packets"]]
         if any(type(n) is not int for n in numbers) or type(found["seconds"]) not in (int, float):
             raise ValueError("its values are no numbers")
-        sizes = tuple(found["gradients"]), tuple(found["packets"])
-        return Step(found["seconds"], found["rows"], sizes[0], found["small_messages"], sizes[1])
+        return Step(
+            found["seconds"], found["rows"], tuple(found["gradients"]),
+            small_messages=found["small_messages"], packets=tuple(found["packets"]),
+        )  # fmt: skip
     except (ValueError, TypeError, RecursionError) as error:
         raise DataError(f"{path} is no profile of a step ({error}). The callback StepProfile writes one.") from None
 

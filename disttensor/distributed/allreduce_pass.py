@@ -22,12 +22,11 @@ process there are no such nodes.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from disttensor import config, dtypes
+from disttensor import config
 from disttensor.context import Spec
 from disttensor.distributed.buckets import MAX_RUNS, all_reduce, all_reduce_start, all_reduce_wait, layout, unpack
 from disttensor.distributed.collectives import weighted_sum_of_ranks
@@ -189,7 +188,7 @@ def _is_early(node: Node) -> bool:
 
 
 def _bytes(bucket: Sequence[Node]) -> int:
-    return sum(math.prod(n.specs[0].shape) * dtypes.itemsize(n.specs[0].dtype) for n in bucket)
+    return sum(n.specs[0].nbytes for n in bucket)
 
 
 def _by_weight(bucket: Sequence[Node]) -> list[list[Node]]:

@@ -61,8 +61,8 @@ class Call:
         self.parts = config.virtual_shards() if self.shards else 0
         totals = tuple(int(s.total) for s in self.shards) if self.parts else ()
         held = tuple(s.local for s in self.shards)
-        self.are_rows = all(t.shard is not None or not t.shape for t in self.inputs)
-        self.uniform = bool(self.shards) and self.are_rows and all(s.even for s in self.shards)
+        are_rows = all(t.shard is not None or not t.shape for t in self.inputs)
+        self.uniform = bool(self.shards) and are_rows and all(s.even for s in self.shards)
         settings = config.floatx(), context.state.autocast, context.state.checks_gradients
         self.key: Hashable = (encoded, held, self.uniform, self.parts, totals, self.ambient, settings)
 

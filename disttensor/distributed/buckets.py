@@ -170,7 +170,7 @@ for _sender, _send in (all_reduce, _sum), (all_reduce_start, _start):
         return _bound(out, arrays, starts, runs, factors, send)
 
 
-@operator(communicates=True, in_place=True)
+@operator(communicates=True, waits=True, in_place=True)
 def all_reduce_wait(out: np.ndarray, x: np.ndarray) -> None:
     """What `all_reduce_start` began, once it is complete."""
     _under_way.pop(address_of(x)).wait()

@@ -19,6 +19,9 @@ from disttensor.tensor import Variable, aligned_empty
 
 Key = tuple[int, int]
 
+_KEPT = 1 << 16
+"""Bytes of a buffer that gets memory of its own so that runs can overlap."""
+
 
 def key_of(value: Value) -> Key:
     """What stands for a value in tables."""
@@ -242,7 +245,12 @@ def allocate(layout: Layout) -> tuple[dict[Key, np.ndarray], int, list[Buffer]]:
                 lives[key], specs[key] = [first, last], spec
             else:
                 lives[base[key]][1] = max(lives[base[key]][1], last)
-    buffers = list(lives)
+    # What the program's end reads, or makes, is not overwritten by the beginning of the next run, if that is cheap.
+    tail = next((at for at, n in enumerate(layout.nodes) if n.op is not None and n.op.waits), end + 1)
+    for key, life in lives.items():
+        if life[1] >= tail and specs[key].nbytes <= _KEPT:
+            life[:] = [0, end]
+    buffers = sorted(lives, key=lambda key: lives[key][0])
     offsets, total = place([Lifetime(specs[k].nbytes, *lives[k]) for k in buffers])
     arena = aligned_empty((total,), "uint8")
     offset_of = dict(zip(buffers, offsets, strict=True))

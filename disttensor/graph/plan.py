@@ -20,8 +20,9 @@ from disttensor.graph import explanation
 from disttensor.graph.graph import Graph, Node, Value
 from disttensor.graph.layout import Key, Layout, allocate, key_of, lay_out
 from disttensor.graph.memory_report import Memory, most_alive
+from disttensor.graph.rotation import Entry, Rotation
 from disttensor.kernels import copying
-from disttensor.kernels.native import Bound, NativeSequence, sequence
+from disttensor.kernels.native import Bound, sequence
 from disttensor.kernels.program import Program
 from disttensor.tensor import Variable
 
@@ -64,6 +65,7 @@ class Plan:
         self.outputs = [arrays[key_of(v)] for v in graph.outputs]
         self._staged, self._commits = _commits(graph, layout, arrays)
         self._updated = list(graph.updates)
+        self._arrays = arrays
         self.calls = _kernel_calls(layout, arrays)
 
     @property
@@ -74,6 +76,7 @@ class Plan:
     @calls.setter
     def calls(self, calls: Sequence[tuple[Node, Bound]]) -> None:
         self._calls = tuple(calls)
+        self._rotation: Rotation | None = None
         self._program = Program([call for _, call in calls])
 
     def run(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -114,8 +117,9 @@ class Plan:
         return outputs
 
     def repeats(self, fetch: Fetch) -> Callable[[int, Read], list[Any]] | None:
-        """A function that runs the plan several times in a row by machine code alone; None if that cannot be.
+        """A function that runs the plan several times in a row, better than `replay` does; None if there is none.
 
+        Runs are machine code alone, or what they wait for goes on within the next (`disttensor.graph.rotation`).
         `fetch` gives, for the plan's own input arrays, native calls that write the inputs of the next run, or None.
         The function's parameters are how many times, and `read`; it returns what `replay` does of the last run.
         """
@@ -124,26 +128,42 @@ class Plan:
         for memory, _, stage in self._commits:
             if stage is not None or any(np.may_share_memory(memory, output) for output in self.outputs):
                 return None  # it must be read before it is overwritten
-        program = self._program
-        write, commit = sequence(calls), sequence([copying.bind(memory, array) for memory, array, _ in self._commits])
-        whole = sequence([write, *program.parts, commit])
-        if not isinstance(whole, NativeSequence):
+        program, write = self._program, sequence(calls)
+        if self._rotation is None:
+            self._rotation = self._rotated()
+        runs = self._rotation.repetition(write)
+        if not (runs.is_native or self._rotation.overlaps):
             return None
 
         def repeat(times: int, read: Read) -> list[Any]:
             with self._lock:
                 try:
                     if self._program is program:
-                        whole(times)
+                        runs(times)
                     for _ in range(0 if self._program is program else times):  # `calls` are others now
                         write()
                         self._program()
-                        commit()
+                        for memory, array, _ in self._commits:
+                            np.copyto(memory, array)
                 finally:  # an error may come of a run behind others
                     Variable.touch_all(self._updated)
                 return [read(array) for array in self.outputs]
 
         return repeat
+
+    def _rotated(self) -> Rotation:
+        """How the program is repeated."""
+        parts: tuple[list[Entry], list[Entry]] = [], []
+        is_late = False
+        for node, call in self._calls:
+            assert node.op is not None
+            is_late = is_late or node.op.waits
+            reads = tuple(self._arrays[key_of(value)] for value in node.inputs)
+            writes = tuple(self._arrays[key_of(value)] for value in node.outputs)
+            parts[is_late].append(Entry(call, reads, writes, node.op.communicates, is_late))
+        for memory, array, _ in self._commits:
+            parts[is_late].append(Entry(copying.bind(memory, array), (array,), (memory,), False, is_late))
+        return Rotation(self._inputs, *parts)
 
     def between(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> list[Bound]:
         """One run as a part of a larger program.

@@ -149,9 +149,14 @@ class NativeSequence:
     Parameters
     ----------
     calls : sequence of NativeCall or NativeSequence
+
+    Attributes
+    ----------
+    position : int
+        The number of the call that gave up last: if an exception came of running them, it is this one's.
     """
 
-    __slots__ = ("_address", "_calls", "_parallel", "_program")
+    __slots__ = ("_address", "_calls", "_parallel", "_program", "position")
 
     def __init__(self, calls: Sequence[NativeCall | NativeSequence]):
         self._calls = tuple(call for group in calls for call in group)
@@ -159,6 +164,7 @@ class NativeSequence:
         self._program = (ctypes.c_int64 * len(instructions))(*instructions)
         self._address = ctypes.addressof(self._program)
         self._parallel = any(call.may_be_split for call in self._calls)
+        self.position = 0
 
     def __call__(self, times: int = 1) -> None:
         """Run all, so many times in a row."""
@@ -171,7 +177,8 @@ class NativeSequence:
             ran = executor.execute(begin, count - first, expected // (count - first), *limits)
             done += ran
             if ran < expected:
-                otherwise = self._calls[done % count].otherwise
+                self.position = done % count
+                otherwise = self._calls[self.position].otherwise
                 assert otherwise is not None
                 otherwise()
                 done += 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -28,7 +29,6 @@ class Program:
 
     def __init__(self, calls: Sequence[Bound]):
         self.parts = segments(chained(calls))
-        # What comes back to Python runs numpy, and needs its settings; native calls bring their own.
         self._is_native = all(isinstance(part, NativeSequence) for part in self.parts)
 
     def __call__(self) -> None:
@@ -37,6 +37,13 @@ class Program:
             for part in self.parts:
                 part()
         else:
-            with blas.single_threaded(), denormals.flushed(), np.errstate(all="ignore"):
+            with settings():
                 for part in self.parts:
                     part()
+
+
+@contextlib.contextmanager
+def settings() -> Iterator[None]:
+    """What calls that are not native need: numpy's settings; native calls bring their own."""
+    with blas.single_threaded(), denormals.flushed(), np.errstate(all="ignore"):
+        yield

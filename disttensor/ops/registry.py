@@ -123,6 +123,9 @@ class Operator:
         number, and the size of the axis that it points into.
     communicates : bool
         Whether ranks exchange data in it; such an operator is never folded.
+    waits : bool
+        Whether it waits for what others do meanwhile. From the first such operator on, what a program does may as well
+        be done while it runs again (see `disttensor.graph.rotation`).
     in_place : bool
         Whether a plan gives the result the memory of the first input, which nothing may read afterwards.
     overwrites : tuple of (int, int)
@@ -154,6 +157,7 @@ class Operator:
     domain: tuple[tuple[float, float], ...] = ((-2.0, 2.0),)
     dtypes: tuple[str, ...] = ("float",)
     communicates: bool = False
+    waits: bool = False
     in_place: bool = False
     overwrites: tuple[tuple[int, int], ...] = ()
     into_variables: bool = False
@@ -236,6 +240,7 @@ def operator(
     domain: tuple[tuple[float, float], ...] = ((-2.0, 2.0),),
     kinds: tuple[str, ...] = ("float",),
     communicates: bool = False,
+    waits: bool = False,
     in_place: bool = False,
     overwrites: tuple[tuple[int, int], ...] = (),
     into_variables: bool = False,
@@ -249,8 +254,8 @@ def operator(
         parameters = list(inspect.signature(kernel).parameters.values())[1:]
         return Operator(
             kernel.__name__, kernel, inspect.getdoc(kernel) or "", missing, signature=inspect.Signature(parameters),
-            examples=examples, domain=domain, dtypes=kinds, communicates=communicates, in_place=in_place,
-            overwrites=overwrites, into_variables=into_variables,
+            examples=examples, domain=domain, dtypes=kinds, communicates=communicates, waits=waits,
+            in_place=in_place, overwrites=overwrites, into_variables=into_variables,
         )  # fmt: skip
 
     return declare

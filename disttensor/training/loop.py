@@ -178,7 +178,7 @@ class Loops:
                 number += done
                 activity.enter(activity.IN_CALLBACKS)
                 watchers.on_train_batch_end(number - 1, logs)
-                if recovery.after_steps(epoch, number, logs, pace, done if alone and step.is_native else 0):
+                if recovery.after_steps(epoch, number, logs, pace, done if alone and step.is_steady else 0):
                     break
             else:
                 if not logs:
@@ -237,7 +237,7 @@ class Loops:
             logs, done = step.run(execution)
             number += done
             watchers.on_test_batch_end(number - 1, logs)
-            if alone and step.is_native:
+            if alone and step.is_steady:
                 pace.agree(pace.wish(done))
         watchers.on_test_end(logs)
         if return_dict:

@@ -30,7 +30,8 @@ class Step:
     In training nearly every batch is alike the one before (`Batch.alike`): then the plan of the step before is run
     again at once, on inputs that the batch writes into the plan's memory. To make arrays and tensors of them, and from
     these the key by which the function finds its plan, would take a tenth of the step of a small model. If the batches
-    are rows of arrays in memory and the plan is native, steps of some milliseconds are one call of machine code.
+    are rows of arrays in memory and the plan is native, several steps are one call of machine code; and what a step waits
+    for others with may be done within the next one (`Plan.repeats`).
 
     Parameters
     ----------
@@ -53,8 +54,8 @@ class Step:
         self._pace = Pace(1)  # an execution may be long, and Ctrl-C must not wait for its end
 
     @property
-    def is_native(self) -> bool:
-        """Whether steps on batches alike the last one are machine code and nothing else."""
+    def is_steady(self) -> bool:
+        """Whether steps on batches alike the last one are run several at a time."""
         return self._repeats is not None
 
     def run(self, batches: Iterable[Batch]) -> tuple[Any, int]:

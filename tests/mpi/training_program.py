@@ -192,6 +192,8 @@ def check_pace() -> None:
         model = keras.Sequential([keras.Input((6,)), layers.Dense(8, "relu"), layers.Dropout(0.3), layers.Dense(2)])
         model.compile(optimizers.Adam(0.01), "mse", metrics=["mae"])
         history = model.fit(x, y, batch_size=8, epochs=epochs, verbose=0, callbacks=watchers).history
+        rotation = model.train_function.plans[0]._rotation
+        assert rotation.overlaps == (comm.size > 1)  # sums are waited for in the next step
         weights = [np.asarray(w).tobytes() for w in (*model.get_weights(), *model.optimizer.variables)]
         return history, weights, int(model.optimizer.iterations)
 

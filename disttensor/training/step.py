@@ -30,8 +30,8 @@ class Step:
     In training nearly every batch is alike the one before (`Batch.alike`): then the plan of the step before is run
     again at once, on inputs that the batch writes into the plan's memory. To make arrays and tensors of them, and from
     these the key by which the function finds its plan, would take a tenth of the step of a small model. If the batches
-    are rows of arrays in memory and the plan is native, several steps are one call of machine code; and what a step waits
-    for others with may be done within the next one (`Plan.repeats`).
+    are rows of arrays in memory and the plan is native, several steps are one call of machine code; and what a step
+    waits for may be done within the next one (`Plan.repeats`).
 
     Parameters
     ----------

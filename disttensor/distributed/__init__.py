@@ -25,7 +25,7 @@ from disttensor.distributed.replicated import (
     reduce_from_group,
     scatter_to_group,
 )
-from disttensor.distributed.virtual_shards import DividedCall
+from disttensor.distributed.virtual_shards import divided
 from disttensor.distributed.world import (
     barrier,
     broadcast_variables,
@@ -44,7 +44,7 @@ from disttensor.distributed.world import (
 )
 from disttensor.graph.function import bind_parts
 
-bind_parts(DividedCall)
+bind_parts(divided)
 
 __all__ = [
     "Communicator",

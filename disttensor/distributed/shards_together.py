@@ -33,7 +33,9 @@ _NATIVE = ("float32", "float64")
 _Key = tuple[int, int]
 
 
-def together(graphs: Sequence[Graph], arguments: Sequence[Sequence[Value]]) -> list[list[Value]]:
+def together(
+    graphs: Sequence[Graph], arguments: Sequence[Sequence[Value]], place: tuple[int, ...] = ()
+) -> list[list[Value]]:
     """The outputs of several shards, as values of one graph.
 
     Parameters
@@ -42,13 +44,15 @@ def together(graphs: Sequence[Graph], arguments: Sequence[Sequence[Value]]) -> l
         Of each shard, optimised, without updates; shards may share one.
     arguments : sequence of sequence of Value
         For each shard, what stands for the inputs of its graph.
+    place : tuple of int, optional
+        Where in the program all of it is.
     """
     members: dict[int, list[int]] = {}
     for shard, graph in enumerate(graphs):
         members.setdefault(id(graph), []).append(shard)
     found: dict[int, list[Value]] = {}
     for shards in members.values():
-        copies = _Copies(graphs[shards[0]], shards, [arguments[shard] for shard in shards])
+        copies = _Copies(graphs[shards[0]], shards, [arguments[shard] for shard in shards], place)
         found.update(zip(shards, copies.outputs, strict=True))
     return [found[shard] for shard in range(len(graphs))]
 
@@ -98,8 +102,10 @@ class _Copies:
         For each shard.
     """
 
-    def __init__(self, graph: Graph, shards: Sequence[int], arguments: Sequence[Sequence[Value]]):
-        self._shards = shards
+    def __init__(
+        self, graph: Graph, shards: Sequence[int], arguments: Sequence[Sequence[Value]], place: tuple[int, ...]
+    ):
+        self._shards, self._place = shards, place
         self._values: dict[Value, list[Value]] = {}  # for each shard
         self._wholes: dict[Value, Value] = {}  # of all shards, where that was computed at once
         self._varies: set[int] = set()
@@ -128,19 +134,19 @@ class _Copies:
 
     def _copy(self, node: Node) -> None:
         inputs = [self._values[value] for value in node.inputs]
-        place = self._steps[id(node)]
+        place = *self._place, self._steps[id(node)]
         if id(node) not in self._varies:
-            copies = [_moved(node, [parts[0] for parts in inputs], (place, -1))] * len(self._shards)
+            copies = [_moved(node, [parts[0] for parts in inputs], (*place, -1))] * len(self._shards)
         elif self._is_for_all(node):
-            self._do_for_all(node, (place, max(self._shards) + 1))
+            self._do_for_all(node, (*place, max(self._shards) + 1))
             return
         else:
             each = zip(self._shards, *inputs, strict=True)
-            copies = [_moved(node, arguments, (place, shard)) for shard, *arguments in each]
+            copies = [_moved(node, arguments, (*place, shard)) for shard, *arguments in each]
         for value, *parts in zip(node.outputs, *(copy.outputs for copy in copies), strict=True):
             self._values[value] = parts
 
-    def _do_for_all(self, node: Node, place: tuple[int, int]) -> None:
+    def _do_for_all(self, node: Node, place: tuple[int, ...]) -> None:
         """Compute a node for the rows of all shards at once."""
         count = len(self._shards)
 
@@ -195,5 +201,5 @@ class _Copies:
         return {*levels} <= {"full", "column"} and all(spec.shape[:1] == shape[:1] for spec in node.specs)
 
 
-def _moved(node: Node, inputs: Sequence[Value], place: tuple[int, int]) -> Node:
+def _moved(node: Node, inputs: Sequence[Value], place: tuple[int, ...]) -> Node:
     return Node(node.kind, node.specs, node.op, inputs, node.attrs, node.source, (*place, *node.order))

@@ -139,37 +139,22 @@ class SumOverRanks:
     Parameters
     ----------
     group : Communicator
-    leaves : int
     held : sequence of (int, int)
         For each rank, its first and past-the-last leaf.
-    size : int
-    dtype : numpy.dtype
-
-    Attributes
-    ----------
-    nodes : list of (node, array of one axis)
-        Where the sums of this rank's nodes are to be before `finish`.
-    result : array of one axis
-        The sum of all leaves, with the same bits on every rank and for any number of them.
+    nodes : sequence of arrays of one axis
+        Where this rank has its nodes when `finish` is called; their length is a multiple of the number of ranks.
+    result : array of the same length
+        Gets the sum of all leaves, with the same bits on every rank and for any number of them.
     """
 
-    def __init__(self, group: Communicator, leaves: int, held: Sequence[Node], size: int, dtype: np.dtype):
+    def __init__(self, group: Communicator, held: Sequence[Node], nodes: Sequence[np.ndarray], result: np.ndarray):
         self._group = group
+        self._gathered = result.reshape(group.size, -1)
+        self._nodes = [node.reshape(self._gathered.shape) for node in nodes]
+        leaves = held[-1][1]
         layout = [largest_nodes(leaves, *leaf_range) for leaf_range in held]
-        own = layout[group.rank]
-        # Of two addends the order does not matter: the sum of two nodes is an all-reduce.
-        self._is_pair = group.size == 2 and all(len(part) == 1 for part in layout)
-        if group.size == 1 or self._is_pair:
-            self.result = group.shared_empty((size,), dtype)
-            self.result.fill(0)
-            self.nodes = [(own[0], self.result)]
-            return
-        self._chunk = -(-size // group.size)
-        self._gathered = np.zeros((group.size, self._chunk), dtype)
-        self.result = self._gathered.reshape(-1)[:size]
-        self._sent = np.zeros((group.size, max(map(len, layout)), self._chunk), dtype)
+        self._sent = np.zeros((group.size, max(map(len, layout)), self._gathered.shape[1]), result.dtype)
         self._received = np.empty_like(self._sent)
-        self.nodes = [(node, np.zeros(size, dtype)) for node in own]
         rest = TreeSum(leaves)
         self._rest = Program(
             [
@@ -182,16 +167,9 @@ class SumOverRanks:
         (self._total,) = rest.nodes
 
     def finish(self) -> None:
-        """Compute `result`; with one rank, or two that have a node each, the local tree is there already."""
-        if self._is_pair:
-            self._group.all_reduce(self.result)
-        if self._group.size == 1 or self._is_pair:
-            return
-        chunk = self._chunk
-        for number, (_, array) in enumerate(self.nodes):
-            for rank in range(self._group.size):
-                piece = array[rank * chunk : (rank + 1) * chunk]
-                self._sent[rank, number, : piece.size] = piece
+        """Compute the result."""
+        for number, node in enumerate(self._nodes):
+            self._sent[:, number] = node
         self._group.all_to_all(self._sent, out=self._received)
         self._rest()
         self._group.all_gather(self._total, out=self._gathered)

@@ -21,7 +21,7 @@ from disttensor.errors import ArgumentError, RetracingWarning
 from disttensor.graph.graph import Graph
 from disttensor.graph.passes import optimize
 from disttensor.graph.plan import Fetch, Plan, Read, Write
-from disttensor.graph.tracing import InputSpec, Output, trace
+from disttensor.graph.tracing import InputSpec, Output, Traced, trace
 from disttensor.tensor import Tensor, Variable, convert_to_tensor
 
 CACHE_SIZE = 64
@@ -148,17 +148,25 @@ class Concrete(Protocol):
         """The function's result for the arguments of this call."""
 
 
-class _Whole:
-    """A plan that computes all rows of a batch that are here in one go."""
+class Replayed:
+    """One plan that is run again for each call.
 
-    def __init__(self, function: Callable[..., Any], call: Call):
-        held = [s.local for s in call.shards]
-        traced = trace(function, call.specification(), held, call.ambient, uniform=call.uniform)
+    Parameters
+    ----------
+    graph : Graph
+        Optimised; its inputs are those of `Concrete.repeat`.
+    traced : Traced
+        What it was made of, or, if that was several traces, any of them.
+    kept : list
+        See `Call.kept`.
+    """
+
+    def __init__(self, graph: Graph, traced: Traced, kept: list[Any]):
         self.is_valid = traced.is_valid
         self._assumes = bool(traced.assumptions)
-        self.graph = optimize(traced.graph)
-        self.plan = Plan(self.graph)
-        self._kept = call.kept
+        self.graph = graph
+        self.plan = Plan(graph)
+        self._kept = kept
         self._assemble = assembler(traced.structure)
 
     def run(self, call: Call) -> Any:
@@ -177,6 +185,13 @@ class _Whole:
             return None
         assemble = self._assemble
         return lambda times, read: assemble(found(times, read))
+
+
+def _as_a_whole(function: Callable[..., Any], call: Call) -> Replayed:
+    """What computes all rows of a batch that are here in one go."""
+    held = [s.local for s in call.shards]
+    traced = trace(function, call.specification(), held, call.ambient, uniform=call.uniform)
+    return Replayed(optimize(traced.graph), traced, call.kept)
 
 
 def assembler(structure: Any) -> Callable[[list[Any]], Any]:
@@ -301,7 +316,7 @@ class Function:
                 return concrete
         self._note_trace()
         with _without_collections():
-            concrete = (_in_parts if call.parts else _Whole)(self.python_function, call)
+            concrete = (_in_parts if call.parts else _as_a_whole)(self.python_function, call)
         plans.append(concrete)
         while self.trace_count > CACHE_SIZE:
             oldest = next(iter(self._plans))

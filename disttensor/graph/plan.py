@@ -165,27 +165,6 @@ class Plan:
             parts[is_late].append(Entry(copying.bind(memory, array), (array,), (memory,), False, is_late))
         return Rotation(self._inputs, *parts)
 
-    def between(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> list[Bound]:
-        """One run as a part of a larger program.
-
-        Parameters
-        ----------
-        inputs, outputs : sequence of arrays
-            Where the program has what the plan reads, and wants what it gives: of the shapes and dtypes of
-            `graph.inputs` and `graph.outputs`.
-
-        Returns
-        -------
-        list of NativeCall, NativeSequence or callable
-            For one thread at a time, and not while the plan itself runs.
-        """
-        read = [copying.bind(memory, array) for memory, array in zip(self._inputs, inputs, strict=True)]
-        written = [copying.bind(array, memory) for array, memory in zip(outputs, self.outputs, strict=True)]
-        stages = [np.empty(array.shape, array.dtype) for array in self._staged]
-        staged = [copying.bind(stage, array) for stage, array in zip(stages, self._staged, strict=True)]
-        commits = [copying.bind(m, array if stage is None else stages[stage]) for m, array, stage in self._commits]
-        return [*read, *(call for _, call in self._calls), *written, *staged, *commits]
-
     def source(self, call: int | None = None) -> str:
         """The source of the kernels in machine code, as LLVM IR: each once, below the calls that run it.
 

@@ -35,7 +35,8 @@ def _chain(first: NativeCall, second: NativeCall) -> NativeCall:
     assert first.pieces is not None
     assert second.pieces is not None
     ratio = first.pieces.step // second.pieces.step
-    words = [first.address, first.block, second.address, second.block, ratio, second.extent, max(first.grain, 1)]
+    at_once = first.grain or max(first.extent, 1)  # what is one part stays one
+    words = [first.address, first.block, second.address, second.block, ratio, second.extent, at_once]
     return NativeCall(_address(), words, first.extent, first.grain, (first, second))
 
 

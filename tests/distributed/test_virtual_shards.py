@@ -84,6 +84,14 @@ def test_training_repeats_to_the_bit_for_any_batch_size(batch_size: int) -> None
 
 
 @pytest.mark.usefixtures("four_shards")
+def test_a_step_is_machine_code_from_end_to_end() -> None:
+    model = mlp()
+    train(model, batch_size=4, validation_data=None)
+    (plan,) = model.train_function.plans
+    assert plan.repeats(lambda memory: []) is not None
+
+
+@pytest.mark.usefixtures("four_shards")
 def test_predictions_have_the_bits_of_each_shard_alone() -> None:
     model = mlp()
     together = model.predict(X, batch_size=20, verbose=0)

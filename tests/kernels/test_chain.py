@@ -1,5 +1,7 @@
 """A loop follows the product that it reads part by part, and nothing else changes."""
 
+import ctypes
+
 import numpy as np
 import pytest
 
@@ -68,6 +70,19 @@ def test_a_loop_that_follows_gives_the_same_bits(arrays, name):
 def _not_chained(first, second):
     found = chained([first, second])
     return [call for bound in found for call in bound] == [*first, *second]
+
+
+def test_loops_that_one_thread_does_in_one_part_are_chained_as_a_whole(arrays):
+    """Not element by element, which would be a call for each."""
+    small = {name: np.ascontiguousarray(arrays[name][:2]) for name in ("g", "w")}
+    inputs = [small["g"], small["w"], arrays["rate"]]
+    calls = [call for _ in range(2) for call in generated.bind(_update(), inputs, [small["w"]], 1)]
+    assert [call.grain for call in calls] == [0, 0]
+    expected = small["w"] - 2 * arrays["rate"] * small["g"]
+    (chain,) = chained(calls)
+    chain()
+    np.testing.assert_allclose(small["w"], expected, rtol=1e-5)
+    assert ctypes.c_int64.from_address(chain.block + 8 * 6).value == chain.extent == small["g"].size
 
 
 def test_what_reads_other_places_does_not_follow(arrays):

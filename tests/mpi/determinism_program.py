@@ -63,6 +63,18 @@ def synchronized() -> keras.Model:
     )
 
 
+def perceptron() -> keras.Model:
+    """What is machine code from end to end."""
+    return keras.Sequential(
+        [
+            keras.Input((64,)),
+            layers.Dense(20, "relu", kernel_regularizer="l2"),
+            layers.Dropout(0.2),
+            layers.Dense(4, activation="softmax"),
+        ]
+    )
+
+
 def embedding() -> keras.Model:
     """A table of which shards exchange the rows that they look up."""
     table = layers.Embedding(600, 16)
@@ -85,7 +97,8 @@ if KIND == "embedding":
 keras.utils.set_random_seed(12)
 if KIND == "divided":
     distributed.set_grid(model=2)
-model = {"synchronized": synchronized, "divided": divided, "embedding": embedding}.get(KIND, convolutional)()
+kinds = {"synchronized": synchronized, "divided": divided, "embedding": embedding, "perceptron": perceptron}
+model = kinds.get(KIND, convolutional)()
 model.compile(
     optimizers.Adam(0.003, clipnorm=1.0), "sparse_categorical_crossentropy", metrics=["accuracy"],
     weighted_metrics=[keras.metrics.SparseCategoricalCrossentropy(name="entropy")],
@@ -100,5 +113,7 @@ history = model.fit(
 arrays = [*model.get_weights(), *map(np.array, history.values()), model.predict(X, batch_size=10, verbose=0)]
 digest = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()
 assert len(set(distributed.communicator().all_gather_object(digest))) == 1
+is_native = all(plan.repeats(lambda memory: []) is not None for plan in model.train_function.plans)
 if distributed.is_main():
+    print(f"native {is_native}")
     print(f"ranks {distributed.size()} digest {digest} loss {history['loss'][-1]!r}")

@@ -16,8 +16,9 @@ def now_and_then(hook: Hook) -> Hook:
     """Mark a hook of batches that need not be called for each of them (a decorator).
 
     Several batches may be run before it is, as with ``steps_per_execution``. Where all hooks of training batches are
-    marked, `fit` may run some 100 ms of steps without Python between them, and so may `evaluate`. In `evaluate` ranks
-    need not stop at the same batches, so a marked hook of test batches must not communicate.
+    marked, `fit` may run some 100 ms of steps, on several ranks half a second, without Python between them, and so may
+    `evaluate`. In `evaluate` ranks need not stop at the same batches, so a marked hook of test batches must not
+    communicate.
 
     Examples
     --------

@@ -10,6 +10,13 @@ depends on the sums, such as the optimizer's update, comes at the end, sorted by
 while others travel. (To run it earlier, between gradients, would only make later buckets start later.) All other sums
 are waited for where they are.
 
+**The tail.** The next step needs the first layers' weights first, but their gradients are the last that a backward pass
+comes to, and would be waited for as soon as they are there: whoever was held up for a moment would hold up all. So
+within a host the gradients of the last layers' kernels, which are needed last, are computed last. Nothing but their sum
+depends on these products, which then give time to the bucket that started before them (Oh et al., "Out-of-Order
+BackProp", EuroSys 2022; Qi et al., "Zero Bubble Pipeline Parallelism", ICLR 2024). Between hosts all gradients start as
+early as they can, since it takes a network long to send them.
+
 **All ranks make the same calls in the same order.** Their graphs are alike, but not equal: where a rank has one row, or
 none, a value may be a constant, or the same as another. So nothing here looks at what precedes a sum, but for which
 sums depend on one another, and the order is forced by fences. Members are taken in reverse program order of the sums,
@@ -22,12 +29,14 @@ process there are no such nodes.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from disttensor import config
 from disttensor.context import Spec
+from disttensor.distributed import world
 from disttensor.distributed.buckets import MAX_RUNS, all_reduce, all_reduce_start, all_reduce_wait, layout, unpack
 from disttensor.distributed.collectives import weighted_sum_of_ranks
 from disttensor.distributed.sharding import scatter_start, scatter_wait, whole_tensors
@@ -38,6 +47,7 @@ _FINAL = -1
 """The stage of sums on which no other communication depends."""
 
 _SHORT = 4096  # bytes
+_LONG = 1 << 16  # bytes of a gradient that is worth to be computed, and sent, at another time
 
 _ONE = Node("constant", [Spec((), "float64")], source=np.array(1.0), order=(-1,)).outputs[0]
 
@@ -70,11 +80,13 @@ class _Buckets:
 
     def __init__(self, graph: Graph):
         self._stages = _stages(graph)
-        open_buckets: dict[tuple[int, str], list[Node]] = {}
+        open_buckets: dict[tuple[int, str, bool], list[Node]] = {}
         found: list[list[Node]] = []
         sums = [node for node in reversed(graph.nodes) if node.op is weighted_sum_of_ranks]
-        for node in sorted(sums, key=lambda node: not _is_early(node)):
-            key = self._stages[id(node)], node.specs[0].dtype
+        tail = _tail([node for node in sums if self._stages[id(node)] == _FINAL])
+        places = {id(node): place for place, node in enumerate(tail)}
+        for node in sorted(sums, key=lambda node: (places.get(id(node), -1), not _is_early(node))):
+            key = self._stages[id(node)], node.specs[0].dtype, id(node) in places
             bucket = open_buckets.get(key)
             if bucket is None or _bytes(bucket) >= config.bucket_bytes() or len(_by_weight([*bucket, node])) > MAX_RUNS:
                 bucket = open_buckets[key] = []
@@ -185,6 +197,33 @@ def _ancestors(graph: Graph, nodes: Sequence[Node]) -> set[int]:
 def _is_early(node: Node) -> bool:
     """Whether a sum is a short one of constant weight."""
     return node.inputs[1].node.kind == "constant" and _bytes([node]) < _SHORT
+
+
+def _tail(sums: Sequence[Node]) -> list[Node]:
+    """The sums whose buckets come last, in the order in which the next step needs them.
+
+    They are means over rows, and have several axes, as gradients of kernels do: from the last layer on as many as have
+    a third of the elements of all but the first layer's. If layers are alike, that is the ninth part of a step's work,
+    and what it is computed of, which is kept meanwhile, is what a third of the layers need. How much work a gradient
+    really is cannot be asked: to a rank without rows it is none.
+
+    Parameters
+    ----------
+    sums : sequence of Node
+        Those on which no other communication depends, the last layer's first.
+    """
+    if world.data_group().nodes > 1:
+        return []
+    kernels = [n for n in sums if len(n.specs[0].shape) > 1 and n.inputs[1].node.kind != "constant"][:-1]
+    tail: list[Node] = []
+    for node in kernels:
+        if _bytes([node]) >= _LONG and 3 * _elements(tail) < _elements(kernels):
+            tail.append(node)
+    return tail[::-1]
+
+
+def _elements(bucket: Sequence[Node]) -> int:
+    return sum(math.prod(n.specs[0].shape) for n in bucket)
 
 
 def _bytes(bucket: Sequence[Node]) -> int:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import time
 
+from disttensor import distributed
+
 _SECONDS = 0.1
-"""So long, at most, steps go on by themselves: signals, and what other ranks wish, wait no longer."""
+"""So long, at most, steps go on by themselves: signals wait no longer, nor does a progress bar."""
+
+_SECONDS_OF_RANKS = 0.5
+"""The same where there are several ranks: who was held up for a moment catches up between two looks, and not beyond."""
 
 LARGEST = 1 << 12
 """The most steps, a power of 2."""
@@ -46,7 +51,8 @@ class Pace:
         done : int
             At least 1.
         """
-        fit = min(LARGEST, max(1, int(_SECONDS * done / (time.perf_counter() - self._begun))))
+        seconds = _SECONDS_OF_RANKS if distributed.size() > 1 else _SECONDS
+        fit = min(LARGEST, max(1, int(seconds * done / (time.perf_counter() - self._begun))))
         self._exponent = min(self._exponent + 2, fit.bit_length() - 1)
         return self._exponent
 

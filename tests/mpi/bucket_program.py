@@ -79,6 +79,22 @@ def check_plan():
         assert after - wait > 1, names  # and a bucket's update runs before the next is waited for
 
 
+def check_tail():
+    """The kernels of the last layers, but not the short last one, get their gradients behind the first layer's."""
+    model, _, _ = train()
+    for plan in model.train_function.plans:
+        started = [n for n, _ in plan.calls if n.name == "all_reduce_start"]
+        waited = [n.inputs[0].node for n, _ in plan.calls if n.name == "all_reduce_wait"]
+        assert waited == started, [node.name for node, _ in plan.calls]
+        shapes = [[v.spec.shape for v in node.inputs if len(v.spec.shape) > 1] for node in started]
+        assert shapes == [[(100, 5), (12, 300)], [(300, 200), (200, 100)]], shapes
+    plan = max(model.train_function.plans, key=lambda plan: plan.arena_bytes)  # of a batch with rows for all
+    calls = [(n.name, *(s.shape for s in n.specs)) for n, _ in plan.calls]
+    places = [calls.index(("matrix_product", shape)) for shape in [(12, 300), (300, 200), (200, 100)]]
+    first, last = (i for i, (name, *_) in enumerate(calls) if name == "all_reduce_start")
+    assert places[0] < first < min(places[1:]) < max(places) < last, calls
+
+
 def check_short():
     """Short sums on which others depend, as of batch normalization, do not come back to Python either."""
     model, _, _ = train(normalize=True)
@@ -96,5 +112,6 @@ check_short()
 if sys.argv[1] == "shared" or comm.size == 2:
     check_bits()
 check_plan()
+check_tail()
 if comm.rank == 0:
     print("every check passed")

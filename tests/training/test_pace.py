@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 import disttensor as dt
-from disttensor import layers
+from disttensor import distributed, layers
 from disttensor.callbacks import Callback, LambdaCallback, ProgbarLogger
 from disttensor.distributed import activity
+from disttensor.distributed.communicator import SerialCommunicator
 from disttensor.errors import OutOfRangeError
 from disttensor.kernels import executor
 from disttensor.random import shared_generator
@@ -94,6 +95,23 @@ def test_as_many_as_take_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     some.agree(3, 20)
     assert some.steps == 8
     assert Pace(10).steps == 10
+
+
+def test_ranks_look_less_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Two(SerialCommunicator):
+        size = 2
+
+    def exponent() -> int:
+        some, now = Pace(1), [0.0]
+        monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+        some.begin()
+        now[0] = 0.25
+        return some.wish(2)
+
+    monkeypatch.setattr(pace, "_SECONDS", 0.13)
+    assert exponent() == 0
+    with distributed.use_communicator(Two()):
+        assert exponent() == 2
 
 
 @pytest.mark.parametrize("shuffle", [True, False, "batch"])

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,20 +26,28 @@ from disttensor.tensor import Variable
 _DIGEST = 8  # bytes
 DIGEST_BYTES = 2 * _DIGEST
 """Length of what `ReplicaCheck.message` returns."""
+_LONGEST = 400  # characters of a fact; longer ones are replaced by their hash
 _NAMED = 8  # differences that a message names
 _SHOWN = 120  # characters of a value
 _NOTHING = "nothing of this kind"
 
 
-def require_same(what: str, facts: Mapping[str, Any]) -> None:
-    """Raise on every rank if facts differ between ranks; collective. One message of 16 bytes if they do not.
+def require_same(what: str, facts: Mapping[str, Any], content: bytes = bytes(_DIGEST)) -> bool:
+    """Raise on every rank if facts differ between ranks; collective. One message of 32 bytes if they do not.
 
     Parameters
     ----------
     what : str
         What the facts are about, for the message.
     facts : mapping of str to what JSON knows
-        In the order in which differences shall be named.
+        In the order in which differences shall be named. Of mappings within, each leaf is a fact.
+    content : bytes, optional
+        A digest of something that may differ.
+
+    Returns
+    -------
+    bool
+        Whether all ranks have the same `content`.
 
     Raises
     ------
@@ -48,16 +56,19 @@ def require_same(what: str, facts: Mapping[str, Any]) -> None:
     """
     group = world.communicator()
     if group.size == 1:
-        return
-    texts = {key: json.dumps(value, sort_keys=True) for key, value in facts.items()}
-    digest = hashlib.blake2b(json.dumps([what, texts]).encode(), digest_size=_DIGEST).digest()
-    if _are_equal(group.all_reduce(_with_complement(digest), "max")):
-        return
+        return True
+    digest = hashlib.blake2b(json.dumps([what, facts], sort_keys=True).encode(), digest_size=_DIGEST).digest()
+    # As long in any case, so that ranks which are at different calls find out.
+    maxima = group.all_reduce(np.concatenate([_with_complement(digest), _with_complement(content)]), "max")
+    if _are_equal(maxima[:DIGEST_BYTES]):
+        return _are_equal(maxima[DIGEST_BYTES:])
     calls = group.all_gather_object(what)
     if len(set(calls)) > 1:
         subject, texts = "what comes next", {"they are at": what}
     else:
-        subject = what
+        subject, texts = what, {}
+        for name, value in facts.items():
+            texts |= _leaves(name, value)
     expected = group.broadcast_object(texts)
     differing = [key for key in {**expected, **texts} if expected.get(key) != texts.get(key)]
     found = group.all_gather_object([[key, _short(texts.get(key))] for key in differing[:_NAMED]])
@@ -67,6 +78,25 @@ def require_same(what: str, facts: Mapping[str, Any]) -> None:
         "Every rank must run the same program with the same arguments, data and seeds; only what it prints or writes "
         "may depend on its rank."
     )
+
+
+def _leaves(prefix: str, value: Any) -> dict[str, str]:
+    """The leaves of nested facts as JSON, by what leads to them."""
+    if not isinstance(value, Mapping) or not value:
+        return {prefix.rstrip(".: "): _hashed(json.dumps(value, sort_keys=True))}
+    if set(value) == {"class_name", "config"}:
+        return _leaves(f"{prefix}class", value["class_name"]) | _leaves(prefix, value["config"])
+    found: dict[str, str] = {}
+    for key, entry in value.items():
+        found |= _leaves(f"{prefix}{key}.", entry)
+    return found
+
+
+def _hashed(text: str) -> str:
+    """A text that can be sent, or its hash."""
+    if len(text) <= _LONGEST:
+        return text
+    return f"{len(text)} characters, {hashlib.blake2b(text.encode()).hexdigest()[:16]}"
 
 
 def _differences(expected: Mapping[str, str], found: Sequence[Any], hosts: Sequence[str]) -> list[str]:
@@ -112,6 +142,16 @@ def _are_equal(maxima: np.ndarray) -> bool:
     return bool((maxima[:half] + maxima[half:] == 255).all())  # modulo 256, but maximum − minimum is less than that
 
 
+def digest_of(variables: Iterable[Variable]) -> bytes:
+    """A digest of the values of variables, as they lie in this rank's memory."""
+    import xxhash
+
+    total = xxhash.xxh3_64()
+    for variable in variables:
+        total.update(_bytes_of(variable))
+    return total.digest()
+
+
 class ReplicaCheck:
     """Finds ranks whose variables differ although they should be equal to the last bit.
 
@@ -144,12 +184,7 @@ class ReplicaCheck:
         if not self.is_due(step):
             return np.zeros(DIGEST_BYTES, np.uint8)
         self._next = step + self._interval
-        import xxhash
-
-        total = xxhash.xxh3_64()
-        for variable in self._variables:
-            total.update(_bytes_of(variable))
-        return _with_complement(total.digest())
+        return _with_complement(digest_of(self._variables))
 
     def look_at(self, maxima: np.ndarray, step: int) -> None:
         """Raise on every rank if the combined messages show that variables differ; collective then.

@@ -269,9 +269,9 @@ def _not_while_tracing(name: str) -> None:
 def broadcast_variables(variables: Iterable[Variable]) -> None:
     """Give every rank the values that rank 0 has, in the variables' memory; with one process nothing happens.
 
-    Of a variable that is divided among ranks (`Variable.partition`), ranks with the same part get the same values; one
-    that is divided among those that share the data is left alone.
-    Also while a function is traced it happens now, and once.
+    Ranks compare digests first, and send nothing if all have the same values. Of a variable that is divided among ranks
+    (`Variable.partition`), ranks with the same part get the same values; one that is divided among those that share the
+    data is left alone. Also while a function is traced it happens now, and once.
 
     Raises
     ------
@@ -282,21 +282,24 @@ def broadcast_variables(variables: Iterable[Variable]) -> None:
     if group.size == 1:
         return
     from disttensor.distributed import background
-    from disttensor.distributed.consistency import require_same
+    from disttensor.distributed.consistency import digest_of, require_same
 
     background.open_channel(data_group())  # here, since all ranks are
     variables = list(variables)
     whole = [v for v in variables if v.partition is None]
-    require_same("the variables to broadcast", {f"variable {i}": [v.shape, v.dtype] for i, v in enumerate(whole)})
-    short = [v for v in whole if v.memory.nbytes < _SHORT]
+    kinds = {f"variable {i}": [v.shape, v.dtype] for i, v in enumerate(whole)}
+    changed = [] if require_same("the variables to broadcast", kinds, digest_of(whole)) else whole
+    short = [v for v in changed if v.memory.nbytes < _SHORT]
     if short:
         message = np.concatenate([v.memory.reshape(-1).view(np.uint8) for v in short])
         ends = np.cumsum([v.memory.nbytes for v in short])[:-1]
         for variable, part in zip(short, np.split(group.broadcast(message), ends), strict=True):
             np.copyto(variable.memory, part.view(variable.memory.dtype).reshape(variable.memory.shape))
-    for variable in variables:
-        if variable.partition is None and variable.memory.nbytes >= _SHORT:
+    for variable in changed:
+        if variable.memory.nbytes >= _SHORT:
             group.broadcast(variable.memory)
-        elif variable.partition is not None and variable.partition.group is not data_group():
+    for variable in variables:
+        if variable.partition is not None and variable.partition.group is not data_group():
             data_group().broadcast(variable.memory)
-    Variable.touch_all(variables)
+            changed.append(variable)
+    Variable.touch_all(changed)

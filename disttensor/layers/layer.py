@@ -264,7 +264,7 @@ class Layer(WeightOwner, Configurable):
     @property
     def metrics(self) -> list[Metric]:
         """The metrics kept in attributes of this layer and of those within it."""
-        found = [p for layer in self._walk() for p in layer._parts() if isinstance(p, Metric)]
+        found = [p for _, parts in self._walk_parts() for p in parts if isinstance(p, Metric)]
         return list({id(m): m for m in found}.values())
 
     # --- dtypes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -80,8 +81,10 @@ class WeightOwner:
         """Every variable, layer, metric and seed generator in an attribute, also within lists and dicts, once."""
         found: dict[int, Any] = {}
         for name, value in self.__dict__.items():
-            if name not in _NOT_PARTS:
-                _add_parts(value, found)
+            # All attributes of all layers are looked at several times when training begins, and nearly all are plain.
+            role = _role(type(value))  # type: ignore[arg-type]
+            if role != _NOTHING and name not in _NOT_PARTS:
+                _add_parts(value, role, found)
         return list(found.values())
 
     def _own_variables(self) -> list[Variable]:
@@ -188,21 +191,25 @@ class WeightOwner:
 _NOT_PARTS = frozenset({"_init_arguments", "_losses", "_inbound_nodes", "_always_frozen", "_loss_tracker"})
 
 
-# What most attributes are; asked first, as all attributes of all layers are looked at several times in a step's trace.
-_PLAIN = frozenset({bool, int, float, str, type(None)})
+_NOTHING, _PART, _SEQUENCE, _MAPPING = range(4)
 
 
-def _add_parts(value: Any, found: dict[int, Any]) -> None:
-    if type(value) in _PLAIN:
-        return
-    if isinstance(value, (Variable, WeightOwner, Metric, SeedGenerator)):
+@functools.cache
+def _role(kind: Any) -> int:
+    """Whether values of a type are parts of a layer, or may hold some."""
+    if issubclass(kind, (Variable, WeightOwner, Metric, SeedGenerator)):
+        return _PART
+    return _SEQUENCE if issubclass(kind, (list, tuple)) else _MAPPING if issubclass(kind, dict) else _NOTHING
+
+
+def _add_parts(value: Any, role: int, found: dict[int, Any]) -> None:
+    if role == _PART:
         found.setdefault(id(value), value)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            _add_parts(item, found)
-    elif isinstance(value, dict):
-        for item in value.values():
-            _add_parts(item, found)
+        return
+    for item in value if role == _SEQUENCE else value.values():
+        of_item = _role(type(item))  # type: ignore[arg-type]
+        if of_item != _NOTHING:
+            _add_parts(item, of_item, found)
 
 
 def _variables_in(parts: list[Any]) -> list[Variable]:

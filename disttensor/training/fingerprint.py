@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import functools
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,8 @@ from disttensor.data import Batch, DataAdapter
 from disttensor.distributed.consistency import require_same
 from disttensor.errors import SerializationError
 from disttensor.saving.registration import serialize_keras_object
+from disttensor.tensor import Variable
 from disttensor.version import __version__
-
-_LONGEST = 400  # characters of a fact; longer ones are replaced by their hash
 
 
 def require_same_call(model: Any, method: str, *, callbacks: Any, **arguments: Any) -> None:
@@ -33,11 +31,14 @@ def require_same_call(model: Any, method: str, *, callbacks: Any, **arguments: A
         return
     given = callbacks.callbacks if isinstance(callbacks, CallbackList) else callbacks
     given = [given] if isinstance(given, Callback) else list(given or ())
-    facts = {**_environment(), **_flat(f"{method}: ", _description(arguments))}
-    facts |= _flat("compile(): ", _description(model._compile_arguments))
-    facts |= _flat("optimizer: ", _description(model.optimizer))
-    # Other callbacks may be those of one rank, if they do nothing that ranks do together.
-    facts[f"{method}: callbacks that save"] = [type(c).__name__ for c in given if isinstance(c, BackupAndRestore)]
+    facts = {
+        **_environment(),
+        f"{method}: ": _description(arguments),
+        "compile(): ": _description(model._compile_arguments),
+        "optimizer: ": _description(model.optimizer),
+        # Other callbacks may be those of one rank, if they do nothing that ranks do together.
+        f"{method}: callbacks that save": [type(c).__name__ for c in given if isinstance(c, BackupAndRestore)],
+    }
     require_same(f"the call of {method}", facts)
 
 
@@ -58,7 +59,7 @@ def require_same_data(what: str, adapter: DataAdapter) -> None:
         require_same(what, facts)
 
 
-def require_same_model(model: Any, kind: str, batch: Batch) -> None:
+def require_same_model(model: Any, kind: str, batch: Batch, variables: Sequence[Variable]) -> None:
     """Require that all ranks have the same model, built but not yet trained, and batches that fit together.
 
     Names of layers may differ. Values of weights may, too: all ranks get those of rank 0.
@@ -70,6 +71,8 @@ def require_same_model(model: Any, kind: str, batch: Batch) -> None:
         Of the step that comes next.
     batch : Batch
         The first one.
+    variables : sequence of Variable
+        All of the model.
 
     Raises
     ------
@@ -80,28 +83,26 @@ def require_same_model(model: Any, kind: str, batch: Batch) -> None:
         return
     facts: dict[str, Any] = _environment()
     if not type(model).__module__.startswith("disttensor."):  # ours are their layers and nothing else
-        facts |= _flat("model: ", _description(model))
+        facts["model: "] = _description(model)
     layers = [layer for layer in model._walk() if layer is not model]
     facts["number of layers"] = len(layers)
     for number, layer in enumerate(layers):
-        name = f"layer {number}"
-        facts[name] = type(layer).__name__
-        facts |= _flat(f"{name} ({type(layer).__name__}): ", _description(layer))
+        facts[f"layer {number}"] = type(layer).__name__
+        facts[f"layer {number} ({type(layer).__name__}): "] = _description(layer)
     for name, layer in [("model", model), *((f"layer {i}", layer) for i, layer in enumerate(layers))]:
         graph = getattr(layer, "_layer_graph", None)
         if graph is not None:
-            wiring = {call: _shortened(_description(given)) for call, given in graph.wiring().items()}
-            facts |= {f"wiring of {name}: {call}": given for call, given in wiring.items()}
-    facts["number of variables"] = len(model.variables)
-    for number, variable in enumerate(model.variables):
+            facts |= {f"wiring of {name}: {call}": _description(given) for call, given in graph.wiring().items()}
+    facts["number of variables"] = len(variables)
+    for number, variable in enumerate(variables):
         kind_of_weight = "trainable" if variable.trainable else "not trainable"
-        facts[f"variable {number}"] = [list(variable.shape), variable.dtype, kind_of_weight]
+        facts[f"variable {number}"] = [variable.shape, variable.dtype, kind_of_weight]
     if kind == "train":
-        facts |= _flat("optimizer: ", _description(model.optimizer))
+        facts["optimizer: "] = _description(model.optimizer)
     facts["rows of the first global batch"] = batch.total
     for name in ("x", "y", "sample_weight"):
         arrays = [np.asarray(a) for a in tree.flatten(getattr(batch, name)) if a is not None]
-        facts[f"first batch, {name}, without its rows"] = [[a.dtype.name, list(a.shape[1:])] for a in arrays]
+        facts[f"first batch, {name}, without its rows"] = [[a.dtype.name, a.shape[1:]] for a in arrays]
     require_same(f"the model and data of a {kind} step", facts)
 
 
@@ -131,37 +132,29 @@ def _shards() -> list[list[int]]:
 
 def _description(value: Any) -> Any:
     """A layer, loss, … in terms of what JSON knows, without names; its class alone if it has no configuration."""
+    if _is_plain(type(value)):  # type: ignore[arg-type]
+        return value
     if isinstance(value, Mapping):
         return {str(key): _description(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [_description(entry) for entry in value]
     try:
-        found = json.loads(json.dumps(serialize_keras_object(value)))
+        return _without_names(serialize_keras_object(value))
     except (SerializationError, NotImplementedError, TypeError, ValueError, AttributeError):
         return {"class_name": getattr(value, "__qualname__", type(value).__qualname__)}
-    return _without_names(found)
+
+
+@functools.cache
+def _is_plain(kind: Any) -> bool:
+    """Whether JSON knows values of a type as they are."""
+    return issubclass(kind, (bool, int, float, str, type(None)))
 
 
 def _without_names(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_names(entry) for key, entry in value.items() if key != "name"}
-    return [_without_names(entry) for entry in value] if isinstance(value, list) else value
-
-
-def _flat(prefix: str, value: Any) -> dict[str, Any]:
-    """The leaves of a nested configuration, by what leads to them."""
-    if isinstance(value, Mapping) and set(value) == {"class_name", "config"}:
-        return {f"{prefix}class": value["class_name"], **_flat(prefix, value["config"])}
-    if not isinstance(value, Mapping):
-        return {prefix.rstrip(".: "): _shortened(value)}
-    found: dict[str, Any] = {}
-    for key, entry in value.items():
-        found |= _flat(f"{prefix}{key}.", entry)
-    return found
-
-
-def _shortened(value: Any) -> Any:
-    text = json.dumps(value)
-    if len(text) <= _LONGEST:
+    if _is_plain(type(value)):  # type: ignore[arg-type]
         return value
-    return f"{len(text)} characters, {hashlib.blake2b(text.encode()).hexdigest()[:16]}"
+    if isinstance(value, (list, tuple)):
+        return [_without_names(entry) for entry in value]
+    if isinstance(value, dict):
+        return {str(key): _without_names(entry) for key, entry in value.items() if key != "name"}
+    raise TypeError(f"JSON does not know {type(value).__name__}")

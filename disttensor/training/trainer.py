@@ -226,10 +226,10 @@ class Trainer(Loops):
             with context.suspended():
                 self(unpack_x_y_sample_weight(as_tensors(batch))[0], training=False)  # type: ignore[operator]
             self.reset_metrics()  # those of layers have seen a batch that does not count
-        fingerprint.require_same_model(self, kind, batch)
+        variables = list(self.variables)  # type: ignore[attr-defined]
+        fingerprint.require_same_model(self, kind, batch, variables)
         if kind == "train" and not self.optimizer.built:
             self.optimizer.build(self.trainable_weights)  # type: ignore[attr-defined]
-        variables = list(self.variables)  # type: ignore[attr-defined]
         if kind == "train":
             variables += self.optimizer.variables
         distributed.broadcast_variables([*variables, *(v for m in self.metrics for v in m.variables)])

@@ -1,4 +1,4 @@
-"""Variables get the values of rank 0, short ones in one message."""
+"""Variables get the values of rank 0, short ones in one message, and only if some differ."""
 
 from __future__ import annotations
 
@@ -33,7 +33,13 @@ comm = distributed.communicator()
 broadcast = comm.broadcast
 comm.broadcast = lambda array, root=0: calls.append(array.nbytes) or broadcast(array, root)
 distributed.broadcast_variables(variables)
+assert calls == [], calls  # they are equal
+
+variables[0].assign([rank, 2.0, 3.0])
+snapshot = variables[0].value
+distributed.broadcast_variables(variables)
 assert calls == [sum(v.memory.nbytes for v in variables) - 80000, 80000], calls
+assert variables[0].value.tolist() == [0.0, 2.0, 3.0] and snapshot.tolist() == [rank, 2.0, 3.0]
 
 # As many bytes, but not the same.
 odd = Variable(np.zeros((2, 3) if rank else (3, 2), "float32"))

@@ -9,17 +9,18 @@ import pytest
 
 import disttensor as keras
 from disttensor import initializers, layers, optimizers
-from disttensor.training.fingerprint import _description, _flat
+from disttensor.distributed.consistency import _leaves
+from disttensor.training.fingerprint import _description
 
 
 def facts(value):
-    return _flat("it: ", _description(value))
+    return _leaves("it: ", _description(value))
 
 
 def test_configurations_become_facts_without_names():
     found = facts(layers.Dense(3, activation="relu", kernel_initializer=initializers.Constant(0.5), name="a"))
-    assert found["it: units"] == 3
-    assert found["it: kernel_initializer.value"] == 0.5
+    assert found["it: units"] == "3"
+    assert found["it: kernel_initializer.value"] == "0.5"
     assert not any("name" in key and "class" not in key for key in found)
     assert found == facts(layers.Dense(3, activation="relu", kernel_initializer=initializers.Constant(0.5), name="b"))
 
@@ -32,6 +33,7 @@ def test_configurations_become_facts_without_names():
         (optimizers.Adam(0.1), optimizers.Adam(0.1, beta_1=0.8)),
         (optimizers.Adam(0.1), optimizers.Adamax(0.1)),
         ({"a": [1, 2]}, {"a": [1, 3]}),
+        ({"a": {}}, {}),
         (["mse"], "mse"),
     ],
 )

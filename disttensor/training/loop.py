@@ -16,6 +16,7 @@ import numpy as np
 from disttensor import context, data, distributed, tree
 from disttensor.callbacks import CallbackList
 from disttensor.data import Batch, unpack_x_y_sample_weight
+from disttensor.data.stored import Group, take
 from disttensor.distributed import activity
 from disttensor.distributed.finite import with_weights
 from disttensor.errors import ArgumentError, DataError, NonFiniteError
@@ -268,7 +269,7 @@ class Loops:
                 self._prepare("predict", batch)
             watchers.on_predict_batch_begin(len(outputs))
             done = len(outputs)
-            for b in execution:
+            for b in itertools.chain.from_iterable(execution):
                 outputs.append(tree.map_structure(lambda t: t.array, step(b)))
                 totals.append(b.total)
             joined = tree.map_structure(_joined, *outputs[done:])
@@ -326,30 +327,32 @@ class Loops:
             raise ArgumentError(f"call compile() before {method}().")
 
 
-def _executions(batches: Iterable[Batch], pace: Pace) -> Iterator[tuple[Batch, Iterable[Batch]]]:
+def _executions(batches: Iterable[Batch], pace: Pace) -> Iterator[tuple[Batch, Iterable[Group]]]:
     """Group batches by `pace.steps`, the last group perhaps shorter.
 
     Yields
     ------
     tuple
-        A group's first batch, and all its batches, which must be used up. Later ones are asked for one by one, so that
-        whatever goes wrong there happens after the steps before.
+        A group's first batch, and all its batches as `take` gives them, which must be used up. Later ones are asked for
+        when those before are done, so that whatever goes wrong there happens after their steps.
     """
     source = iter(batches)
 
-    def read() -> Batch | None:
+    def read(most: int) -> Group:
         former = activity.enter(activity.READING)
-        batch = next(source, None)
+        some = take(source, most)
         activity.enter(former)
-        return batch
+        return some
+
+    def following(left: int) -> Iterator[Group]:
+        while left and (some := read(left)):
+            yield some
+            left -= len(some)
 
     try:
-        while (first := read()) is not None:
+        while first := read(pace.steps):
             pace.begin()
-            if pace.steps == 1:
-                yield first, (first,)
-            else:
-                yield first, itertools.chain((first,), itertools.islice(iter(read, None), pace.steps - 1))
+            yield first[0], itertools.chain((first,), following(pace.steps - len(first)))
     finally:
         if hasattr(source, "close"):
             source.close()  # ends the threads that read ahead

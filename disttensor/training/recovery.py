@@ -26,6 +26,7 @@ from disttensor.callbacks.callback import print_on_main
 from disttensor.checkpoint import Checkpoint
 from disttensor.data import Batch, DataAdapter, IterableAdapter
 from disttensor.data.loader import as_tensors, shard_of
+from disttensor.data.stored import StoredBatches
 from disttensor.distributed import activity
 from disttensor.distributed.consistency import DIGEST_BYTES, ReplicaCheck
 from disttensor.distributed.partition import assign_whole, stand_in, whole_array
@@ -173,7 +174,10 @@ class Recovery:
             f"epoch {epoch + 1}, batch {batch + 1}" if first is not None else f"the end of epoch {epoch + bool(batch)}"
         )
         print_on_main(f"Going on from checkpoint {self._found.name}: {place}")
-        rest = itertools.chain([] if first is None else [first], batches)
+        if isinstance(batches, StoredBatches):  # made anew, to give several at once
+            rest: Iterable[Batch] = adapter.epoch(epoch, batch)
+        else:
+            rest = itertools.chain([] if first is None else [first], batches)
         return Start(
             epoch, batch, iter(()) if state["stop"] else rest, state["logs"], begun=batch > 0, prepared=True,
             finished=finished,

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
-import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,15 +11,13 @@ import numpy as np
 from disttensor import context
 from disttensor.data import Batch
 from disttensor.data.loader import as_tensors, shard_of
-from disttensor.data.stored import Feed
+from disttensor.data.stored import Feed, Group, StoredStretch
 from disttensor.graph.function import Concrete, Function
 from disttensor.kernels.native import Bound
 from disttensor.tensor import Tensor
 from disttensor.training.pace import Pace
 
 Logs = dict[str, Any]
-
-_alike = operator.attrgetter("alike")
 
 
 class Step:
@@ -41,11 +37,17 @@ class Step:
         Whether results are metrics by name, wanted as numbers, instead of tensors.
     counter : ctypes.c_int64, optional
         Grows by 1 when a step begins.
+
+    Attributes
+    ----------
+    is_steady : bool
+        Whether steps on batches alike the last one are run several at a time.
     """
 
     def __init__(self, run: Callable[..., Any], gives_logs: bool, counter: ctypes.c_int64 | None = None):
         self._run = run
         self._gives_logs = gives_logs
+        self.is_steady = False
         self._counter = ctypes.c_int64(0) if counter is None else counter
         self._repeated: Concrete | None = None
         self._alike: object = None
@@ -53,47 +55,40 @@ class Step:
         self._repeats: Callable[[int, Callable[[np.ndarray], Any]], Any] | None = None
         self._pace = Pace(1)  # an execution may be long, and Ctrl-C must not wait for its end
 
-    @property
-    def is_steady(self) -> bool:
-        """Whether steps on batches alike the last one are run several at a time."""
-        return self._repeats is not None
-
-    def run(self, batches: Iterable[Batch]) -> tuple[Any, int]:
-        """The result for the last of some batches, and how many there were.
-
-        A batch is asked for when the one before is done; but rows of arrays in memory may be asked for at once.
+    def run(self, groups: Iterable[Group]) -> tuple[Any, int]:
+        """The result for the last of some batches, and how many there were; a group is asked for when those before are
+        done.
         """
-        if type(batches) is tuple:
-            (batch,) = batches
-            return self(batch), 1
         result, count = None, 0
-        for _, group in itertools.groupby(batches, _alike):
-            result, done = self._run_alike(group)
-            count += done
+        for group in groups:
+            result = self._run_stretch(group) if isinstance(group, StoredStretch) else self(group[0])
+            count += len(group)
         return result, count
 
-    def _run_alike(self, batches: Iterator[Batch]) -> tuple[Any, int]:
-        result, count = None, 0
-        for batch in batches:
-            if self._repeats is not None and self._can_repeat(batch.alike):
-                some = [batch, *itertools.islice(batches, self._pace.steps - 1)]
+    def _run_stretch(self, batches: StoredStretch) -> Any:
+        result, done = None, 0
+        while done < len(batches):
+            if self._repeats is not None and self._can_repeat(batches.alike):
+                some = batches.part(done, done + self._pace.steps)
                 self._pace.begin()
-                result = self._repeat(some)
+                result = self._repeat(some, len(some))
                 self._pace.agree(self._pace.wish(len(some)))
-                count += len(some)
+                done += len(some)
             else:
-                result = self(batch)
-                count += 1
-        return result, count
+                result = self(batches[done])
+                done += 1
+        return result
 
     def __call__(self, batch: Batch) -> Any:
         """The result for a batch."""
         if self._can_repeat(batch.alike):
             if self._repeats is not None:
-                return self._repeat((batch,))
+                return self._repeat(batch, 1)
             self._counter.value += 1
             return self._run.repeat(self._repeated, batch.write, _log)  # type: ignore[attr-defined]
-        self._repeated = self._repeats = self._feed = None
+        if batch.alike is not None:  # a short batch at the end of an epoch changes nothing for those of the next
+            self._repeated = self._repeats = self._feed = None
+        self.is_steady = False
         self._counter.value += 1
         state = context.state
         saved, state.shard = state.shard, shard_of(batch)
@@ -110,10 +105,11 @@ class Step:
     def _can_repeat(self, alike: object) -> bool:
         return (again := self._repeated) is not None and alike is self._alike and again.is_valid()
 
-    def _repeat(self, batches: Sequence[Any]) -> Any:
+    def _repeat(self, batches: Any, count: int) -> Any:
+        self.is_steady = True
         self._feed.begin(batches)  # type: ignore[union-attr]
         self._run.note_repeat()  # type: ignore[attr-defined]
-        return self._repeats(len(batches), _log)  # type: ignore[misc]
+        return self._repeats(count, _log)  # type: ignore[misc]
 
     def _remember(self, result: Logs, batch: Batch) -> None:
         concrete = self._run.concrete_of_last_call if isinstance(self._run, Function) else None
@@ -127,6 +123,7 @@ class Step:
             return None if self._feed is None else self._feed.calls
 
         self._repeats = concrete.repeats(fetch)
+        self.is_steady = self._repeats is not None
 
 
 def _log(value: np.ndarray) -> float | list[float]:

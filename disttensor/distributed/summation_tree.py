@@ -18,7 +18,7 @@ import numpy as np
 
 from disttensor.distributed.communicator import Communicator
 from disttensor.kernels import copying, generated, loop
-from disttensor.kernels.loop import Loop, Step
+from disttensor.kernels.loop import Loop, Writing
 from disttensor.kernels.native import Bound
 from disttensor.kernels.program import Program
 from disttensor.ops import arithmetic
@@ -33,9 +33,16 @@ def halves(node: Node) -> tuple[Node, Node]:
     return (node[0], middle), (middle, node[1])
 
 
-def loop_of_sum(dtype: str) -> Loop:
-    """The loop that adds two arrays."""
-    return Loop(((dtype, "full"),) * 2, (Step("add", (0, 1), dtype),), (2,))
+def loop_of_sum(dtype: str, added: Sequence[int] = (0, 1)) -> Loop:
+    """The loop that adds some arrays along the tree; `added` is what `additions` says."""
+    write = Writing(*[(dtype, "full")] * len(added))
+    terms: list[int] = []
+    for number, count in enumerate(added):
+        terms.append(number)
+        for _ in range(count):
+            right = terms.pop()
+            terms.append(write("add", terms.pop(), right))
+    return write.loop(*terms)
 
 
 def _bind_sum(out: np.ndarray, x: np.ndarray, y: np.ndarray) -> Bound:
@@ -75,6 +82,25 @@ def _parents(leaves: int) -> dict[tuple[Node, Node], Node]:
             found[children] = node
             pending += children
     return found
+
+
+@functools.lru_cache(maxsize=32)
+def additions(leaves: int) -> tuple[int, ...]:
+    """For each leaf from left to right, how many sums of two nodes are complete with it.
+
+    Examples
+    --------
+    >>> additions(5)
+    (0, 1, 1, 0, 2)
+    """
+
+    def below(node: Node) -> list[int]:
+        if node[1] - node[0] == 1:
+            return [0]
+        left, right = map(below, halves(node))
+        return [*left, *right[:-1], right[-1] + 1]
+
+    return tuple(below((0, leaves)))
 
 
 class TreeSum:

@@ -8,12 +8,13 @@ one call, and a large product is cut into ranges of rows or columns that threads
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from disttensor import config
-from disttensor.kernels import gemm_ir, ir, machine
+from disttensor.kernels import gemm_ir, gemm_tree_ir, ir, machine
 from disttensor.kernels.native import NativeCall, NativeSequence, Pieces, aligned
 from disttensor.kernels.windows import offsets
 
@@ -31,6 +32,12 @@ _SHARED_ROWS = 64
 
 _SHARED_BYTES = 1 << 21
 """Memory that an operand may take that is packed for all parts."""
+
+LONGEST_TERM = gemm_ir.BLOCK
+"""The largest k of products that `bind_sum` adds up: each is added as one number for each element."""
+
+_SUM_BYTES = 1 << 18
+"""Memory that the rows of x may take that a part of a sum of products reads."""
 
 
 def supports(*arrays: np.ndarray) -> bool:
@@ -90,6 +97,42 @@ def bind(out: np.ndarray, x: np.ndarray, y: np.ndarray, *, add: bool = False) ->
     pieces = Pieces(unit * n, (out,), whole=(x, y)) if shares and out.flags.c_contiguous else None
     call = NativeCall(library(out.dtype.char)["products"], words, count * units, grain, pieces=pieces)
     return NativeSequence([*before, call]) if before else call
+
+
+def bind_sum(
+    out: np.ndarray, xs: Sequence[np.ndarray], ys: Sequence[np.ndarray], additions: Sequence[int]
+) -> NativeCall:
+    """A call that computes a sum of products xs[i] @ ys[i], added up along a tree.
+
+    Parameters
+    ----------
+    out : array of float32 or float64, shape (m, n)
+        Contiguous. It overlaps no operand.
+    xs : sequence of arrays of the same dtype, shape (m, k)
+    ys : sequence of arrays of the same dtype, shape (k, n)
+        k is at most `LONGEST_TERM`.
+    additions : sequence of int
+        How many sums of two terms are complete with each product: the last two that are not yet part of a sum are
+        added, so many times.
+    """
+    (m, n), k = out.shape, xs[0].shape[1]
+    if out.size and _is_better_turned(out, xs[0], ys[0]):
+        return bind_sum(out.T, [y.T for y in ys], [x.T for x in xs], additions)
+    shape, count = tiles(out.dtype), len(xs)
+    most = min(_LINES, _SUM_BYTES // max(k * count * out.itemsize, 1), -(-m // config.threads()))
+    parts = max(m // max(most, 4 * shape.rows), 1)
+    table = np.zeros((count, gemm_tree_ir.PRODUCT_WORDS), np.int64)
+    for entry, x, y, added in zip(table, xs, ys, additions, strict=True):
+        entry[:] = x.ctypes.data, *x.strides, y.ctypes.data, *y.strides, added
+    # As `gemm_ir` does for a product: what many tiles read, or columns that would drive one another out of the cache.
+    panels, is_long = -(-n // shape.columns), k * count > 64
+    packs_x = m < shape.rows or (is_long and panels >= (4 if xs[0].strides[0] == out.itemsize else 9))
+    packs_y = ys[0].strides[1] != out.itemsize or (is_long and m >= 5 * shape.rows)
+    is_open = itertools.accumulate((1 - added for added in additions), initial=0)
+    depth = max(before - min(added, 1) for before, added in zip(is_open, additions, strict=False)) + 1
+    words = [out, table, out.strides[0], m, n, k, count, parts, packs_x, packs_y, depth]
+    grain = -(-_GRAIN // max(m * n * k * count // parts, 1))
+    return NativeCall(library(out.dtype.char)["sum_products"], words, parts if out.size else 0, grain, (xs, ys))
 
 
 def _packs_once(shape: gemm_ir.Shape, m: int, n: int, k: int) -> bool:

@@ -17,6 +17,7 @@ References: Goto & van de Geijn, "Anatomy of high-performance matrix multiplicat
 from __future__ import annotations
 
 from disttensor.kernels.gemm_packing_ir import PANELS_AT_ONCE, Shape, pack_panels, pack_rows
+from disttensor.kernels.gemm_tree_ir import sum_products
 from disttensor.kernels.ir import Function, Value
 
 BLOCK = 256
@@ -301,4 +302,5 @@ def functions(shape: Shape) -> tuple[list[Function], str]:
         _pack(shape),
         _pack_shared(shape),
         _products(shape),
+        sum_products(shape),
     ], head

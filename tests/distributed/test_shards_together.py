@@ -21,8 +21,12 @@ WIDE = Variable(rng.normal(size=(300, 200)).astype(np.float32))
 NARROW = Variable(rng.normal(size=(200, 2)).astype(np.float32))
 
 
-def optimized(function: Callable[..., Any], rows: int) -> Graph:
-    x = InputSpec(Spec((rows, 300), "float32"))
+SMALL = Variable(rng.normal(size=(20, 10)).astype(np.float32))
+BIAS = Variable(rng.normal(size=10).astype(np.float32))
+
+
+def optimized(function: Callable[..., Any], rows: int, columns: int = 300) -> Graph:
+    x = InputSpec(Spec((rows, columns), "float32"))
     return optimize(trace(function, ((x, InputSpec(Spec((), "float32"))), {})).graph)
 
 
@@ -35,11 +39,20 @@ def layers(x: Tensor, number: Tensor) -> tuple[Tensor, ...]:
     return ops.matmul(ops.transpose(x), scaled), ops.sum(back, axis=0), small, back
 
 
+def classifier(x: Tensor, number: Tensor) -> tuple[Tensor, ...]:
+    """A layer and its gradients, a number for each shard, and constants as long as a batch."""
+    target = ops.one_hot(ops.cast(x[:, 0] * 3 + 4, "int32"), 10)
+    p = ops.softmax(ops.matmul(x, SMALL) + BIAS)
+    error = (p - target) * ops.full(p.shape, 0.1)
+    loss = ops.sum(ops.mean(ops.sum(ops.square(error), axis=1))) * number
+    return ops.matmul(ops.transpose(x), error), ops.sum(error, axis=0), loss, ops.argmax(p, axis=1), p
+
+
 def graph_of_all(
     graphs: Sequence[Graph], rows: Sequence[int], sums: int
 ) -> tuple[Graph, Callable[[np.ndarray, float], list[np.ndarray]]]:
     """The shards' sums of the first outputs, and the rows of the others."""
-    x = Node("input", [Spec((sum(rows), 300), "float32")])
+    x = Node("input", [Spec((sum(rows), graphs[0].inputs[0].specs[0].shape[1]), "float32")])
     number = Node("input", [Spec((), "float32")])
     starts = np.cumsum([0, *rows])
     given = [[rows_of(Value(x), int(start), count), Value(number)] for start, count in zip(starts, rows, strict=False)]
@@ -74,6 +87,24 @@ def test_shards_in_one_graph_have_the_bits_of_each_alone(rows: tuple[int, ...]) 
         np.testing.assert_array_equal(back, np.concatenate([found[3] for found in alone]))
         for total, i in (product, 0), (column_sums, 1):
             np.testing.assert_array_equal(total, of_tree([found[i] for found in alone]))
+
+
+@pytest.mark.parametrize("rows", [(4,) * 8, (5, 5, 5), (7,), (4, 3, 4, 3, 3), (1, 1), (300, 300)])
+def test_what_fits_into_the_cache_is_done_for_all_shards_at_once(rows: tuple[int, ...]) -> None:
+    made = {count: optimized(classifier, count, 20) for count in rows}
+    whole, run = graph_of_all([made[count] for count in rows], rows, sums=3)
+    plans = {count: Plan(graph) for count, graph in made.items()}
+    x, number = rng.normal(size=(sum(rows), 20)).astype(np.float32), np.float32(0.3)
+    alone = [plans[len(part)].run([part, np.asarray(number)]) for part in np.split(x, np.cumsum(rows)[:-1])]
+    found = run(x, number)
+    for i in range(3):
+        np.testing.assert_array_equal(found[i], of_tree([of_shard[i] for of_shard in alone]))
+    for i in range(3, 5):
+        np.testing.assert_array_equal(found[i], np.concatenate([of_shard[i] for of_shard in alone]))
+    if len(rows) == 8:
+        calls = [node.name for node in whole.nodes if node.op is not None and node.op.view_rule is None]
+        assert calls.count("matrix_product") == calls.count("indicator") == calls.count("sum_of_products") == 1
+        assert len(calls) < 20, whole  # of one shard alone there are 9
 
 
 def of_tree(leaves: Sequence[np.ndarray]) -> np.ndarray:

@@ -86,6 +86,66 @@ def test_bits_of_an_element_depend_on_its_row_and_column_alone(dtype, transposed
         assert np.array_equal(part, whole[slice(*rows), slice(*columns)])
 
 
+TREES = {
+    (0,): "a",
+    (0, 1): "ab",
+    (0, 1, 1): "abc",
+    (0, 0, 2): "a(bc)",
+    (0, 1, 0, 2, 0, 1, 0, 3): "((ab)(cd))((ef)(gh))",
+}
+
+
+def added(terms, additions):
+    """The sum that a tree says: the last two that are complete are added, so many times after each."""
+    parts = []
+    for term, count in zip(terms, additions, strict=True):
+        parts.append(term)
+        for _ in range(count):
+            right = parts.pop()
+            parts[-1] = parts[-1] + right
+    (total,) = parts
+    return total
+
+
+@pytest.mark.parametrize("additions", TREES, ids=TREES.values())
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "layouts", [("columns", "rows"), ("rows", "columns"), ("rows", "rows"), ("columns", "columns")]
+)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (3, 2, 70), (5, 256, 17), (64, 4, 10), (131, 9, 64), (300, 40, 129), (700, 70, 1)]
+)
+def test_a_sum_of_products_has_the_bits_of_products_added_along_the_tree(shape, layouts, dtype, additions):
+    m, k, n = shape
+    rng = np.random.default_rng(m + k)
+    xs = [matrix(rng, (m, k), dtype, layouts[0]) for _ in additions]
+    ys = [matrix(rng, (k, n), dtype, layouts[1]) for _ in additions]
+    terms = [np.empty((m, n), dtype) for _ in additions]
+    for term, x, y in zip(terms, xs, ys, strict=True):
+        gemm.multiply(term, x, y)
+    memory = np.full((m + 2, n), 7, dtype)
+    gemm.bind_sum(memory[1:-1], xs, ys, additions)()
+    np.testing.assert_array_equal(memory[1:-1], added(terms, additions))
+    assert np.all(memory[[0, -1]] == 7), "wrote beside the result"
+
+
+def test_a_sum_of_products_does_not_depend_on_the_number_of_threads():
+    rng = np.random.default_rng(3)
+    xs = [rng.normal(size=(30, 500)).astype("float32").T for _ in range(4)]
+    ys = [rng.normal(size=(30, 200)).astype("float32") for _ in range(4)]
+    results = []
+    before = config.threads()
+    for threads in (1, 2, 5):
+        config.set_threads(threads)
+        try:
+            results.append(np.full((500, 200), np.nan, "float32"))
+            gemm.bind_sum(results[-1], xs, ys, (0, 1, 0, 2))()
+        finally:
+            config.set_threads(before)
+    assert np.array_equal(results[0], results[1])
+    assert np.array_equal(results[0], results[2])
+
+
 @pytest.mark.parametrize("shape", [(700, 300, 300), (300, 300, 700), (401, 270, 500), (5, 200, 200, 200)])
 def test_bits_do_not_depend_on_the_number_of_threads(shape):
     *batch, m, k, n = shape

@@ -24,7 +24,7 @@ WIDEST = {"float": "float64", "complex": "complex128", "int": "int64", "bool": "
 STEP = 1e-5
 # Operators whose derivative is not zero though they let no gradient through: it is their purpose, or they are put into
 # graphs after differentiation.
-OPAQUE = {"stop_gradient", "unpack", "sum_by_row", "pack_rows", "order_packets"}
+OPAQUE = {"stop_gradient", "unpack", "sum_by_row", "pack_rows", "order_packets", "sum_of_products"}
 
 SHAPES = {
     1: [((2, 3),), ((),), ((0, 3),)],

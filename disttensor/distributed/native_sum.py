@@ -2,9 +2,10 @@
 sequence (`NativeSum`), or by itself, as one call (`LoneSum`).
 
 The instructions (`disttensor.kernels.meeting`) do what `SharedReducer` does for an array that lies in shared memory, by
-the same notices and counters, so the ranks need not all come the same way. Whatever is out of the ordinary they leave
-to Python: another rank that keeps this one waiting, arrays elsewhere, calls that differ, ranks without rows, somebody
-who wants to be told of every collective.
+the same notices, counters and marks, so the ranks need not all come the same way. Who enters a sum last combines its
+own part at once, since what it has computed may still be in its cache; a rank that waits combines whatever nobody has
+begun. Whatever is out of the ordinary they leave to Python: another rank that keeps this one waiting, arrays elsewhere,
+calls that differ, ranks without rows, somebody who wants to be told of every collective.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,8 @@ import numpy as np
 from disttensor import dtypes
 from disttensor.distributed.communicator import Handle
 from disttensor.distributed.notices import REAL, left_open
-from disttensor.distributed.shared_reduce import EVERYTHING, Operation, SharedReducer
+from disttensor.distributed.operation import EVERYTHING, Operation
+from disttensor.distributed.shared_reduce import SharedReducer
 from disttensor.kernels import denormals, meeting, shared_memory
 from disttensor.kernels.native import NativeCall, NativeSequence
 
@@ -75,17 +77,26 @@ class NativeSum:
         reducer.natives[self._sum.address] = self._sum.operation
         weakref.finalize(self, reducer.forget_native, self._sum.address).atexit = False
 
-    def start(self) -> NativeCall:
+    def start(self) -> NativeSequence:
         """Enter the sum."""
-        return self._resumable("start", self._start)
+        adding = self._sum.part(self._reducer, 0, self)
+        leave = self._instruction("leave", 0, 0)
+        return NativeSequence([self._instruction("start", 0, len(adding) + 1, self._start), *adding, leave])
 
     def wait(self) -> NativeSequence:
         """Complete it."""
-        parts = self._sum.parts(self._reducer, self)
-        return NativeSequence([self._resumable("gather", self._wait), *parts, self._resumable("finish", self._wait)])
+        parts = [self._sum.part(self._reducer, number, self) for number in range(self._sum.parts)]
+        calls: list[NativeCall] = []
+        for number, adding in enumerate(parts):
+            calls += [self._instruction("take" if number else "gather", number, len(adding), self._wait), *adding]
+        return NativeSequence([*calls, self._instruction("finish", len(parts) - 1, 0, self._wait)])
 
-    def _resumable(self, name: str, otherwise: Any) -> NativeCall:
-        return NativeCall(meeting.addresses()[name], (1, self._sum.address), keep=self, otherwise=otherwise)
+    def _instruction(
+        self, name: str, part: int, behind: int, otherwise: Callable[[], None] | None = None
+    ) -> NativeCall:
+        """About a part, counted from this rank's, which so many instructions behind it add."""
+        arguments = 1, self._sum.address, part, behind
+        return NativeCall(meeting.addresses()[name], arguments, keep=self, otherwise=otherwise)
 
     def _start(self) -> None:
         block = self._sum
@@ -118,6 +129,7 @@ class _Block:
         self.runs = list(runs)
         self._kind = kind
         ranks = reducer.ledger[meeting.RANKS]
+        self.parts = min(ranks, meeting.MOST_TAKEN)
         self._arrays = (ctypes.c_void_p * ranks)()
         self._factors = (ctypes.c_double * (ranks * len(runs)))()
         self._words = words = (ctypes.c_int64 * meeting.BLOCK_WORDS)()
@@ -153,22 +165,19 @@ class _Block:
     def operation(self, number: int) -> Operation:
         """The same for Python, to go on from where machine code gave up."""
         assert self.array is not None
-        operation = Operation(number, self.array, self.array, self._kind, self.runs)
-        if self._words[meeting.GO]:  # this rank's part is combined already
-            operation.offsets = [0]
-            self._words[meeting.GO] = 0
-        return operation
+        return Operation(number, self.array, self.array, self._kind, self.runs)
 
-    def parts(self, reducer: SharedReducer, keep: object) -> list[NativeCall]:
-        """The calls that combine this rank's part, one for each run."""
+    def part(self, reducer: SharedReducer, number: int, keep: object) -> list[NativeCall]:
+        """The calls that combine a part, counted from this rank's: one for each run, which does nothing unless told."""
         assert self.array is not None
         ranks = reducer.ledger[meeting.RANKS]
         kernel = shared_memory.weighted_part(self._kind[1], ranks)
-        start, stop = reducer.part(self.array.size, self.array.itemsize)
+        start, stop = reducer.part(self.array.size, self.array.itemsize, number)
+        go = self.address + 8 * (meeting.GO + number)
         calls = []
         for i, (last, count) in enumerate(zip(itertools.accumulate(self.runs), self.runs, strict=True)):
             begin, end = max(start, last - count), min(stop, last)
-            go, factors = self.address + 8 * meeting.GO, ctypes.addressof(self._factors) + 8 * i * ranks
+            factors = ctypes.addressof(self._factors) + 8 * i * ranks
             arguments = (go, ctypes.addressof(self._arrays), factors, begin)
             if begin < end:
                 calls.append(NativeCall(kernel, arguments, end - begin, _GRAIN // self.array.itemsize, keep))
@@ -195,8 +204,10 @@ class LoneSum:
         self._sum = _Block(reducer, (op, name), nbytes, EVERYTHING, [self._one])
         combine = shared_memory.combine_address(real, op, ranks, ranks)
         numbers = dtype.itemsize // dtypes.itemsize(real)
-        start, stop = (numbers * end for end in reducer.part(nbytes // dtype.itemsize, dtype.itemsize))
-        self._words = (ctypes.c_int64 * meeting.ALONE_CALL_WORDS)(1, self._sum.address, combine, start, stop)
+        parts = [reducer.part(nbytes // dtype.itemsize, dtype.itemsize, number) for number in range(self._sum.parts)]
+        ends = [numbers * end for part in parts for end in part]
+        words = [1, self._sum.address, 0, 0, combine, len(parts), *ends]  # see `meeting`
+        self._words = (ctypes.c_int64 * len(words))(*words)
         self._address = ctypes.addressof(self._words)
         self._alone = meeting.alone()
         reducer.natives[self._sum.address] = self._sum.operation

@@ -1,14 +1,16 @@
 """All-reduce through memory that the ranks of a host share, alone or as the part within hosts of one between hosts.
 
-Every rank owns a part of the array. When all have arrived, the owner of a part reads it from every rank's array,
-combines the elements in the order of ranks, and writes the result to all arrays: 2·P·n bytes are moved in all, the
-least for P arrays of n bytes that lie in memory. Arrays that do not lie in shared memory pass through a staging area in
-pieces that fit into a cache.
+Every rank owns a part of the array. When all have arrived, a part is read from every rank's array, the elements are
+combined in the order of ranks, and the result is written to all arrays: 2·P·n bytes are moved in all, the least for P
+arrays of n bytes that lie in memory. Whoever is there combines: a rank that waits for a sum claims its own part, if
+nobody has, then any other that nobody has claimed, so it needs nothing of the others but that they have entered, and
+waits only for those that are combining a part just then. Bits do not depend on who does it. Arrays that do not lie in
+shared memory pass through a staging area in pieces that fit into a cache; there each rank combines its own parts.
 
-That takes two meetings. With one, each rank would read the whole of all arrays and add them for itself; but that was
-slower for any but short arrays, even between two ranks. A line of the cache that a rank has read and then overwrites
-simply moves to its core; one that both only read stays in both caches, and when the next step writes gradients there,
-each line has to be taken back from the other core first.
+That is still two meetings: all have entered, all parts are done. With one, each rank would read the whole of all arrays
+and add them for itself; but that was slower for any but short arrays, even between two ranks. A line of the cache that
+a rank has read and then overwrites simply moves to its core; one that both only read stays in both caches, and when the
+next step writes gradients there, each line has to be taken back from the other core first.
 
 With several hosts each part is combined within the host, then by its owners on all hosts (see `exchange`), and then
 written to all arrays of the host: every rank takes its share of the network's work (a hierarchical all-reduce, as in
@@ -16,8 +18,9 @@ Jia et al., "Highly Scalable Deep Learning Training System with Mixed-Precision"
 then cut into the same pieces as others, since where they lie may differ from host to host.
 
 What a rank has to say in advance it writes in a line of memory, its *notice*: what it calls, how long its array is,
-where it lies, and its weights. Counters say how many operations each rank has entered, and of how many it has combined
-its part. Ranks that called different things see it in the notices, and all raise.
+where it lies, and its weights. Counters say how many operations each rank has entered, and how many it has completed: a
+notice is overwritten once all have completed its operation. Marks say who has claimed which part of an operation, and
+whether it is done. Ranks that called different things see it in the notices, and all raise.
 
 Sums that a plan repeats do the same in machine code (`native_sum`), perhaps on one rank while another comes through
 here.
@@ -26,7 +29,6 @@ here.
 from __future__ import annotations
 
 import ctypes
-import itertools
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -37,47 +39,24 @@ from disttensor import dtypes
 from disttensor.distributed import activity
 from disttensor.distributed.combining import bind_run, ones, pointers, threads
 from disttensor.distributed.exchange import Exchange, Sum, part_of
+from disttensor.distributed.marks import BYTES, LINE, Marks
 from disttensor.distributed.node_memory import NodeMemory
 from disttensor.distributed.notices import CODES, NAPS, disagreement
+from disttensor.distributed.operation import EVERYTHING, Operation, Run
 from disttensor.distributed.weights import Weights
-from disttensor.kernels import meeting, shared_memory
-from disttensor.kernels.meeting import COMPLETED, ENTERED, FIRST_WEIGHT, LEDGER_WORDS, NOTICES, OWNERS, WAITED
+from disttensor.kernels import meeting, shared_memory, waiting
+from disttensor.kernels.meeting import COMPLETED, ENTERED, FIRST_WEIGHT, LEDGER_WORDS, NOTICES, OWNERS, ROOM, WAITED
 from disttensor.kernels.native import address_of
 
-_LINE = 64
 _COUNTERS = 4
 _PIECE = 1 << 20  # bytes that go through the staging area at once
 _PIECE_BETWEEN_HOSTS = 1 << 22
-
-EVERYTHING = (-1,)
-"""The runs of an array without weights."""
 
 _NOTHING = np.empty(0, np.float32)
 
 _BOUND = 256  # combinations that are kept ready to be called
 
 _NAMES = {dtypes.to_numpy(name): name for name in dtypes.ALL}
-
-
-Run = tuple[int, int, tuple[float, ...]]
-"""Where a run begins and ends, and each local rank's weight for it."""
-
-
-class Operation:
-    """An all-reduce that this rank has entered, not yet complete."""
-
-    __slots__ = ("array", "kind", "number", "offsets", "out", "request", "runs")
-
-    def __init__(
-        self, number: int, array: np.ndarray, out: np.ndarray, kind: tuple[str, str], runs: Sequence[int]
-    ) -> None:
-        self.number = number
-        self.array = array
-        self.out = out
-        self.kind = kind
-        self.runs = runs
-        self.offsets: list[int] | None = None
-        self.request: Sum | None = None
 
 
 class SharedReducer:
@@ -113,10 +92,11 @@ class SharedReducer:
         self._memory = memory
         self._local = list(local)
         self._me = self._local.index(mpi.rank)
+        self._parts_in_turn = [*range(self._me, len(self._local)), *range(self._me)]
         self._segments = list(segments)
         self._owners = owners
         self._piece = _PIECE if hosts == 1 else _PIECE_BETWEEN_HOSTS
-        self._looks = meeting.looks(len(self._local), cores)
+        self._looks = waiting.looks(len(self._local), cores)
         self._pieces = 0
         self._place: np.ndarray | None = None
         self._queue: deque[Operation] = deque()
@@ -140,7 +120,7 @@ class SharedReducer:
 
     def _share(self, mpi: Any) -> bool:
         """Lay out this rank's counters, notices and staging area, and find those of the others."""
-        head = (_COUNTERS + NOTICES) * _LINE
+        head = (_COUNTERS + NOTICES) * LINE + BYTES
         block = self._memory.empty((head + 2 * self._piece,), np.dtype(np.uint8)) if self._memory.size else None
         mine = np.array([-1 if block is None else self._memory.offset(block)])
         starts = np.empty(mpi.size, np.int64)
@@ -152,12 +132,13 @@ class SharedReducer:
         self._block = block  # keeps it
         self._bases = [self._memory.addresses[segment] for segment in self._segments]
         blocks = [base + int(starts[r]) for base, r in zip(self._bases, self._local, strict=True)]
-        self._counters = [pointers([start + i * _LINE for start in blocks]) for i in range(_COUNTERS)]
-        places = [[start + (_COUNTERS + i) * _LINE for i in range(NOTICES)] for start in blocks]
+        self._counters = [pointers([start + i * LINE for start in blocks]) for i in range(_COUNTERS)]
+        places = [[start + (_COUNTERS + i) * LINE for i in range(NOTICES)] for start in blocks]
         self._notices = [[(ctypes.c_int64 * 8).from_address(place) for place in row] for row in places]
         self._weights = [[(ctypes.c_double * 8).from_address(place) for place in row] for row in places]
+        self._marks = Marks([start + head - BYTES for start in blocks], self._me)
         self._staging = [[start + head + i * self._piece for start in blocks] for i in (0, 1)]
-        self._meet = meeting.meet()
+        self._meet = waiting.meet()
         self._fill_ledger()
         return True
 
@@ -166,7 +147,8 @@ class SharedReducer:
         self._tables = [*self._counters[:2], pointers([ctypes.addressof(row[0]) for row in self._notices])]
         self._tables.append(pointers(self._bases))
         tables = [ctypes.addressof(table) for table in self._tables]
-        facts = [len(self._local), self._me, self._looks, *tables, ctypes.addressof(activity.is_observed)]
+        is_observed, marks = ctypes.addressof(activity.is_observed), ctypes.addressof(self._marks.table)
+        facts = [len(self._local), self._me, self._looks, *tables, is_observed, marks]
         for word, fact in enumerate(facts, meeting.RANKS):
             self.ledger[word] = fact
 
@@ -202,11 +184,7 @@ class SharedReducer:
 
     def _enter(self, array: np.ndarray, out: np.ndarray, op: str, weights: Weights | None) -> Operation:
         """Write the notice; others see it when the counter is moved."""
-        self._adopt()
-        if len(self._queue) == NOTICES - 1:
-            self.finish(self._queue[0])
-        self.ledger[ENTERED] = self._known = self.entered + 1
-        self.ledger[OWNERS + self.entered % NOTICES] = 0
+        self._count_next()
         kind = (op, _NAMES[array.dtype])
         runs = EVERYTHING if weights is None else [count for count, _ in weights]
         operation = Operation(self.entered, array, out, kind, runs)
@@ -222,6 +200,18 @@ class SharedReducer:
                 factors[i] = weight
         self._queue.append(operation)
         return operation
+
+    def _count_next(self) -> None:
+        """Take a number for the next operation, once the notice that it overwrites is read by all."""
+        self._adopt()
+        if len(self._queue) == NOTICES - 1:
+            self.finish(self._queue[0])
+        number = self.entered + 1
+        while number > self.ledger[ROOM]:
+            if self._wait_for(1, self.ledger[COMPLETED], number - NOTICES + 1, NAPS):
+                self.ledger[ROOM] = number
+        self.ledger[ENTERED] = self._known = number
+        self.ledger[OWNERS + number % NOTICES] = 0
 
     @property
     def entered(self) -> int:
@@ -271,7 +261,11 @@ class SharedReducer:
         return self._progress(operation, 0)
 
     def finish(self, operation: Operation) -> None:
-        """Wait until the operation is complete; the others must call `finish` or `test`, too."""
+        """Wait until the operation is complete, for which the others must have entered it.
+
+        With arrays that lie elsewhere than in shared memory, or on several hosts, they must call `finish` or `test`,
+        too.
+        """
         while not self._progress(operation, NAPS):
             if operation.number == self.entered and (look := self.waits_in_vain()) is not None:
                 look(CODES[operation.kind], operation.array.nbytes)
@@ -282,9 +276,8 @@ class SharedReducer:
 
     def enter_otherwise(self, code: int, nbytes: int) -> None:
         """Enter the next operation as who has called something else, so that the others see what, and raise."""
-        self._adopt()
-        self.ledger[ENTERED] = self._known = number = self.entered + 1
-        self.ledger[OWNERS + number % NOTICES] = 0
+        self._count_next()
+        number = self.entered
         self._notices[self._me][number % NOTICES][:3] = [~code, nbytes, -1]
         operation = Operation(number, _NOTHING, _NOTHING, ("sum", "float32"), EVERYTHING)
         operation.offsets = []  # there is nothing to combine
@@ -299,14 +292,18 @@ class SharedReducer:
 
     def _advance(self, operation: Operation, naps: int) -> bool:
         """Move the oldest operation on; whether it is complete, and is no longer in the queue."""
+        number = operation.number
         if operation.offsets is None:
-            if not self._wait_for(0, self.entered, operation.number, naps):
+            if not self._wait_for(0, self.entered, number, naps):
                 return False
             offsets = self._read_notices(operation)
-            if min(offsets) < 0:
-                self._pass_in_pieces(operation, offsets)
-            else:
+            if min(offsets) >= 0 and self._is_alone:
                 self._combine_in_place(operation, offsets)
+            elif min(offsets) >= 0:
+                self._combine_between_hosts(operation, offsets)
+            else:
+                self._pass_in_pieces(operation, offsets)
+                self._marks.set_done(number, self._me)
             operation.offsets = offsets
         if operation.request is not None:
             if naps:
@@ -314,11 +311,15 @@ class SharedReducer:
             elif not operation.request.test():
                 return False
             self._spread(operation)
-        if not self._wait_for(1, operation.number, operation.number, naps):
+        if operation.offsets and not self._marks.all_done(number, self._looks, naps):
             return False
-        self._queue.popleft()
-        self.ledger[COMPLETED] = operation.number
+        self._complete(operation)
         return True
+
+    def _complete(self, operation: Operation) -> None:
+        self._queue.remove(operation)
+        self.ledger[COMPLETED] = operation.number
+        self._wait_for(1, operation.number, 0, 0)
 
     def _read_notices(self, operation: Operation) -> list[int]:
         """Where each local rank's array lies; -1 for one that is not in shared memory."""
@@ -326,50 +327,54 @@ class SharedReducer:
         mine = notices[self._me]
         for r, notice in zip(self._local, notices, strict=True):
             if notice[0] != mine[0] or notice[1] != mine[1] or notice[3] != mine[3]:
-                self._queue.remove(operation)
-                self.ledger[COMPLETED] = operation.number
-                self._wait_for(1, operation.number, 0, 0)
+                self._complete(operation)
                 raise disagreement(self._local[self._me], mine, r, notice)
         return [notice[2] for notice in notices]
 
     def _weighted_runs(self, operation: Operation) -> list[Run]:
-        """The runs of the array: where each begins and ends, and each local rank's weight for it."""
-        if operation.runs is EVERYTHING and operation.kind[0] != "sum":
-            return [(0, operation.array.size, ones(len(self._local)))]
-        weights = [factors[operation.number % NOTICES] for factors in self._weights]
-        if len(operation.runs) == 1:
-            return [(0, operation.array.size, tuple(w[FIRST_WEIGHT] for w in weights))]
-        ends = list(itertools.accumulate(operation.runs))
-        return [
-            (end - count, end, tuple(w[i] for w in weights))
-            for i, (count, end) in enumerate(zip(operation.runs, ends, strict=True), FIRST_WEIGHT)
-        ]
+        place = operation.number % NOTICES
+        return operation.weighted_runs([factors[place][FIRST_WEIGHT:] for factors in self._weights])
 
     # --- arrays that lie in shared memory
 
     def _combine_in_place(self, operation: Operation, offsets: list[int]) -> None:
+        """Combine what nobody else does, this rank's part first, where all ranks are on this host."""
         runs = self._weighted_runs(operation)
-        key = operation.kind, operation.array.size, *offsets, *runs
+        for part in self._parts_in_turn:
+            if self._marks.claim(operation.number, part):
+                self._combination(operation, offsets, runs, part)()
+                self._marks.set_done(operation.number, part)
+
+    def _combine_between_hosts(self, operation: Operation, offsets: list[int]) -> None:
+        """Combine this rank's parts within this host, and begin to do so between hosts."""
+        self._combination(operation, offsets, self._weighted_runs(operation), self._me)()
+        parts = [operation.array[start:stop] for start, stop in self._parts(operation.array, self._me)]
+        operation.request = self._between_hosts(operation, parts)
+        if operation.request is None:
+            self._marks.set_done(operation.number, self._me)
+
+    def _combination(self, operation: Operation, offsets: list[int], runs: list[Run], part: int) -> Callable[[], Any]:
+        """What combines a part, kept for the next time."""
+        key = operation.kind, operation.array.size, part, *offsets, *runs
         combine = self._bound.get(key)
         if combine is None:
             arrays = [base + offset for base, offset in zip(self._bases, offsets, strict=True)]
             targets = arrays if self._is_alone else arrays[self._me : self._me + 1]
             if len(self._bound) == _BOUND:
                 self._bound.clear()
-            bound = [self._bind(operation.kind, arrays, targets, *part, runs) for part in self._parts(operation.array)]
+            ends = self._parts(operation.array, part)
+            bound = [self._bind(operation.kind, arrays, targets, start, stop, runs) for start, stop in ends]
             combine = self._bound[key] = bound[0] if len(bound) == 1 else lambda: [call() for call in bound]
-        combine()
-        parts = [operation.array[start:stop] for start, stop in self._parts(operation.array)]
-        operation.request = self._between_hosts(operation, parts)
+        return combine
 
-    def _parts(self, array: np.ndarray) -> list[tuple[int, int]]:
-        """What this rank combines of an array in shared memory: the same elements as of one that passes in pieces."""
+    def _parts(self, array: np.ndarray, part: int) -> list[tuple[int, int]]:
+        """What a part has of an array in shared memory: the same elements as of one that passes in pieces."""
         if self._is_alone:
-            return [self.part(array.size, array.itemsize)]
+            return [part_of(array.size, array.itemsize, part, self._owners)]
         length = self._piece // array.itemsize
         parts = []
         for skip in range(0, array.size, length):
-            start, stop = part_of(min(length, array.size - skip), array.itemsize, self._me, self._owners)
+            start, stop = part_of(min(length, array.size - skip), array.itemsize, part, self._owners)
             parts.append((skip + start, skip + stop))
         return parts
 
@@ -389,11 +394,12 @@ class SharedReducer:
         assert operation.offsets is not None
         size = operation.array.itemsize
         arrays = [base + offset for base, offset in zip(self._bases, operation.offsets, strict=True)]
-        for start, stop in self._parts(operation.array):
+        for start, stop in self._parts(operation.array, self._me):
             for r, address in enumerate(arrays):
                 if r != self._me:
                     ctypes.memmove(address + start * size, arrays[self._me] + start * size, (stop - start) * size)
         operation.request = None
+        self._marks.set_done(operation.number, self._me)
 
     # --- arrays that do not
 
@@ -447,9 +453,9 @@ class SharedReducer:
 
     # --- the parts of both
 
-    def part(self, size: int, itemsize: int) -> tuple[int, int]:
-        """First and last + 1 of the elements that this rank combines of an array, on one host."""
-        return part_of(size, itemsize, self._me, self._owners)
+    def part(self, size: int, itemsize: int, number: int) -> tuple[int, int]:
+        """First and last + 1 of the elements of a part on one host: this rank's is number 0, its neighbour's 1, …"""
+        return part_of(size, itemsize, self._parts_in_turn[number], self._owners)
 
     def _bind(
         self,

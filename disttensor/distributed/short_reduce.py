@@ -21,7 +21,7 @@ from disttensor.distributed.node_memory import NodeMemory
 from disttensor.distributed.notices import CODES, NAPS, REAL, disagreement
 from disttensor.distributed.shared_reduce import SharedReducer
 from disttensor.errors import DistributedError
-from disttensor.kernels import meeting, shared_memory
+from disttensor.kernels import shared_memory, short_meeting, waiting
 from disttensor.kernels.native import address_of
 
 _LINE = 64
@@ -56,10 +56,10 @@ class ShortReducer:
     ) -> None:
         ranks = mpi.size
         self.limit = min(_MOST, _READ // ranks // _LINE * _LINE)
-        self._meet = meeting.meet()
+        self._meet = waiting.meet()
         self._reducer = reducer
-        self._ledger = (ctypes.c_int64 * meeting.SHORT_WORDS)()
-        place = meeting.SHORT_HEAD + self.limit
+        self._ledger = (ctypes.c_int64 * short_meeting.WORDS)()
+        place = short_meeting.HEAD + self.limit
         block = memory.empty((_LINE + 2 * place,), np.dtype(np.uint8))
         starts = np.empty(ranks, np.int64)
         if block is not None:
@@ -68,10 +68,10 @@ class ShortReducer:
         self.usable = bool(starts.min() >= 0)
         self._block = block  # keeps it
         blocks = [memory.addresses[s] + int(start) for s, start in zip(segments, starts, strict=True)]
-        places = [b + _LINE + turn * place + meeting.SHORT_HEAD for turn in (0, 1) for b in blocks]
+        places = [b + _LINE + turn * place + short_meeting.HEAD for turn in (0, 1) for b in blocks]
         self._tables = (ctypes.c_void_p * ranks)(*blocks), (ctypes.c_void_p * (2 * ranks))(*places)
         tables = [ctypes.addressof(table) for table in self._tables]
-        for word, fact in enumerate([meeting.looks(ranks, cores), ranks, mpi.rank, *tables], meeting.SHORT_LOOKS):
+        for word, fact in enumerate([waiting.looks(ranks, cores), ranks, mpi.rank, *tables], short_meeting.LOOKS):
             self._ledger[word] = fact
         self._prepared: dict[tuple[str, np.dtype[Any], int], ShortSum] = {}
         if self.usable:
@@ -85,7 +85,7 @@ class ShortReducer:
     @property
     def waited(self) -> ctypes.c_int64:
         """Nanoseconds that this rank has waited for others in machine code, where nobody was told; it counts on."""
-        return ctypes.c_int64.from_buffer(self._ledger, 8 * meeting.SHORT_WAITED)
+        return ctypes.c_int64.from_buffer(self._ledger, 8 * short_meeting.WAITED)
 
     def prepared(self, op: str, dtype: np.dtype[Any], nbytes: int) -> ShortSum:
         """What combines arrays of this length."""
@@ -104,16 +104,16 @@ class ShortReducer:
         DistributedError
             On all ranks, if they called different things.
         """
-        waited = self._ledger[meeting.SHORT_WAITED]
+        waited = self._ledger[short_meeting.WAITED]
         call = self.prepared(op, array.dtype, array.nbytes)
         status = call.begin(array, out)
-        self._ledger[meeting.SHORT_WAITED] = waited  # who calls this is known to wait
+        self._ledger[short_meeting.WAITED] = waited  # who calls this is known to wait
         if status != 1:
             call.finish(out, status)
 
     def disagreement(self) -> DistributedError:
-        calls = [head[:] for head in self._heads(self._ledger[meeting.SHORT_NUMBER])]
-        me = self._ledger[meeting.SHORT_ME]
+        calls = [head[:] for head in self._heads(self._ledger[short_meeting.NUMBER])]
+        me = self._ledger[short_meeting.ME]
         if min(code for code, _ in calls) < 0:
             self._reducer.enter_otherwise(*calls[me])
         other = next(r for r, call in enumerate(calls) if call != calls[me])
@@ -123,7 +123,7 @@ class ShortReducer:
         """What each rank calls in exchange number so many: its code, and bytes."""
         ranks, turn = len(self._tables[0]), number % 2
         places = self._tables[1][turn * ranks : (turn + 1) * ranks]
-        return [(ctypes.c_int64 * 2).from_address(place - meeting.SHORT_HEAD) for place in places]
+        return [(ctypes.c_int64 * 2).from_address(place - short_meeting.HEAD) for place in places]
 
     def _look_for_others(self, code: int, nbytes: int) -> None:
         """This rank waits in the sum of a long array: if another waits here for it, come as who has called that.
@@ -131,14 +131,14 @@ class ShortReducer:
         The other came here before that sum, and cannot get there; so this is no matter of time.
         """
         counters, ranks = self._tables[0], len(self._tables[0])
-        me, before = self._ledger[meeting.SHORT_ME], self._ledger[meeting.SHORT_NUMBER]
+        me, before = self._ledger[short_meeting.ME], self._ledger[short_meeting.NUMBER]
         number, sums = before + 1, self._reducer.entered
         for r in range(ranks):
             one = (ctypes.c_void_p * 1)(counters[r])
             # Its counter here is read first.
             if self._meet(one, 1, counters[me], before, number, 0, 0) and not self._reducer.has_entered(r, sums):
                 self._heads(number)[me][:] = [~code, nbytes]
-                self._ledger[meeting.SHORT_NUMBER] = number
+                self._ledger[short_meeting.NUMBER] = number
                 self._meet(counters, ranks, counters[me], number, number, 0, 0)
                 return
 
@@ -150,20 +150,20 @@ class ShortSum:
         self._reducer, self._ledger = reducer, ledger
         name = dtypes.standardize_dtype(dtype)
         real = REAL.get(name, name)
-        combine = shared_memory.combine_address(real, op, ledger[meeting.SHORT_RANKS], 1)
+        combine = shared_memory.combine_address(real, op, ledger[short_meeting.RANKS], 1)
         facts = ctypes.addressof(ledger), CODES[op, name], dtypes.itemsize(real), combine, nbytes
-        self._words = (ctypes.c_int64 * meeting.SHORT_CALL_WORDS)(*facts)
+        self._words = (ctypes.c_int64 * short_meeting.CALL_WORDS)(*facts)
         self._address = ctypes.addressof(self._words)
-        self._exchange, self._complete = meeting.exchange()
+        self._exchange, self._complete = short_meeting.exchange()
 
     def __call__(self, array: np.ndarray) -> int:
         """Combine in place a contiguous array: 1 when done, otherwise call `finish`."""
-        self._words[meeting.SHORT_IN] = self._words[meeting.SHORT_OUT] = address_of(array)
+        self._words[short_meeting.IN] = self._words[short_meeting.OUT] = address_of(array)
         return self._exchange(self._address)
 
     def begin(self, array: np.ndarray, out: np.ndarray) -> int:
         """As a call, into another array."""
-        self._words[meeting.SHORT_IN], self._words[meeting.SHORT_OUT] = address_of(array), address_of(out)
+        self._words[short_meeting.IN], self._words[short_meeting.OUT] = address_of(array), address_of(out)
         return self._exchange(self._address)
 
     def finish(self, out: np.ndarray, status: int) -> None:
@@ -174,9 +174,9 @@ class ShortSum:
         DistributedError
             On all ranks, if they called different things.
         """
-        waited = self._ledger[meeting.SHORT_WAITED]
+        waited = self._ledger[short_meeting.WAITED]
         while not status:
             status = self._complete(self._address, NAPS)
-            self._ledger[meeting.SHORT_WAITED] = waited  # who calls this is known to wait
+            self._ledger[short_meeting.WAITED] = waited  # who calls this is known to wait
         if status != 1:
             raise self._reducer.disagreement()

@@ -4,6 +4,7 @@ A program is an array of instructions, each of four words: the kernel's address,
 extent of its work, and its grain (see `disttensor.kernels.native`). The executor walks it, once or several times in a
 row. It computes without denormals, and leaves the floating-point state of the calling thread as it was. An instruction
 may give up, so that Python does its work instead; then the executor returns, and is called again for what comes behind.
+Such an instruction may also have the next ones left out, which would do nothing: nobody is woken to share them.
 
 Threads live here and nowhere else. Helpers are parked in machine code. An instruction that may be split is opened to
 them: whoever comes takes parts until none is left, half of an equal share at a time, but at least so many grains as pay
@@ -45,7 +46,8 @@ _SKIP_AND_BACKOFF = slice(260, 268)  # bytes of the pool
 _MOST_SKIPPED = 1023
 
 RESUMABLE = -1
-"""Instead of a grain: the instruction may give up, and says so by its first argument, which is then not 0."""
+"""Instead of a grain: the instruction may give up, and says so by its first argument, which is then above 0. Below 0 it
+says how many instructions behind it are to be left out, negated."""
 
 
 def execute(program: int, count: int, times: int = 1, threads: int = 1, least: int = 1) -> int:
@@ -65,7 +67,7 @@ def execute(program: int, count: int, times: int = 1, threads: int = 1, least: i
     Returns
     -------
     int
-        How many instructions were done: `count` · `times`, unless one of `RESUMABLE` grain gave up.
+        How many instructions were done, or left out: `count` · `times`, unless one of `RESUMABLE` grain gave up.
     """
     if threads > 1 and HAS_THREADS:
         done: int = _functions()[0](program, count, times, threads, least, _pool().address_for(threads))
@@ -246,11 +248,15 @@ call:
   br i1 %resumable, label %ask, label %done
 ask:
   %status = load i64, ptr %arguments
-  %gave.up = icmp ne i64 %status, 0
-  br i1 %gave.up, label %end, label %done
+  %gave.up = icmp sgt i64 %status, 0
+  br i1 %gave.up, label %end, label %skip
+skip:
+  %more.than.one = sub i64 1, %status
+  br label %done
 done:
-  %next = add i64 %i, 1
-  %ran.now = add i64 %ran.before, 1
+  %step = phi i64 [1, %share], [1, %alone], [1, %call], [%more.than.one, %skip]
+  %next = add i64 %i, %step
+  %ran.now = add i64 %ran.before, %step
   %within = icmp slt i64 %next, %count
   %following = select i1 %within, i64 %next, i64 0
   %more = icmp slt i64 %ran.now, %total

@@ -98,7 +98,8 @@ class NativeCall:
         Anything else that must live as long as the call.
     otherwise : callable, optional
         Python that does the kernel's work where it gives up. The kernel tells by word 0 of the block, which it sets
-        each time, to 0 if it has done its work; else it has changed nothing.
+        each time: 1 if it gave up, and has changed nothing; 0 if it has done its work; or −n if moreover the n calls
+        behind it in a sequence have nothing to do.
     pieces : Pieces, optional
         What parts of the work read and write.
     """

@@ -1,4 +1,4 @@
-"""Machine code for ranks that share memory: combining one another's arrays (how they wait for it: `meeting`).
+"""Machine code for ranks that share memory: combining one another's arrays (who combines what: `meeting`).
 
 It is written as LLVM IR (see `machine`). Elements are combined in the order of ranks: the result depends neither on who
 does it nor on timing.

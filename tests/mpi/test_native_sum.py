@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.mpi.libraries import on_ranks, open_mpi_alone
 
 HERE = Path(__file__).parent
@@ -12,6 +14,18 @@ HERE = Path(__file__).parent
 @on_ranks(2, 3, 8, mpich=[3])
 def test_native_sum(mpirun, n):
     code, output = mpirun(n, HERE / "native_sum_program.py", str(n))
+    assert code == 0, output
+    assert output.count("every check passed") == 1, output
+
+
+@pytest.mark.parametrize(
+    ("mpirun", "n", "most"),
+    [("openmpi", 2, 8), ("openmpi", 3, 8), ("openmpi", 4, 2), ("openmpi", 8, 8), ("mpich", 3, 8)],
+    indirect=["mpirun"],
+)
+def test_whoever_is_there_combines(mpirun, n, most):
+    """In machine code up to `most` parts."""
+    code, output = mpirun(n, HERE / "late_program.py", str(n), str(most))
     assert code == 0, output
     assert output.count("every check passed") == 1, output
 

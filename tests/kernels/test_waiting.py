@@ -1,4 +1,4 @@
-"""`meeting`: waiting for the counters of other ranks. Sums in plans are tested with real ranks, in `tests/mpi`."""
+"""`waiting`: for the counters of other ranks. Sums in plans are tested with real ranks, in `tests/mpi`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from disttensor.kernels import meeting
+from disttensor.kernels import waiting
 
 
 def pointers(*arrays):
@@ -20,7 +20,7 @@ def pointers(*arrays):
 def test_meet_waits_for_the_last(looks):
     counters = np.zeros((2, 8), np.int64)
     addresses = pointers(*counters)
-    meet = meeting.meet()
+    meet = waiting.meet()
     assert meet(addresses, 2, counters[0].ctypes.data, 3, 3, looks, 0) == 0
     assert counters[0, 0] == 3
     assert meet(addresses, 2, counters[0].ctypes.data, 3, 3, looks, 5) == 0
@@ -37,4 +37,4 @@ def test_meet_waits_for_the_last(looks):
 
 
 def test_ranks_without_a_core_each_offer_theirs_at_once():
-    assert meeting.looks(4, 2) < meeting.looks(2, 2) == meeting.looks(2, 8)
+    assert waiting.looks(4, 2) < waiting.looks(2, 2) == waiting.looks(2, 8)

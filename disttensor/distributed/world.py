@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -278,6 +278,22 @@ def broadcast_variables(variables: Iterable[Variable]) -> None:
     DistributedError
         On all ranks, if the shapes or dtypes of variables that are not divided differ.
     """
+    variables = list(variables)
+    whole = [v for v in variables if v.partition is None]
+    agree("the variables to broadcast", {f"variable {i}": [v.shape, v.dtype] for i, v in enumerate(whole)}, variables)
+
+
+def agree(what: str, facts: Mapping[str, Any], variables: Sequence[Variable]) -> None:
+    """Raise on every rank if facts differ between ranks, see `require_same`; else give variables the values of rank 0.
+
+    Parameters
+    ----------
+    what : str
+    facts : mapping
+        Among them shapes and dtypes of the variables that are not divided.
+    variables : sequence of Variable
+        See `broadcast_variables`.
+    """
     group = communicator()
     if group.size == 1:
         return
@@ -285,10 +301,8 @@ def broadcast_variables(variables: Iterable[Variable]) -> None:
     from disttensor.distributed.consistency import digest_of, require_same
 
     background.open_channel(data_group())  # here, since all ranks are
-    variables = list(variables)
     whole = [v for v in variables if v.partition is None]
-    kinds = {f"variable {i}": [v.shape, v.dtype] for i, v in enumerate(whole)}
-    changed = [] if require_same("the variables to broadcast", kinds, digest_of(whole)) else whole
+    changed = [] if require_same(what, facts, digest_of(whole)) else whole
     short = [v for v in changed if v.memory.nbytes < _SHORT]
     if short:
         message = np.concatenate([v.memory.reshape(-1).view(np.uint8) for v in short])

@@ -13,6 +13,7 @@ from disttensor import config, distributed, random, tree
 from disttensor.callbacks import BackupAndRestore, Callback, CallbackList
 from disttensor.data import Batch, DataAdapter
 from disttensor.distributed.consistency import require_same
+from disttensor.distributed.world import agree
 from disttensor.errors import SerializationError
 from disttensor.saving.registration import serialize_keras_object
 from disttensor.tensor import Variable
@@ -59,7 +60,7 @@ def require_same_data(what: str, adapter: DataAdapter) -> None:
         require_same(what, facts)
 
 
-def require_same_model(model: Any, kind: str, batch: Batch, variables: Sequence[Variable]) -> None:
+def agree_on_model(model: Any, kind: str, batch: Batch, others: Sequence[Variable]) -> None:
     """Require that all ranks have the same model, built but not yet trained, and batches that fit together.
 
     Names of layers may differ. Values of weights may, too: all ranks get those of rank 0.
@@ -71,8 +72,8 @@ def require_same_model(model: Any, kind: str, batch: Batch, variables: Sequence[
         Of the step that comes next.
     batch : Batch
         The first one.
-    variables : sequence of Variable
-        All of the model.
+    others : sequence of Variable
+        What is to have the same values, too, beside the variables of the model.
 
     Raises
     ------
@@ -93,17 +94,19 @@ def require_same_model(model: Any, kind: str, batch: Batch, variables: Sequence[
         graph = getattr(layer, "_layer_graph", None)
         if graph is not None:
             facts |= {f"wiring of {name}: {call}": _description(given) for call, given in graph.wiring().items()}
+    variables = model.variables
     facts["number of variables"] = len(variables)
     for number, variable in enumerate(variables):
         kind_of_weight = "trainable" if variable.trainable else "not trainable"
         facts[f"variable {number}"] = [variable.shape, variable.dtype, kind_of_weight]
+    facts["other variables"] = [[v.shape, v.dtype] for v in others if v.partition is None]
     if kind == "train":
         facts["optimizer: "] = _description(model.optimizer)
     facts["rows of the first global batch"] = batch.total
     for name in ("x", "y", "sample_weight"):
         arrays = [np.asarray(a) for a in tree.flatten(getattr(batch, name)) if a is not None]
         facts[f"first batch, {name}, without its rows"] = [[a.dtype.name, a.shape[1:]] for a in arrays]
-    require_same(f"the model and data of a {kind} step", facts)
+    agree(f"the model and data of a {kind} step", facts, [*variables, *others])
 
 
 def _environment() -> dict[str, Any]:

@@ -226,13 +226,14 @@ class Trainer(Loops):
             with context.suspended():
                 self(unpack_x_y_sample_weight(as_tensors(batch))[0], training=False)  # type: ignore[operator]
             self.reset_metrics()  # those of layers have seen a batch that does not count
-        variables = list(self.variables)  # type: ignore[attr-defined]
-        fingerprint.require_same_model(self, kind, batch, variables)
-        if kind == "train" and not self.optimizer.built:
-            self.optimizer.build(self.trainable_weights)  # type: ignore[attr-defined]
-        if kind == "train":
+        variables = [v for m in self.metrics for v in m.variables]
+        is_new = kind == "train" and not self.optimizer.built
+        if kind == "train" and not is_new:
             variables += self.optimizer.variables
-        distributed.broadcast_variables([*variables, *(v for m in self.metrics for v in m.variables)])
+        fingerprint.agree_on_model(self, kind, batch, variables)
+        if is_new:
+            self.optimizer.build(self.trainable_weights)  # type: ignore[attr-defined]
+            distributed.broadcast_variables(self.optimizer.variables)
 
 
 def _rows_of(x: Any) -> int:

@@ -2,8 +2,13 @@
 
 A sum is added up along the canonical tree (`summation_tree`). On one rank that is all. Two ranks that hold one node of
 the tree each add these in a bucket (`buckets`), as gradients are added without virtual shards: within a host that is
-machine code, and the step one native sequence. Others send chunks of their nodes around (`SumOverRanks`). Which way it
-goes depends on who holds what, which is the same on all ranks, and so are the bits.
+machine code, and the step one native sequence. So do four, eight and so on ranks of a host that hold as many shards
+each: the tree over them is one of pairs, and each of its levels such a sum between two ranks, half of them in each half
+of the level above (recursive doubling). Others send chunks of their nodes around (`SumOverRanks`). Which way it goes
+depends on who holds what, and on which host, which is the same on all ranks, and so are the bits.
+
+References: Thakur, Rabenseifner & Gropp, "Optimization of collective communication operations in MPICH", International
+Journal of High Performance Computing Applications, 2005, on recursive doubling.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from disttensor import dtypes
 from disttensor.context import Spec
 from disttensor.distributed import world
 from disttensor.distributed.buckets import all_reduce, layout, unpack
@@ -70,6 +76,10 @@ def met(
         attrs = {"starts": starts, "runs": (length,), "factors": (1.0,) * len(nodes)}
         one = Node("constant", [Spec((), "float64")], source=np.array(1.0), order=(-1,)).outputs[0]
         whole = Node("operator", [Spec((length,), dtype)], all_reduce, [*parts[0], one], attrs, order=(*order, 0))
+    elif pairs_of(group, held):
+        spec = Spec((length,), dtype)
+        attrs = {"starts": starts, "spec": spec}
+        whole = Node("operator", [spec], summed_in_pairs, parts[0], attrs, order=(*order, 0))
     else:
         spec = Spec((-(-length // group.size) * group.size,), dtype)
         attrs = {"starts": starts, "spec": spec}
@@ -84,6 +94,28 @@ def met(
         .outputs[0]
         for number, (node, start, shape) in enumerate(zip(nodes, starts, shapes, strict=True))
     ]  # fmt: skip
+
+
+_pairs: dict[int, tuple[Communicator, list[Any]]] = {}
+
+
+def pairs_of(group: Communicator, held: Sequence[Leaves]) -> list[Any]:
+    """For each level of the tree over ranks, from the lowest, this rank and the one that it adds with; collective once.
+
+    There are none where that is not the canonical tree, or ranks do not share memory; the same on all ranks.
+    """
+    counts = {last - first for first, last in held}
+    if group.size & group.size - 1 or len(counts) > 1 or 0 in counts or group.nodes > 1:
+        return []
+    if id(group) not in _pairs:
+        levels: list[Any] = []
+        for level in range(group.size.bit_length() - 1):
+            above = group.rank >> level + 1 << level
+            levels.append(group.split(above + (group.rank & (1 << level) - 1)))
+            levels[-1].sum_in_memory(natively=True)
+        missing = np.array([float(any(pair.reducer is None for pair in levels))])
+        _pairs[id(group)] = group, [] if group.all_reduce(missing, "max")[0] else levels
+    return _pairs[id(group)][1]
 
 
 def _zeros(spec: Spec) -> np.ndarray:
@@ -112,6 +144,32 @@ def _bind_packed(out: np.ndarray, *arrays: np.ndarray, starts: tuple[int, ...], 
 def _places(out: np.ndarray, shapes: Sequence[tuple[int, ...]], starts: Sequence[int]) -> list[np.ndarray]:
     pairs = zip(starts, shapes, strict=True)
     return [out[start : start + math.prod(shape)].reshape(shape) for start, shape in pairs]
+
+
+@operator(communicates=True)
+def summed_in_pairs(out: np.ndarray, *arrays: np.ndarray, starts: tuple[int, ...], spec: Spec) -> None:
+    """The sum over ranks of arrays in one flat buffer, each from its start on, added in pairs, and pairs of pairs."""
+    _bind_summed_in_pairs(out, *arrays, starts=starts, spec=spec)()
+
+
+@summed_in_pairs.bind
+def _bind_summed_in_pairs(out: np.ndarray, *arrays: np.ndarray, starts: tuple[int, ...], spec: Spec) -> Bound:
+    from disttensor.distributed import native_sum
+
+    one = np.array(1.0)
+    calls = [_bind_packed(out, *arrays, starts=starts, spec=spec)]
+    for pair in _pairs[id(world.data_group())][1]:
+        native = native_sum.make(pair, out, [out.size], [one])
+        if native is None:
+            calls.append(functools.partial(_sum_of_pair, pair, out))
+        else:
+            calls += [native.start(), native.wait()]
+    return sequence(calls)
+
+
+def _sum_of_pair(pair: Any, out: np.ndarray) -> None:
+    pair.align(pair.reducer.entered)  # machine code, which counts for itself, may have come in between
+    pair.all_reduce(out, weights=[(out.size, 1.0)])
 
 
 @operator(communicates=True)
@@ -153,6 +211,19 @@ for _op in packed, summed_along_tree, gathered:
     _op.allocate(_zeros)
 
 
+@summed_in_pairs.infer
+def _(*specs: Spec, spec: Spec, **attrs: Any) -> Spec:
+    return spec
+
+
+@summed_in_pairs.allocate
+def _(spec: Spec) -> np.ndarray:
+    array = world.data_group().shared_empty(spec.shape, dtypes.to_numpy(spec.dtype))
+    array.fill(0)  # also between the arrays
+    return array
+
+
+@summed_in_pairs.destinations
 @packed.destinations
 def _(out: np.ndarray, *specs: Spec, starts: tuple[int, ...], spec: Spec) -> list[np.ndarray | None]:
     return [*_places(out, [s.shape for s in specs], starts)]

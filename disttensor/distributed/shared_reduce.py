@@ -40,7 +40,7 @@ from disttensor.distributed import activity
 from disttensor.distributed.combining import bind_run, ones, pointers, threads
 from disttensor.distributed.exchange import Exchange, Sum, part_of
 from disttensor.distributed.marks import BYTES, LINE, Marks
-from disttensor.distributed.node_memory import NodeMemory
+from disttensor.distributed.node_memory import CommonBlock, NodeMemory
 from disttensor.distributed.notices import CODES, NAPS, disagreement
 from disttensor.distributed.operation import EVERYTHING, Operation, Run
 from disttensor.distributed.weights import Weights
@@ -121,17 +121,12 @@ class SharedReducer:
     def _share(self, mpi: Any) -> bool:
         """Lay out this rank's counters, notices and staging area, and find those of the others."""
         head = (_COUNTERS + NOTICES) * LINE + BYTES
-        block = self._memory.empty((head + 2 * self._piece,), np.dtype(np.uint8)) if self._memory.size else None
-        mine = np.array([-1 if block is None else self._memory.offset(block)])
-        starts = np.empty(mpi.size, np.int64)
-        if block is not None:
-            block[:head] = 0
-        mpi.Allgather(mine, starts)
-        if starts[self._local].min() < 0:
+        size = head + 2 * self._piece
+        self._block = CommonBlock(mpi, self._memory, self._local, self._segments, size, head)
+        blocks = self._block.addresses
+        if not blocks:
             return False
-        self._block = block  # keeps it
         self._bases = [self._memory.addresses[segment] for segment in self._segments]
-        blocks = [base + int(starts[r]) for base, r in zip(self._bases, self._local, strict=True)]
         self._counters = [pointers([start + i * LINE for start in blocks]) for i in range(_COUNTERS)]
         places = [[start + (_COUNTERS + i) * LINE for i in range(NOTICES)] for start in blocks]
         self._notices = [[(ctypes.c_int64 * 8).from_address(place) for place in row] for row in places]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from disttensor import dtypes
-from disttensor.distributed.node_memory import NodeMemory
+from disttensor.distributed.node_memory import CommonBlock, NodeMemory
 from disttensor.distributed.notices import CODES, NAPS, REAL, disagreement
 from disttensor.distributed.shared_reduce import SharedReducer
 from disttensor.errors import DistributedError
@@ -60,14 +60,9 @@ class ShortReducer:
         self._reducer = reducer
         self._ledger = (ctypes.c_int64 * short_meeting.WORDS)()
         place = short_meeting.HEAD + self.limit
-        block = memory.empty((_LINE + 2 * place,), np.dtype(np.uint8))
-        starts = np.empty(ranks, np.int64)
-        if block is not None:
-            block[:_LINE] = 0
-        mpi.Allgather(np.array([-1 if block is None else memory.offset(block)]), starts)
-        self.usable = bool(starts.min() >= 0)
-        self._block = block  # keeps it
-        blocks = [memory.addresses[s] + int(start) for s, start in zip(segments, starts, strict=True)]
+        self._block = CommonBlock(mpi, memory, range(ranks), segments, _LINE + 2 * place, _LINE)
+        blocks = self._block.addresses
+        self.usable = bool(blocks)
         places = [b + _LINE + turn * place + short_meeting.HEAD for turn in (0, 1) for b in blocks]
         self._tables = (ctypes.c_void_p * ranks)(*blocks), (ctypes.c_void_p * (2 * ranks))(*places)
         tables = [ctypes.addressof(table) for table in self._tables]

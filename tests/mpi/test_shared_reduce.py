@@ -21,6 +21,13 @@ def test_shared(mpirun, n):
     assert output.count("every check passed") == 1, output
 
 
+@on_ranks(3, mpich=[2])
+def test_a_group_is_dropped_while_others_use_it(mpirun, n):
+    code, output = mpirun(n, HERE / "dropped_program.py", timeout=100, env={"DISTTENSOR_ALLREDUCE": "shared"})
+    assert code == 0, output
+    assert output.count("every check passed") == 1, output
+
+
 @open_mpi_alone
 def test_end_while_others_wait_in_shared_memory(mpirun):
     program = """

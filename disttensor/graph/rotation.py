@@ -8,7 +8,8 @@ the first ones, and a rank that is held up for a moment need not hold up the oth
 Scheduler for Distributed DNN Training Acceleration", SOSP 2019.
 
 What a call reads and writes is known by the place in memory, and calls that meet other ranks keep their order. So no
-result depends on it. If a run fails, what is left of the run before is completed first.
+result depends on it. If a run fails, what is left of the run before is completed first; if a signal raises when machine
+code has returned from runs, these are.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from disttensor.kernels import copying
 from disttensor.kernels.chain import chained
 from disttensor.kernels.native import Bound, NativeCall, NativeSequence, segments
 from disttensor.kernels.program import settings
@@ -117,12 +119,26 @@ class Rotation:
     def repetition(self, write: Bound) -> Repetition:
         """What runs the program several times in a row, on inputs that are written by a call."""
         written = write, False
-        following = [*self._before, written, *self._behind] if self._late else [written, *self._early]
-        return Repetition(_Runs([written, *self._early]), _Runs(following), _Runs(self._late))
+        if not self._late:
+            runs = _Runs([written, *self._early])
+            return Repetition(runs, runs, _Runs([]), np.zeros(1))
+        only_late_is_left = np.zeros(1)
+        begins, ends = ((copying.bind(only_late_is_left, np.array([fact])), False) for fact in (0.0, 1.0))
+        first = _Runs([begins, written, *self._early, ends])
+        following = _Runs([begins, *self._before, written, *self._behind, ends])
+        return Repetition(first, following, _Runs(self._late), only_late_is_left)
 
 
 class Repetition:
     """Runs a program so many times in a row; see `Rotation.repetition`.
+
+    Parameters
+    ----------
+    first, following, last : _Runs
+        The first run without its end, runs with the end of the one before, and the end.
+    only_late_is_left : array of one number
+        Not 0 between the others, when nothing but the end is left of the runs so far: they write it themselves, since
+        an exception that comes of a signal does not say where they are.
 
     Attributes
     ----------
@@ -130,19 +146,30 @@ class Repetition:
         Whether runs are machine code alone.
     """
 
-    def __init__(self, first: _Runs, following: _Runs, last: _Runs):
+    def __init__(self, first: _Runs, following: _Runs, last: _Runs, only_late_is_left: np.ndarray):
         self._parts = first, following, last
+        self._only_late_is_left = only_late_is_left
         self.is_native = all(part.is_native for part in self._parts)
 
     def __call__(self, times: int) -> None:
         first, following, last = self._parts
         with contextlib.nullcontext() if self.is_native else settings():
-            if last.count:
-                first(1)
-                following(times - 1)
-                last(1)
-            else:
+            if not last.count:
                 first(times)
+                return
+            self._only_late_is_left[0] = 0
+            running = first
+            try:
+                first(1)
+                running = following
+                following(times - 1)
+            except BaseException:
+                if self._only_late_is_left[0]:
+                    last(1)
+                else:
+                    running.complete_the_one_before()
+                raise
+            last(1)
 
 
 class _Runs:
@@ -150,28 +177,27 @@ class _Runs:
 
     def __init__(self, parts: Sequence[tuple[Bound, bool]]):
         self._parts = parts
+        self._position = 0
         self.count = len(parts)
         self.is_native = all(isinstance(call, (NativeCall, NativeSequence)) for call, _ in parts)
         self._all = NativeSequence([call for call, _ in parts]) if self.is_native else None  # type: ignore[misc]
 
     def __call__(self, times: int) -> None:
         if self._all is not None:
-            try:
-                self._all(times)
-            except BaseException:
-                self._complete([(call, late) for part, late in self._parts for call in part], self._all.position)  # type: ignore[union-attr]
-                raise
+            self._all(times)
             return
         for _ in range(times):
             for position, (call, _) in enumerate(self._parts):
-                try:
-                    call()
-                except BaseException:
-                    self._complete(self._parts, position)
-                    raise
+                self._position = position
+                call()
 
-    def _complete(self, calls: Sequence[tuple[Bound, bool]], position: int) -> None:
+    def complete_the_one_before(self) -> None:
         """A call failed: if it is not of the run before, that run is complete but for what comes behind."""
+        calls, position = self._parts, self._position
+        if self._all is not None:
+            if self._all.position is None:
+                return  # machine code gave up, and a signal raised before Python took over
+            calls, position = [(call, late) for part, late in calls for call in part], self._all.position  # type: ignore[union-attr]
         if not calls[position][1]:
             for call, is_late in calls[position + 1 :]:
                 if is_late:

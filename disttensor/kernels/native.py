@@ -153,8 +153,9 @@ class NativeSequence:
 
     Attributes
     ----------
-    position : int
-        The number of the call that gave up last: if an exception came of running them, it is this one's.
+    position : int or None
+        The number of the call that has given up, while Python does its work: an exception of that is this one's. None
+        else, also after one that came of a signal, when machine code had returned.
     """
 
     __slots__ = ("_address", "_calls", "_parallel", "_program", "position")
@@ -165,11 +166,12 @@ class NativeSequence:
         self._program = (ctypes.c_int64 * len(instructions))(*instructions)
         self._address = ctypes.addressof(self._program)
         self._parallel = any(call.may_be_split for call in self._calls)
-        self.position = 0
+        self.position: int | None = None
 
     def __call__(self, times: int = 1) -> None:
         """Run all, so many times in a row."""
         count, done = len(self._calls), 0
+        self.position = None
         limits = tuning.limits() if self._parallel else ()
         while (left := count * times - done) > 0:
             first = done % count
@@ -178,10 +180,11 @@ class NativeSequence:
             ran = executor.execute(begin, count - first, expected // (count - first), *limits)
             done += ran
             if ran < expected:
-                self.position = done % count
-                otherwise = self._calls[self.position].otherwise
+                otherwise = self._calls[done % count].otherwise
                 assert otherwise is not None
+                self.position = done % count
                 otherwise()
+                self.position = None
                 done += 1
 
     def __iter__(self) -> Iterator[NativeCall]:

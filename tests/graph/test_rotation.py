@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
+import signal
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
 from disttensor.graph.rotation import Entry, Rotation, interleaved
-from disttensor.kernels import copying
+from disttensor.kernels import copying, machine
+from disttensor.kernels.dealing import Dealer
 from disttensor.kernels.native import NativeCall
 
 WORDS = 12
@@ -108,9 +112,54 @@ def test_what_is_left_of_the_run_before_is_completed_if_a_run_fails(is_native, f
     assert memory[1] == (1 if fails == "early" else 7)
 
 
-def _gives_up() -> int:
-    from disttensor.kernels import machine
+@pytest.mark.parametrize("comes_in", [1, 2, 3])
+def test_runs_are_completed_if_a_signal_raises_behind_them(comes_in):
+    memory, runs = np.zeros(3, np.int64), ctypes.c_int64(0)
+    dealer = Dealer(memory[:1], runs)
+    dealer.deal(np.array([1, 2, 3]))
+    libc_raise = ctypes.cast(ctypes.CDLL(None)["raise"], ctypes.c_void_p).value
+    raises = NativeCall(_raises(), (libc_raise, memory[:1], comes_in, signal.SIGUSR1))
+    takes = Entry(copying.bind(memory[2:], memory[:1]), (memory[:1],), (memory[2:],))
+    gives = Entry(copying.bind(memory[1:2], memory[2:]), (memory[2:],), (memory[1:2],), is_late=True)
 
+    def trouble(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    former = signal.signal(signal.SIGUSR1, trouble)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Rotation([memory[:1]], [Entry(raises, (memory[:1],), ()), takes], [gives]).repetition(dealer.call)(3)
+    finally:
+        signal.signal(signal.SIGUSR1, former)
+    assert runs.value == (1 if comes_in == 1 else 3)
+    assert (memory == runs.value).all()
+
+
+def _raises() -> int:
+    """Call a function with a number if there is another number in memory."""
+    text = """
+define void @raises(ptr %arguments, i64 %start, i64 %stop) {
+  %function = load ptr, ptr %arguments
+  %memory.at = getelementptr i64, ptr %arguments, i64 1
+  %memory = load ptr, ptr %memory.at
+  %wanted.at = getelementptr i64, ptr %arguments, i64 2
+  %wanted = load i64, ptr %wanted.at
+  %found = load i64, ptr %memory
+  %same = icmp eq i64 %found, %wanted
+  br i1 %same, label %call, label %end
+call:
+  %number.at = getelementptr i64, ptr %arguments, i64 3
+  %number = load i32, ptr %number.at
+  call i32 %function(i32 %number)
+  br label %end
+end:
+  ret void
+}
+"""
+    return machine.load(text)["raises"]
+
+
+def _gives_up() -> int:
     text = (
         "define void @never_does(ptr %arguments, i64 %start, i64 %stop) {\n store i64 1, ptr %arguments\n ret void\n}"
     )

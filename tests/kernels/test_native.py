@@ -213,3 +213,36 @@ WHEN = """define void @when(ptr %arguments, i64 %start, i64 %stop) {
   store i64 %result, ptr %out
   ret void
 }"""
+
+
+# Says −n in its first argument where another one is 0.
+LEAVE_OUT = """define void @leave_out(ptr %arguments, i64 %start, i64 %stop) {
+  %w1 = getelementptr i64, ptr %arguments, i64 1
+  %w2 = getelementptr i64, ptr %arguments, i64 2
+  %at = load ptr, ptr %w1
+  %go = load i64, ptr %at
+  %n = load i64, ptr %w2
+  %none = icmp eq i64 %go, 0
+  %less = sub i64 0, %n
+  %status = select i1 %none, i64 %less, i64 0
+  store i64 %status, ptr %arguments
+  ret void
+}"""
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("behind", [0, 1])
+def test_a_kernel_has_those_behind_it_left_out(count: int, behind: int) -> None:
+    """Up to the last of the sequence, which then begins anew."""
+    go, never = np.zeros(1, np.int64), pytest.fail
+    ask = NativeCall(machine.load(LEAVE_OUT)["leave_out"], [0, go, count], otherwise=never)
+    skipped, other = [add(1, 0) for _ in range(count)], [add(1, 0) for _ in range(behind)]
+    begin = [float(out[0]) for _, out, _ in (*skipped, *other)]
+    whole = NativeSequence([ask, *(call for call, _, _ in (*skipped, *other))])
+    for runs, added in ((1, 0), (3, 0), (2, 2)):
+        go[0] = added
+        whole(runs)
+    gained = [float(out[0]) - b for (_, out, _), b in zip((*skipped, *other), begin, strict=True)]
+    assert gained == [2 * 1.5 for _ in skipped] + [6 * 1.5 for _ in other]
+    go[0] = 0
+    ask()

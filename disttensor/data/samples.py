@@ -18,6 +18,9 @@ from disttensor.data.structures import combine_weights
 _ROWS_AT_ONCE = 8192
 """How many rows of a shuffled order are computed in one go: numpy's overhead per call is shared by that many."""
 
+_FEWEST_BATCHES = 8
+"""Of how many batches that is done at least: only steps on these can be run at once, and overlap (`Plan.repeats`)."""
+
 
 class SampleAdapter:
     """Batches out of a `Dataset`.
@@ -86,7 +89,7 @@ class SampleAdapter:
         by_row, by_batch = self._dataset.shuffle is True, self._dataset.shuffle == "batch"
         full = self.num_samples // self.batch_size  # the last batch, if it is not, keeps its place
         order = Permutation(self.num_samples if by_row else max(1, full), self._seed, pass_number)
-        stride = max(1, _ROWS_AT_ONCE * self._size // self.batch_size) if by_row else _ROWS_AT_ONCE
+        stride = max(_FEWEST_BATCHES, _ROWS_AT_ONCE * self._size // self.batch_size) if by_row else _ROWS_AT_ONCE
         for batch in itertools.chain(range(first, min(last, full), stride), range(max(first, full), last)):
             numbers = np.arange(batch, min(batch + stride, last, full) if batch < full else last)
             begin, end, total = self._bounds(batch)

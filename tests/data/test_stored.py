@@ -62,6 +62,7 @@ def test_several_batches_at_once_are_those_one_by_one(
     monkeypatch: pytest.MonkeyPatch, shuffle: bool | str, steps: int | None, rank: int, size: int, pattern: list[int]
 ) -> None:
     monkeypatch.setattr(samples, "_ROWS_AT_ONCE", 15)
+    monkeypatch.setattr(samples, "_FEWEST_BATCHES", 1)
     adapter = make_adapter(X, Y, WEIGHTS, 5, shuffle=shuffle, steps=steps, rank=rank, size=size)
     for epoch, start in ((0, 0), (1, 0), (2, 3)):
         expected, source = list(adapter.epoch(epoch, start)), adapter.epoch(epoch, start)
@@ -75,6 +76,13 @@ def test_several_batches_at_once_are_those_one_by_one(
             assert len({batch.alike for batch in found[-len(group) :]}) == 1
         assert [_known(batch) for batch in found] == [_known(batch) for batch in expected]
         assert {batch.total: batch.alike is None for batch in found} == {5: False, 3: True}
+
+
+@pytest.mark.parametrize("shuffle", [True, False, "batch"])
+@pytest.mark.parametrize("size", [1, 2])
+def test_long_batches_come_several_at_once_too(shuffle: bool | str, size: int) -> None:
+    x = np.zeros((120_000, 1), np.float32)
+    assert len(make_adapter(x, x, None, 12_000, shuffle=shuffle, rank=0, size=size).epoch(0).take(8)) == 8
 
 
 def _known(batch: StoredBatch) -> Any:

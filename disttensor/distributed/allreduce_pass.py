@@ -49,7 +49,8 @@ _FINAL = -1
 _SHORT = 4096  # bytes
 _LONG = 1 << 16  # bytes of a gradient that is worth to be computed, and sent, at another time
 
-_ONE = Node("constant", [Spec((), "float64")], source=np.array(1.0), order=(-1,)).outputs[0]
+ONE = Node("constant", [Spec((), "float64")], source=np.array(1.0), order=(-1,)).outputs[0]
+"""The weight of a run of constant weight, which is in its factors."""
 
 
 @register
@@ -116,7 +117,7 @@ class _Buckets:
             "runs": tuple(end - starts[i] for i, end in zip(firsts, ends, strict=True)),
             "factors": tuple(float(w.node.source) if w.node.kind == "constant" else 1.0 for w in weights),
         }
-        arguments = [*values, *(_ONE if weights[i].node.kind == "constant" else weights[i] for i in firsts)]
+        arguments = [*values, *(ONE if weights[i].node.kind == "constant" else weights[i] for i in firsts)]
         spec = all_reduce.infer_rule(*[v.spec for v in arguments], **attrs)
         order = max(node.order for node in bucket)
         if self._stages[id(bucket[0])] == _FINAL:

@@ -96,13 +96,13 @@ class _Within:
         self._at_once.sum_in_memory(natively=True)
 
     def send(self, array: np.ndarray, weights: Weights) -> Handle:
-        return _aligned(self._started).all_reduce_async(array, weights=weights)
+        return aligned(self._started).all_reduce_async(array, weights=weights)
 
     def sum_now(self, array: np.ndarray, weights: Weights) -> None:
-        _aligned(self._at_once).all_reduce(array, weights=weights)
+        aligned(self._at_once).all_reduce(array, weights=weights)
 
     def scatter(self, message: np.ndarray) -> Handle:
-        group = _aligned(self._started)
+        group = aligned(self._started)
         row = message[group.rank]
         if group.reducer is None:
             return Handle(row, lambda: _scatter(group, message), lambda: False)
@@ -118,7 +118,7 @@ class _Within:
         return native_sum.make(self._at_once if at_once else self._started, array, runs, weights)
 
 
-def _aligned(group: MPICommunicator) -> MPICommunicator:
+def aligned(group: MPICommunicator) -> MPICommunicator:
     """The group, with its collectives counted as machine code does, which may have come in between."""
     if group.reducer is not None:
         group.align(group.reducer.entered)

@@ -29,7 +29,9 @@ from disttensor.ops.registry import Example, operator
 if TYPE_CHECKING:
     from disttensor.distributed.native_sum import NativeSum
 
-__all__ = ["MAX_RUNS", "all_reduce", "all_reduce_start", "all_reduce_wait", "layout", "unpack"]
+__all__ = [
+    "MAX_RUNS", "all_reduce", "all_reduce_start", "all_reduce_wait", "layout", "part_of_flat", "shared_zeros", "unpack",
+]  # fmt: skip
 
 _LINE = 64
 
@@ -53,6 +55,13 @@ def layout(shapes: Sequence[Shape], dtype: str) -> tuple[tuple[int, ...], int]:
         starts.append(end if size < per_line else -(-end // per_line) * per_line)
         end = starts[-1] + size
     return tuple(starts), end
+
+
+def shared_zeros(spec: Spec) -> np.ndarray:
+    """An array in memory that ranks share, if there is any; zeros, also where no member will be."""
+    array = world.data_group().shared_empty(spec.shape, dtypes.to_numpy(spec.dtype))
+    array.fill(0)
+    return array
 
 
 @operator(communicates=True)
@@ -116,7 +125,7 @@ def _copies(
     out: np.ndarray, arrays: Sequence[np.ndarray], starts: Sequence[int], factors: Sequence[float]
 ) -> list[tuple[np.ndarray, np.ndarray, float]]:
     """The members that are not at their places yet: place, member and factor of each."""
-    places = [(_part(out, start, x.shape), x, f) for start, x, f in zip(starts, arrays, factors, strict=False)]
+    places = [(part_of_flat(out, start, x.shape), x, f) for start, x, f in zip(starts, arrays, factors, strict=False)]
     return [(place, x, f) for place, x, f in places if x.size and address_of(place) != address_of(x)]
 
 
@@ -144,18 +153,14 @@ for _sender, _send in (all_reduce, _sum), (all_reduce_start, _start):
     def _(*specs: Spec, runs: tuple[int, ...], **attrs: Any) -> Spec:
         return Spec((sum(runs),), specs[0].dtype)
 
-    @_sender.allocate
-    def _(spec: Spec) -> np.ndarray:
-        array = world.data_group().shared_empty(spec.shape, dtypes.to_numpy(spec.dtype))
-        array.fill(0)  # also between members
-        return array
+    _sender.allocate(shared_zeros)
 
     @_sender.destinations
     def _(
         out: np.ndarray, *specs: Spec, starts: tuple[int, ...], factors: tuple[float, ...], **attrs: Any
     ) -> list[np.ndarray | None]:
         members = zip(starts, specs, factors, strict=False)
-        parts = [_part(out, start, spec.shape) if factor == 1 else None for start, spec, factor in members]
+        parts = [part_of_flat(out, start, spec.shape) if factor == 1 else None for start, spec, factor in members]
         return [*parts, *[None] * (len(specs) - len(parts))]
 
     @_sender.bind
@@ -192,7 +197,7 @@ def _(x: Spec) -> Spec:
 @operator(examples=[Example((6,), start=2, shape=(2, 2)), Example((6,), start=0, shape=())])
 def unpack(out: np.ndarray, flat: np.ndarray, *, start: int, shape: tuple[int, ...]) -> None:
     """The part of a flat buffer that begins at `start`, in this shape."""
-    np.copyto(out, _part(flat, start, shape))
+    np.copyto(out, part_of_flat(flat, start, shape))
 
 
 @unpack.infer
@@ -202,8 +207,9 @@ def _(flat: Spec, *, start: int, shape: tuple[int, ...]) -> Spec:
 
 @unpack.view
 def _(flat: np.ndarray, *, start: int, shape: tuple[int, ...]) -> np.ndarray:
-    return _part(flat, start, shape)
+    return part_of_flat(flat, start, shape)
 
 
-def _part(flat: np.ndarray, start: int, shape: Shape) -> np.ndarray:
+def part_of_flat(flat: np.ndarray, start: int, shape: Shape) -> np.ndarray:
+    """The part of a flat buffer that begins at `start`, in this shape, as a view."""
     return flat[start : start + math.prod(shape)].reshape(shape)

@@ -14,16 +14,15 @@ Journal of High Performance Computing Applications, 2005, on recursive doubling.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from disttensor import dtypes
 from disttensor.context import Spec
-from disttensor.distributed import world
-from disttensor.distributed.buckets import all_reduce, layout, unpack
+from disttensor.distributed import background, world
+from disttensor.distributed.allreduce_pass import ONE
+from disttensor.distributed.buckets import all_reduce, layout, part_of_flat, shared_zeros, unpack
 from disttensor.distributed.collectives import gather_of_shards
 from disttensor.distributed.communicator import Communicator
 from disttensor.distributed.shards_together import along_tree, stacked
@@ -74,8 +73,7 @@ def met(
     # Of two addends the order does not matter.
     if group.size == 2 and all(len(part) == 1 for part in own):
         attrs = {"starts": starts, "runs": (length,), "factors": (1.0,) * len(nodes)}
-        one = Node("constant", [Spec((), "float64")], source=np.array(1.0), order=(-1,)).outputs[0]
-        whole = Node("operator", [Spec((length,), dtype)], all_reduce, [*parts[0], one], attrs, order=(*order, 0))
+        whole = Node("operator", [Spec((length,), dtype)], all_reduce, [*parts[0], ONE], attrs, order=(*order, 0))
     elif pairs_of(group, held):
         spec = Spec((length,), dtype)
         attrs = {"starts": starts, "spec": spec}
@@ -142,8 +140,7 @@ def _bind_packed(out: np.ndarray, *arrays: np.ndarray, starts: tuple[int, ...], 
 
 
 def _places(out: np.ndarray, shapes: Sequence[tuple[int, ...]], starts: Sequence[int]) -> list[np.ndarray]:
-    pairs = zip(starts, shapes, strict=True)
-    return [out[start : start + math.prod(shape)].reshape(shape) for start, shape in pairs]
+    return [part_of_flat(out, start, shape) for start, shape in zip(starts, shapes, strict=True)]
 
 
 @operator(communicates=True)
@@ -168,8 +165,7 @@ def _bind_summed_in_pairs(out: np.ndarray, *arrays: np.ndarray, starts: tuple[in
 
 
 def _sum_of_pair(pair: Any, out: np.ndarray) -> None:
-    pair.align(pair.reducer.entered)  # machine code, which counts for itself, may have come in between
-    pair.all_reduce(out, weights=[(out.size, 1.0)])
+    background.aligned(pair).all_reduce(out, weights=[(out.size, 1.0)])
 
 
 @operator(communicates=True)
@@ -202,25 +198,13 @@ def _own_pieces(out: np.ndarray, held: Sequence[Leaves], rank: int) -> list[np.n
     return [out[shard * each : (shard + 1) * each] for shard in range(*held[rank])]
 
 
-for _op in packed, summed_along_tree, gathered:
+for _op in packed, summed_in_pairs, summed_along_tree, gathered:
 
     @_op.infer
     def _(*specs: Spec, spec: Spec, **attrs: Any) -> Spec:
         return spec
 
-    _op.allocate(_zeros)
-
-
-@summed_in_pairs.infer
-def _(*specs: Spec, spec: Spec, **attrs: Any) -> Spec:
-    return spec
-
-
-@summed_in_pairs.allocate
-def _(spec: Spec) -> np.ndarray:
-    array = world.data_group().shared_empty(spec.shape, dtypes.to_numpy(spec.dtype))
-    array.fill(0)  # also between the arrays
-    return array
+    _op.allocate(shared_zeros if _op is summed_in_pairs else _zeros)
 
 
 @summed_in_pairs.destinations

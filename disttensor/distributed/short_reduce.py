@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from disttensor import dtypes
+from disttensor.distributed.combining import pointers
 from disttensor.distributed.node_memory import CommonBlock, NodeMemory
 from disttensor.distributed.notices import CODES, NAPS, REAL, disagreement
 from disttensor.distributed.shared_reduce import SharedReducer
@@ -64,7 +65,7 @@ class ShortReducer:
         blocks = self._block.addresses
         self.usable = bool(blocks)
         places = [b + _LINE + turn * place + short_meeting.HEAD for turn in (0, 1) for b in blocks]
-        self._tables = (ctypes.c_void_p * ranks)(*blocks), (ctypes.c_void_p * (2 * ranks))(*places)
+        self._tables = pointers(blocks), pointers(places)
         tables = [ctypes.addressof(table) for table in self._tables]
         for word, fact in enumerate([waiting.looks(ranks, cores), ranks, mpi.rank, *tables], short_meeting.LOOKS):
             self._ledger[word] = fact

@@ -58,13 +58,13 @@ def interleaved(early: Sequence[Entry], late: Sequence[Entry]) -> list[Entry]:
     late : sequence of Entry
         and the end of a program.
     """
-    numbers = [i for i, entry in enumerate(late) for _ in (*entry.reads, *entry.writes)]
-    written = [
-        is_written for entry in late for is_written in (*[False] * len(entry.reads), *[True] * len(entry.writes))
+    touches = [
+        (i, is_written, *_span(array))
+        for i, entry in enumerate(late)
+        for is_written, arrays in ((False, entry.reads), (True, entry.writes))
+        for array in arrays
     ]
-    spans = [_span(array) for entry in late for array in (*entry.reads, *entry.writes)]
-    number, is_written = np.array(numbers, np.int64), np.array(written, bool)
-    begin, end = np.array(spans, np.int64).reshape(-1, 2).T
+    number, is_written, begin, end = np.array(touches, np.int64).reshape(-1, 4).T
     last_meeting = max((i for i, entry in enumerate(late) if entry.meets), default=-1)
 
     def last_conflict(entry: Entry) -> int:
@@ -72,7 +72,7 @@ def interleaved(early: Sequence[Entry], late: Sequence[Entry]) -> list[Entry]:
         found = last_meeting if entry.meets else -1
         for array, all_late in (*((a, False) for a in entry.reads), *((a, True) for a in entry.writes)):
             start, stop = _span(array)
-            touched = (begin < stop) & (end > start) & (all_late | is_written)
+            touched = (begin < stop) & (end > start) & (all_late | (is_written > 0))
             found = max(found, int(number[touched].max(initial=-1)))
         return found
 

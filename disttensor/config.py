@@ -2,8 +2,9 @@
 
 `floatx`, `epsilon`, `image_data_format` and `dtype_policy` are Keras's; `threads` is how many threads the kernels may
 use, `self_tuning` whether it is measured how many pay; `enable_determinism` makes training independent of the number of
-processes, to the last bit; `all_reduce_algorithm` is how processes sum long arrays, `consistency_interval` how often
-they compare their weights, `collective_timeout` how long one waits for another.
+processes, to the last bit; `all_reduce_algorithm` is how processes sum long arrays, `single_copy` whether those of a
+host share their weights, `consistency_interval` how often they compare them, `collective_timeout` how long one waits
+for another.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ __all__ = [
     "set_floatx",
     "set_image_data_format",
     "set_self_tuning",
+    "set_single_copy",
     "set_threads",
     "shards_of",
+    "single_copy",
     "threads",
     "virtual_shards",
 ]
@@ -55,6 +58,7 @@ _all_reduce_algorithm: str | None = None
 _collective_timeout: float | None = None
 _consistency_interval: int | None = None
 _bucket_bytes: int | None = None
+_single_copy: bool | None = None
 ALL_REDUCE_ALGORITHMS = ("auto", "mpi", "shared", "hierarchical")
 
 
@@ -336,6 +340,27 @@ def set_bucket_bytes(count: int) -> None:
     if not isinstance(count, int) or count < 1:
         raise ArgumentError(f"set_bucket_bytes() needs a positive int, got {count!r}.")
     _bucket_bytes = count
+
+
+def single_copy() -> bool:
+    """Whether the ranks of a host have one copy of weights and optimizer slots together, where they can.
+
+    The first that is set of: `set_single_copy`, ``DISTTENSOR_SINGLE_COPY`` (0 for no), and yes.
+    """
+    global _single_copy
+    if _single_copy is None:
+        _single_copy = _number_from_environment("DISTTENSOR_SINGLE_COPY", least=0) != 0
+    return _single_copy
+
+
+def set_single_copy(enabled: bool) -> None:
+    """Let the ranks of a host have one copy of each large variable together, or each its own, from now on.
+
+    It holds for variables that are made afterwards, and for what is not shared yet; it is off if it is on one rank. No
+    result depends on it. `disttensor.distributed.single_copy` says how it works.
+    """
+    global _single_copy
+    _single_copy = bool(enabled)
 
 
 def _threads_from_environment() -> int:

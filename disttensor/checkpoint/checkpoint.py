@@ -155,11 +155,11 @@ class Checkpoint:
             for name, info in wanted:
                 for number, part in enumerate(info.parts):
                     if part.shard % group.size == group.rank:
-                        self._read(info, number, tensors[name].memory)
+                        self._read(info, number, tensors[name].writable)
 
         _raise_first(read_own)
         for name, info in wanted:
-            memory = tensors[name].memory.reshape(-1)
+            memory = tensors[name].writable.reshape(-1)
             for part in info.parts if group.size > 1 else ():
                 group.broadcast(memory[part.first : part.first + part.count], part.shard % group.size)
             tensors[name].touch()

@@ -122,7 +122,7 @@ def whole_array(variable: Variable) -> np.ndarray:
 
 def assign_whole(variable: Variable, whole: np.ndarray) -> None:
     """Give a variable the values of the whole tensor, or its part of them; `whole` has its shape and dtype."""
-    np.copyto(variable.memory, whole if variable.partition is None else variable.partition.part_of(whole))
+    np.copyto(variable.writable, whole if variable.partition is None else variable.partition.part_of(whole))
     variable.touch()
 
 

@@ -57,13 +57,15 @@ def initialize() -> None:
         if environment.is_supervised():  # alone; ranks have the watchdog's files, for one another too
             stacks.answer()
         return
-    from disttensor.distributed import abort, mpi, watchdog
+    from disttensor.distributed import abort, mpi, single_copy, watchdog
 
     _communicator = mpi.connect(found)
     environment.claim_rank()
     watchdog.install(_communicator)
     abort.install()
     _share_cores(_communicator)
+    if _communicator.local_size > 1:
+        single_copy.bind()
     seed = _communicator.broadcast_object(secrets.randbits(32))
     random.bind_seed_source(lambda: seed)
 
@@ -308,12 +310,12 @@ def agree(what: str, facts: Mapping[str, Any], variables: Sequence[Variable]) ->
         message = np.concatenate([v.memory.reshape(-1).view(np.uint8) for v in short])
         ends = np.cumsum([v.memory.nbytes for v in short])[:-1]
         for variable, part in zip(short, np.split(group.broadcast(message), ends), strict=True):
-            np.copyto(variable.memory, part.view(variable.memory.dtype).reshape(variable.memory.shape))
+            np.copyto(variable.writable, part.view(variable.memory.dtype).reshape(variable.memory.shape))
     for variable in changed:
         if variable.memory.nbytes >= _SHORT:
-            group.broadcast(variable.memory)
+            group.broadcast(variable.writable)
     for variable in variables:
         if variable.partition is not None and variable.partition.group is not data_group():
-            data_group().broadcast(variable.memory)
+            data_group().broadcast(variable.writable)
             changed.append(variable)
     Variable.touch_all(changed)

@@ -115,6 +115,9 @@ class Graph:
 
     Attributes
     ----------
+    updated_in_sums : frozenset of Variable
+        Those that operators of the graph update while ranks sum, see `disttensor.distributed.single_copy`: ranks may
+        share their memory. A pass that sets it is the last: graphs made of others have none.
     history : tuple of (str, Counter, bool)
         The names of the passes that made this graph, first "traced", each with the operators that there were after it,
         and whether it changed anything; empty if it did not go through `passes.optimize`.
@@ -134,6 +137,7 @@ class Graph:
         self.inputs = tuple(inputs)
         self.outputs = tuple(outputs)
         self.updates = dict(updates)
+        self.updated_in_sums: frozenset[Variable] = frozenset()
         self.history: tuple[tuple[str, Counter[str], bool], ...] = ()
 
     @functools.cached_property

@@ -65,6 +65,7 @@ class Plan:
         self.outputs = [arrays[key_of(v)] for v in graph.outputs]
         self._staged, self._commits = _commits(graph, layout, arrays)
         self._updated = list(graph.updates)
+        self._sharing = -1  # `Variable.sharing_changes` when `_leave_shared` looked
         self._arrays = arrays
         self.calls = _kernel_calls(layout, arrays)
 
@@ -106,6 +107,8 @@ class Plan:
         each output is returned; the array that it is given is the plan's own, too.
         """
         with self._lock:
+            if self._sharing != Variable.sharing_changes:
+                self._leave_shared()
             write(self._inputs)
             self._program()
             outputs = [read(array) for array in self.outputs]
@@ -137,6 +140,8 @@ class Plan:
 
         def repeat(times: int, read: Read) -> list[Any]:
             with self._lock:
+                if self._sharing != Variable.sharing_changes:
+                    self._leave_shared()
                 try:
                     if self._program is program:
                         runs(times)
@@ -150,6 +155,14 @@ class Plan:
                 return [read(array) for array in self.outputs]
 
         return repeat
+
+    def _leave_shared(self) -> None:
+        """Make the variables that a run writes to this rank's own, but for those that all ranks update together."""
+        self._sharing = Variable.sharing_changes
+        for variable in self._updated:
+            copy, alone = variable.single_copy, variable not in self.graph.updated_in_sums
+            if copy is not None and (alone or copy.is_interrupted):
+                copy.leave(for_good=alone)
 
     def _rotated(self) -> Rotation:
         """How the program is repeated."""

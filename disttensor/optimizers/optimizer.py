@@ -17,7 +17,7 @@ import numpy as np
 
 from disttensor import config, distributed, initializers, ops
 from disttensor.context import state
-from disttensor.distributed import finite
+from disttensor.distributed import finite, single_copy
 from disttensor.distributed.collectives import part_of_mean, sync_sum
 from disttensor.distributed.rows import mean_of_gradient
 from disttensor.errors import ArgumentError, ShapeError
@@ -25,6 +25,22 @@ from disttensor.optimizers.accumulation import EveryNth
 from disttensor.optimizers.schedules import LearningRateSchedule
 from disttensor.saving.registration import Configurable
 from disttensor.tensor import Tensor, Variable, convert_to_tensor
+
+
+def _sharing(build: Callable[..., None]) -> Callable[..., None]:
+    """A method `build` at whose end, if no other calls it, the ranks of a host share what it has made."""
+
+    @functools.wraps(build)
+    def sharing(self: Optimizer, variables: Sequence[Variable]) -> None:
+        is_outermost, self._is_building = not self._is_building, True
+        try:
+            build(self, variables)
+        finally:
+            self._is_building = not is_outermost
+        if is_outermost:
+            self.share_variables()
+
+    return sharing
 
 
 class Optimizer(Configurable):
@@ -65,6 +81,8 @@ class Optimizer(Configurable):
     >>> weight.numpy().round(3).tolist()
     [0.8999999761581421, 2.0999999046325684]
     """
+
+    _is_building = False
 
     def __init__(
         self,
@@ -111,6 +129,11 @@ class Optimizer(Configurable):
         else:
             self._learning_rate = self._counter(_number(learning_rate), config.floatx(), "learning_rate")
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "build" in cls.__dict__:
+            cls.build = _sharing(cls.build)  # type: ignore[method-assign]
+
     def _check_arguments(self) -> None:
         clips = {n: getattr(self, n) for n in ("clipnorm", "clipvalue", "global_clipnorm")}
         given = [n for n, value in clips.items() if value is not None]
@@ -133,6 +156,7 @@ class Optimizer(Configurable):
 
     # --- what subclasses define
 
+    @_sharing
     def build(self, variables: Sequence[Variable]) -> None:
         """Make the slots for these trainable variables.
 
@@ -220,6 +244,18 @@ class Optimizer(Configurable):
         """Those of `variables` that are equal on all ranks after each step: no sums that a rank forms for itself."""
         own = {id(v) for v in self._gradient_sums}
         return [v for v in self.variables if id(v) not in own]
+
+    def share_variables(self, wanted: bool = True) -> None:
+        """Let the ranks of a host have one copy of weights and slots, see `disttensor.distributed.single_copy`.
+
+        Collective. `build` does it, and `fit` when it begins, for whatever has written to them since.
+
+        Parameters
+        ----------
+        wanted : bool, default True
+            Whether it is of use; where steps run eagerly, the first makes each rank's copies its own again.
+        """
+        single_copy.share([*self._trainable_variables, *self.replicated_variables] if wanted else ())
 
     @property
     def innermost(self) -> Optimizer:

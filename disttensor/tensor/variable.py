@@ -15,6 +15,20 @@ from disttensor.operable import Operable
 from disttensor.tensor.tensor import Tensor, aligned_empty, convert_to_tensor
 
 _names = itertools.count()
+Allocate = Callable[[Shape, str], tuple[np.ndarray, Any]]
+
+
+def _own(shape: Shape, dtype: str) -> tuple[np.ndarray, None]:
+    return aligned_empty(shape, dtype), None
+
+
+_allocate: Allocate = _own
+
+
+def bind_memory(allocate: Allocate) -> None:
+    """Say where variables get their memory from, and what each has as its `Variable.single_copy`."""
+    global _allocate
+    _allocate = allocate
 
 
 class Variable(Operable):
@@ -41,15 +55,22 @@ class Variable(Operable):
     The memory is allocated once and never moves; `assign` writes into it. Reading (`value`) gives a snapshot that
     later assignments do not change. In a traced function an assignment is recorded, reads that follow see the new
     value, and the memory is written when the plan runs.
+
+    The ranks of one host may have one copy of the memory together (`single_copy`). Whoever reads `memory` need not
+    care: it changes only within a step that all of them take. Whoever writes in place asks for `writable` instead,
+    which first makes it this rank's own, at the same address; and calls `touch` afterwards.
     """
 
     __slots__ = (
         "_array", "_snapshot", "_trainable", "aggregation", "autocast", "constraint", "dtype", "name", "partition",
-        "path", "regularizer", "shape", "__weakref__",
+        "path", "regularizer", "shape", "single_copy", "__weakref__",
     )  # fmt: skip
 
     trainable_changes = 0
     """How often any variable was made trainable or not; while it stays the same, so does the answer for each."""
+
+    sharing_changes = 0
+    """How often the memory of any became one that ranks share, or was made a rank's own again; likewise."""
 
     def __init__(
         self,
@@ -75,7 +96,9 @@ class Variable(Operable):
             )
         self.shape: Shape = tensor.shape
         self.dtype = tensor.dtype
-        self._array = aligned_empty(tensor.shape, tensor.dtype)
+        memory, single_copy = _allocate(tensor.shape, tensor.dtype)
+        self._array = memory
+        self.single_copy: Any = single_copy  # what can share it, see `disttensor.distributed.single_copy`
         np.copyto(self._array, tensor.array)
         self._snapshot: Tensor | None = None
         self._trainable = bool(trainable)
@@ -91,7 +114,7 @@ class Variable(Operable):
     def over(cls, memory: np.ndarray, name: str | None = None) -> Variable:
         """A variable, not trainable, whose memory is this contiguous array."""
         variable = cls(memory, trainable=False, autocast=False, name=name)
-        variable._array = memory
+        variable._array, variable.single_copy = memory, None
         return variable
 
     @property
@@ -140,11 +163,18 @@ class Variable(Operable):
 
     @property
     def memory(self) -> np.ndarray:
-        """The array that holds the value, for code that reads or writes in place; call `touch` after writing."""
+        """The array that holds the value, to be read in place; for writing there is `writable`."""
+        return self._array
+
+    @property
+    def writable(self) -> np.ndarray:
+        """`memory`, to be written in place: this rank's own from now on. Call `touch` after writing."""
+        if self.single_copy is not None:
+            self.single_copy.leave()
         return self._array
 
     def touch(self) -> None:
-        """Forget the snapshot, because `memory` was written."""
+        """Forget the snapshot, because the memory was written."""
         self._snapshot = None
 
     @staticmethod
@@ -178,7 +208,7 @@ class Variable(Operable):
         elif state.tracer is not None:
             state.tracer.write(self, tensor)
         else:
-            np.copyto(self._array, tensor.array)
+            np.copyto(self.writable, tensor.array)
             self._snapshot = None
         return self
 

@@ -36,6 +36,7 @@ class Loops:
     built: bool
     history: Any
     optimizer: Any = None
+    run_eagerly = False
     stop_training = False
     steps_per_execution = 1
     _step: Callable[..., Step]
@@ -167,11 +168,14 @@ class Loops:
                 logs = {}
             alone = not watchers.see_every_train_batch  # not before: hooks may be set when training or an epoch begins
             batches = adapter.epoch(epoch) if start.batches is None else start.batches
-            number = start.batch
+            number, shared = start.batch, False
             for batch, execution in _executions(batches, pace):
                 if not prepared:
                     self._prepare("train", batch)
                     prepared = True
+                if not shared:  # callbacks, or who read a checkpoint, may have written to variables
+                    self.optimizer.share_variables(wanted=not self.run_eagerly)
+                    shared = True
                 activity.enter(activity.IN_CALLBACKS)
                 watchers.on_train_batch_begin(number)
                 activity.enter(activity.COMPUTING)

@@ -7,7 +7,7 @@ import argparse
 from benchmarks import machine, ranks, report
 from benchmarks.processes import WorkerError
 
-_SIZES = [1 << 10, 16 << 10, 256 << 10, 1_000_000, 4_000_000, 16_000_000, 100_000_000]
+_SIZES = [64, 1 << 10, 16 << 10, 256 << 10, 1_000_000, 4_000_000, 16_000_000, 100_000_000]
 
 
 def run(options: argparse.Namespace) -> None:
@@ -36,7 +36,7 @@ def _slowest(answers: list[dict[str, list[float]]]) -> dict[str, list[float]]:
 
 def _table(count: int, found: dict[str, dict[str, list[float]]]) -> str:
     ours = found[ranks.OURS]["ours"]
-    header = [f"{count} ranks", *(f"{size / 1e3:.0f} KB" if size < 1e6 else f"{size / 1e6:.0f} MB" for size in _SIZES)]
+    header = [f"{count} ranks", *(_label(size) for size in _SIZES)]
     rows = []
     for name, times in found.items():
         for who, seconds in times.items():
@@ -47,3 +47,9 @@ def _table(count: int, found: dict[str, dict[str, list[float]]]) -> str:
                 cells = [f"{c} ({t / o:.1f}×)" for c, t, o in zip(cells, seconds, own, strict=True)]
             rows.append([label, *cells])
     return report.table(header, rows)
+
+
+def _label(size: int) -> str:
+    if size < 1e3:
+        return f"{size} B"
+    return f"{size / 1e3:.0f} KB" if size < 1e6 else f"{size / 1e6:.0f} MB"

@@ -29,11 +29,19 @@ _SKIPPED = 3
 
 
 def allreduce(job: dict[str, Any]) -> dict[str, list[float]]:
-    """Seconds of an all-reduce in place of float32, for each size: ours and the library's in turn."""
+    """Seconds of an all-reduce in place of float32, for each size: ours and the library's in turn.
+
+    The best of some rounds of so many calls one after another: the time on a machine that does nothing else.
+    """
     found: dict[str, list[float]] = {}
     for size in job["sizes"]:
-        for name, call in _sums(job["library"], size // 4).items():
-            found.setdefault(name, []).append(_seconds(call, max(1, min(50, (1 << 20) // size)), job["rounds"]))
+        sums, times = _sums(job["library"], size // 4), max(4, min(50, (1 << 20) // size))
+        for call in sums.values():
+            for _ in range(3):  # until all is prepared
+                call()
+        rounds = [{name: _seconds(call, times) for name, call in sums.items()} for _ in range(job["rounds"])]
+        for name in sums:
+            found.setdefault(name, []).append(min(seconds[name] for seconds in rounds))
     return found
 
 
@@ -57,17 +65,12 @@ def _sums(library: str, count: int) -> dict[str, Callable[[], Any]]:
     }
 
 
-def _seconds(call: Callable[[], Any], times: int, rounds: int) -> float:
-    """The best of some rounds of so many calls one after another: the time on a machine that does nothing else."""
-    call()
-    found = []
-    for _ in range(rounds):
-        call()  # so that all begin together
-        start = time.perf_counter()
-        for _ in range(times):
-            call()
-        found.append((time.perf_counter() - start) / times)
-    return min(found)
+def _seconds(call: Callable[[], Any], times: int) -> float:
+    call()  # so that all begin together
+    start = time.perf_counter()
+    for _ in range(times):
+        call()
+    return (time.perf_counter() - start) / times
 
 
 def training(job: dict[str, Any]) -> list[float]:

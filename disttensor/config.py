@@ -125,7 +125,7 @@ def set_threads(count: int) -> None:
 
 
 def self_tuning() -> bool:
-    """Whether this machine is measured to decide how many threads pay, and how ranks sum.
+    """Whether this machine is measured to decide how many threads pay.
 
     The first that is set of: `set_self_tuning`, ``DISTTENSOR_TUNING`` (0 for no), and yes. In deterministic mode no.
     """
@@ -230,7 +230,7 @@ def _number_from_environment(name: str, least: int = 1) -> int | None:
 
 
 def all_reduce_algorithm() -> str:
-    """How ranks sum long arrays.
+    """How ranks sum arrays.
 
     The first that is set of: `set_all_reduce_algorithm`, ``DISTTENSOR_ALLREDUCE``, and "auto".
     """
@@ -243,14 +243,14 @@ def all_reduce_algorithm() -> str:
 
 
 def set_all_reduce_algorithm(name: str) -> None:
-    """Set how ranks sum long arrays; holds for groups of ranks that have not summed one yet. Rank 0's choice counts.
+    """Set how ranks sum arrays; holds for groups of ranks that have not summed one yet. Rank 0's choice counts.
 
     Parameters
     ----------
     name : {"auto", "mpi", "shared", "hierarchical"}
         "mpi": the MPI library's all-reduce. "shared": through memory that the ranks share, which must all be on one
         host. "hierarchical": through shared memory within each host, and the MPI library between hosts. "auto": on one
-        host what a measurement finds fastest, which is done once and kept in the user's cache; on several "mpi".
+        host "shared", if it has memory for that; on several "mpi", but for what goes on in the background.
     """
     global _all_reduce_algorithm
     if name not in ALL_REDUCE_ALGORITHMS:

@@ -31,7 +31,7 @@ from disttensor.distributed.checks import (
     share_of,
     to_json,
 )
-from disttensor.distributed.choice import Choice
+from disttensor.distributed.choice import Choice, Prepared
 from disttensor.distributed.communicator import Handle
 from disttensor.distributed.environment import Launcher
 from disttensor.distributed.exchange import PIECE
@@ -44,10 +44,8 @@ from disttensor.distributed.messages import (
     space_for,
     weighted,
 )
-from disttensor.distributed.native_sum import LoneSum
 from disttensor.distributed.node_memory import NodeMemory
 from disttensor.distributed.shared_reduce import SharedReducer
-from disttensor.distributed.short_reduce import ShortSum
 from disttensor.distributed.weights import Weights, check_weights
 from disttensor.errors import DistributedError
 from disttensor.tensor import aligned_empty
@@ -156,7 +154,7 @@ class MPICommunicator:
         self._memory = memory
         self._choice = Choice()
         self._is_chosen = False
-        self._ready: dict[tuple[str, np.dtype[Any], int], ShortSum | LoneSum | None] = {}
+        self._ready: dict[tuple[str, np.dtype[Any], int], Prepared | None] = {}
         self._sums = 0  # before that
         self.rank: int = mpi.rank
         self.size: int = mpi.size
@@ -195,11 +193,11 @@ class MPICommunicator:
         """See `Communicator.all_reduce`."""
         if out is None and weights is None and type(array) is np.ndarray:
             # There may be nothing to check, to convert, or to tell.
-            call = self._ready.get((op, array.dtype, array.nbytes))
-            if call is not None and array.flags.carray and activity.observer is None:
+            ready = self._ready.get((op, array.dtype, array.nbytes))
+            if ready is not None and array.flags.carray and activity.observer is None:
                 self._count += 1
-                if (status := call(array)) != 1:
-                    self._call("all_reduce", array, call.finish, array, status, number=self._count)
+                if (status := ready.combine(array)) != 1:
+                    self._call("all_reduce", array, ready.call.finish, array, status, number=self._count)
                 return array
         target = self._target(array, op, out, weights)
         self._choose(array, op)

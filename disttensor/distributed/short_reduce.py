@@ -148,17 +148,15 @@ class ShortSum:
         real = REAL.get(name, name)
         combine = shared_memory.combine_address(real, op, ledger[short_meeting.RANKS], 1)
         facts = ctypes.addressof(ledger), CODES[op, name], dtypes.itemsize(real), combine, nbytes
-        self._words = (ctypes.c_int64 * short_meeting.CALL_WORDS)(*facts)
-        self._address = ctypes.addressof(self._words)
+        words = np.zeros(short_meeting.CALL_WORDS, np.int64)
+        words[: len(facts)] = facts
+        self._words, self._address = words, words.ctypes.data
         self._exchange, self._complete = short_meeting.exchange()
-
-    def __call__(self, array: np.ndarray) -> int:
-        """Combine in place a contiguous array: 1 when done, otherwise call `finish`."""
-        self._words[short_meeting.IN] = self._words[short_meeting.OUT] = address_of(array)
-        return self._exchange(self._address)
+        self.in_place = short_meeting.exchange_in_place(words)
+        """Combine a contiguous array in place: 1 when done, otherwise call `finish`."""
 
     def begin(self, array: np.ndarray, out: np.ndarray) -> int:
-        """As a call, into another array."""
+        """As `in_place`, into another array."""
         self._words[short_meeting.IN], self._words[short_meeting.OUT] = address_of(array), address_of(out)
         return self._exchange(self._address)
 

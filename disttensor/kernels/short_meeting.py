@@ -6,7 +6,9 @@ import ctypes
 import functools
 from collections.abc import Callable, Mapping
 
-from disttensor.kernels import machine, waiting
+import numpy as np
+
+from disttensor.kernels import machine, methods, waiting
 from disttensor.kernels.waiting import NAPS
 
 # Words of the ledger of short arrays: exchanges so far, nanoseconds that this rank waited, how long it looks, ranks,
@@ -16,9 +18,8 @@ WORDS = PLACES + 1
 HEAD = 64
 """Bytes before each place, for what its rank calls."""
 
-# Words of a call. Their address is the one argument, since to convert a few of them takes longer than to sum a short
-# array: the ledger, the code, the bytes of a number, the function that combines (see `shared_memory`), the bytes of the
-# array, where it is, and where the result goes.
+# Words of a call: the ledger, the code, the bytes of a number, the function that combines (see `shared_memory`), the
+# bytes of the array, where it is, and where the result goes.
 CALL_WORDS, IN, OUT = 7, 5, 6
 
 _CALL = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_int64)
@@ -37,9 +38,17 @@ def exchange() -> tuple[Callable[..., int], Callable[..., int]]:
     return _CALL(_addresses()["exchange"]), _COMPLETE(_addresses()["complete"])
 
 
+def exchange_in_place(call: np.ndarray) -> Callable[[np.ndarray], int]:
+    """``exchange`` of a contiguous array of numpy that gets the result, too, as a method of the words of a call.
+
+    To convert arguments for a function of C takes longer than to sum a short array.
+    """
+    return methods.bind(_addresses()["exchange_in_place"], call)
+
+
 @functools.cache
 def _addresses() -> Mapping[str, int]:
-    return machine.load(waiting.source() + _SHORT)
+    return machine.load(waiting.source() + methods.source() + _SHORT)
 
 
 _SHORT = f"""
@@ -87,6 +96,21 @@ define i32 @exchange(ptr %call) nounwind {{
   store atomic i64 %number, ptr %counter release, align 8
   %result = call i32 @complete(ptr %call, i64 {NAPS})
   ret i32 %result
+}}
+
+define ptr @exchange_in_place(ptr %words, ptr %array) nounwind {{
+  %call = call ptr @data(ptr %words)
+  %data = call ptr @data(ptr %array)
+  %in.at = getelementptr i64, ptr %call, i64 {IN}
+  %out.at = getelementptr i64, ptr %call, i64 {OUT}
+  store ptr %data, ptr %in.at
+  store ptr %data, ptr %out.at
+  %thread = call ptr @PyEval_SaveThread()
+  %status = call i32 @exchange(ptr %call)
+  call void @PyEval_RestoreThread(ptr %thread)
+  %wide = sext i32 %status to i64
+  %result = call ptr @PyLong_FromLong(i64 %wide)
+  ret ptr %result
 }}
 
 define i32 @complete(ptr %call, i64 %naps) nounwind {{

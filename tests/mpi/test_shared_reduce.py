@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-import time
 from pathlib import Path
-
-import pytest
 
 from tests.mpi.libraries import on_ranks, open_mpi_alone
 
@@ -47,11 +43,8 @@ for step in range(10**9):
 
 
 CHOICE = """
-import sys
 import numpy as np
 from disttensor import distributed
-from disttensor.distributed import choice
-choice._LIMIT_S = float(sys.argv[1]) if sys.argv[1:] else 60
 comm = distributed.communicator()
 x = np.full(100_000, comm.rank + 1.0)
 comm.all_reduce(x)
@@ -64,35 +57,8 @@ if comm.rank == 0:
 
 
 @open_mpi_alone
-def test_measured_once_and_remembered(mpirun, tmp_path):
-    env = {"XDG_CACHE_HOME": str(tmp_path), "DISTTENSOR_TUNING": "1"}
-    runs = [mpirun(2, CHOICE, env=env) for _ in range(2)]
-    assert runs[0].code == 0, runs[0].output
-    assert runs[0] == runs[1]
-    (file,) = (tmp_path / "disttensor" / "allreduce").iterdir()
-    assert file.stat().st_mode & 0o077 == 0
-    file.write_text("65536")
-    assert mpirun(2, CHOICE, env=env).output == "[True, 65536]\n"
-    assert mpirun(2, CHOICE, env=env | {"DISTTENSOR_DETERMINISTIC": "2"}).output == "[True, 0]\n"
-    file.write_text("12345")  # no threshold that is ever found
-    os.utime(file, (time.time() - 2 * 24 * 3600,) * 2)
-    assert "12345" not in mpirun(2, CHOICE, env=env).output
-    assert file.read_text() != "12345"
-
-
-@open_mpi_alone
-@pytest.mark.parametrize(
-    ("ranks", "tuning", "limit", "reason"),
-    [
-        (3, "1", "60", "with more than two, the bits of a sum would depend on what was measured"),
-        (2, "0", "60", "it is switched off"),
-        (2, "1", "0", "there was no time to find out"),
-    ],
-)
-def test_nothing_is_remembered(mpirun, tmp_path, ranks, tuning, limit, reason):
-    run = mpirun(ranks, CHOICE, limit, env={"XDG_CACHE_HOME": str(tmp_path), "DISTTENSOR_TUNING": tuning})
-    assert run.output == "[True, 0]\n", reason
-    assert not (tmp_path / "disttensor" / "allreduce").exists()
+def test_shared_memory_unless_told_otherwise(mpirun):
+    assert mpirun(2, CHOICE).output == "[True, 0]\n"
 
 
 @open_mpi_alone

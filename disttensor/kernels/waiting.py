@@ -17,15 +17,16 @@ from disttensor.kernels import executor, machine
 NAPS = 12
 """Of a native that waits, 2 ms, about, before it gives up."""
 _LOOKS = 1000  # at a counter, before the core is offered to others
-_OFFERS_PER_LOOK = 2  # of the core, before sleeping
+_FEW_LOOKS = 10
+_OFFERS_PER_LOOK, _FEWEST_OFFERS = 2, 200  # of the core, before sleeping
 _FIRST_NAP_NS, _LONGEST_NAP_NS = 5_000, 200_000
 
 _MEET = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p, *[ctypes.c_int64] * 4)
 
 
 def looks(ranks: int, cores: int) -> int:
-    """How often to look before offering the core: a tenth where ranks wait for each other's cores."""
-    return _LOOKS if ranks <= cores else _LOOKS // 10
+    """How often to look before offering the core: hardly where ranks wait for each other's cores."""
+    return _LOOKS if ranks <= cores else _FEW_LOOKS
 
 
 @functools.cache
@@ -68,7 +69,9 @@ entry:
   store i64 0, ptr %time
   store i64 {_FIRST_NAP_NS}, ptr %nanoseconds
   %several = mul i64 %looks, {_OFFERS_PER_LOOK}
-  %offers = add i64 %looks, %several
+  %are.few = icmp slt i64 %several, {_FEWEST_OFFERS}
+  %all.offers = select i1 %are.few, i64 {_FEWEST_OFFERS}, i64 %several
+  %offers = add i64 %looks, %all.offers
   %all.naps = add i64 %offers, %naps
   %only = icmp eq i64 %naps, 0
   br label %next

@@ -29,6 +29,7 @@ from disttensor.kernels import denormals
 if TYPE_CHECKING:
     from disttensor.distributed.mpi import MPICommunicator
     from disttensor.distributed.native_sum import NativeSum
+    from disttensor.distributed.updates import Update
 
 
 def start(array: np.ndarray, weights: Weights) -> Handle:
@@ -48,7 +49,10 @@ def sum_now(array: np.ndarray, weights: Weights) -> None:
     _channel_of(world.data_group()).sum_now(array, weights)
 
 
-def native(array: np.ndarray, runs: Sequence[int], weights: Sequence[np.ndarray], *, at_once: bool) -> NativeSum | None:
+def native(
+    array: np.ndarray, runs: Sequence[int], weights: Sequence[np.ndarray], *, at_once: bool,
+    updates: Sequence[Update] = (),
+) -> NativeSum | None:  # fmt: skip
     """What `start`, or with `at_once` `sum_now`, does with an array again and again, as machine code; None if it can't.
 
     Other ranks may do it the other way.
@@ -60,9 +64,11 @@ def native(array: np.ndarray, runs: Sequence[int], weights: Sequence[np.ndarray]
     weights : sequence of ndarray
         Scalars, read each time.
     at_once : bool
+    updates : sequence of Update
+        See `native_sum.make`.
     """
     channel = _channels.get(id(world.data_group()), (None, None))[1]
-    return channel.native(array, runs, weights, at_once) if isinstance(channel, _Within) else None
+    return channel.native(array, runs, weights, at_once, updates) if isinstance(channel, _Within) else None
 
 
 def start_scatter(message: np.ndarray) -> Handle:
@@ -111,11 +117,12 @@ class _Within:
         return Handle(row, whole.wait, whole.test)
 
     def native(
-        self, array: np.ndarray, runs: Sequence[int], weights: Sequence[np.ndarray], at_once: bool
-    ) -> NativeSum | None:
+        self, array: np.ndarray, runs: Sequence[int], weights: Sequence[np.ndarray], at_once: bool,
+        updates: Sequence[Update],
+    ) -> NativeSum | None:  # fmt: skip
         from disttensor.distributed import native_sum
 
-        return native_sum.make(self._at_once if at_once else self._started, array, runs, weights)
+        return native_sum.make(self._at_once if at_once else self._started, array, runs, weights, updates)
 
 
 def aligned(group: MPICommunicator) -> MPICommunicator:

@@ -58,6 +58,23 @@ def bind_run(
     return functools.partial(blas.for_each, lambda i: function(*tables, cuts[i], cuts[i + 1]), range(count))
 
 
+def bind_runs(
+    kind: tuple[str, str],
+    sources: Sequence[int],
+    targets: Sequence[int],
+    start: int,
+    stop: int,
+    runs: Sequence[tuple[int, int, tuple[float, ...]]],
+) -> Callable[[], Any]:
+    """`bind_run` for elements of several runs, each given by where it begins and ends, and its weights."""
+    calls = [
+        bind_run(kind, sources, targets, max(start, first), min(stop, last), weights)
+        for first, last, weights in runs
+        if max(start, first) < min(stop, last)
+    ]
+    return calls[0] if len(calls) == 1 else lambda: [call() for call in calls]
+
+
 def threads(nbytes: int) -> int:
     """How many threads combine a part of so many bytes."""
     return max(min(config.threads(), nbytes // _SPLIT), 1)

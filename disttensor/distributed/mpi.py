@@ -46,6 +46,7 @@ from disttensor.distributed.messages import (
 )
 from disttensor.distributed.node_memory import NodeMemory
 from disttensor.distributed.shared_reduce import SharedReducer
+from disttensor.distributed.updates import Updates
 from disttensor.distributed.weights import Weights, check_weights
 from disttensor.errors import DistributedError
 from disttensor.tensor import aligned_empty
@@ -229,14 +230,15 @@ class MPICommunicator:
             self._ready[key] = self._choice.prepared(array, op)
 
     def all_reduce_async(
-        self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None, weights: Weights | None = None
-    ) -> Handle:
-        """See `Communicator.all_reduce_async`."""
+        self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None, weights: Weights | None = None,
+        updates: Updates | None = None,
+    ) -> Handle:  # fmt: skip
+        """See `Communicator.all_reduce_async`; and what a sum in shared memory may update moreover."""
         target = self._target(array, op, out, weights)
         self._choose(array, op)
         if (reducer := self._choice.reducer_for(array, op, weights)) is not None:
             send, receive = flat_pair(array, target)
-            operation = self._call("all_reduce", array, reducer.start, send, receive, op, weights)
+            operation = self._call("all_reduce", array, reducer.start, send, receive, op, weights, updates)
             number, start = self._count, time.monotonic()
 
             def wait() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,19 +23,20 @@ from disttensor.distributed.communicator import Handle
 from disttensor.distributed.notices import REAL, left_open
 from disttensor.distributed.operation import EVERYTHING, Operation
 from disttensor.distributed.shared_reduce import SharedReducer
+from disttensor.distributed.updates import Places, Terms, Update, Updates, combination, stretches
 from disttensor.kernels import denormals, meeting, shared_memory
 from disttensor.kernels.native import NativeCall, NativeSequence
 
 if TYPE_CHECKING:
     from disttensor.distributed.mpi import MPICommunicator
 
-_GRAIN = 1 << 17  # bytes of a part for one of several threads
 _FLOATING = ("float32", "float64", "float16", "bfloat16")
 
 
 def make(
-    group: MPICommunicator, array: np.ndarray, runs: Sequence[int], weights: Sequence[np.ndarray]
-) -> NativeSum | None:
+    group: MPICommunicator, array: np.ndarray, runs: Sequence[int], weights: Sequence[np.ndarray],
+    updates: Sequence[Update] = (),
+) -> NativeSum | None:  # fmt: skip
     """A native sum, or None where this rank has to do it in Python; the other ranks need not.
 
     Parameters
@@ -48,6 +49,8 @@ def make(
         Lengths of the stretches of equal weight.
     weights : sequence of ndarray
         The weight of each run, a scalar that is read when the sum is entered.
+    updates : sequence of Update
+        Of elements that nobody else reads; applied by the sum while all their variables have one copy on this host.
     """
     reducer = group.reducer
     weights = [np.asarray(weight) for weight in weights]
@@ -56,7 +59,7 @@ def make(
     possible = reducer is not None and known and dtype in _FLOATING and reducer.takes(array.dtype)
     if reducer is None or not possible or not array.size or reducer.offset(array) < 0:
         return None
-    return NativeSum(group, reducer, array, runs, weights)
+    return NativeSum(group, reducer, array, runs, weights, updates)
 
 
 class NativeSum:
@@ -64,48 +67,70 @@ class NativeSum:
 
     def __init__(
         self, group: MPICommunicator, reducer: SharedReducer, array: np.ndarray, runs: Sequence[int],
-        weights: Sequence[np.ndarray],
+        weights: Sequence[np.ndarray], updates: Sequence[Update] = (),
     ) -> None:  # fmt: skip
         self._group, self._reducer = group, reducer
         self._array, self._weights = array, weights
         self._handle: Handle | None = None
         kind = "sum", dtypes.standardize_dtype(array.dtype)
-        self._sum = _Block(reducer, kind, array.nbytes, runs, weights)
+        self._sum = _Block(reducer, kind, array.nbytes, runs, weights, updates)
         self._sum.array = array
         self._sum.offset = reducer.offset(array)
         # Who completes it in Python must know of it, even if the plan ends before.
         reducer.natives[self._sum.address] = self._sum.operation
-        weakref.finalize(self, reducer.forget_native, self._sum.address).atexit = False
+        weakref.finalize(self, reducer.forget_native, self._sum.address, self._sum.updates).atexit = False
 
     def start(self) -> NativeSequence:
         """Enter the sum."""
-        adding = self._sum.part(self._reducer, 0, self)
-        leave = self._instruction("leave", 0, 0)
-        return NativeSequence([self._instruction("start", 0, len(adding) + 1, self._start), *adding, leave])
+        return NativeSequence([*self._with_part("start", 0, self._start, 1), self._instruction("leave", 0)])
 
     def wait(self) -> NativeSequence:
         """Complete it."""
-        parts = [self._sum.part(self._reducer, number, self) for number in range(self._sum.parts)]
-        calls: list[NativeCall] = []
-        for number, adding in enumerate(parts):
-            calls += [self._instruction("take" if number else "gather", number, len(adding), self._wait), *adding]
-        return NativeSequence([*calls, self._instruction("finish", len(parts) - 1, 0, self._wait)])
+        parts = range(self._sum.parts)
+        taken = [self._with_part("take" if number else "gather", number, self._wait) for number in parts]
+        calls = itertools.chain.from_iterable(taken)
+        return NativeSequence([*calls, self._instruction("finish", parts[-1], otherwise=self._wait)])
+
+    def unless_updated(self, calls: Sequence[NativeCall]) -> NativeSequence:
+        """These calls, to be run behind `wait`, left out where the sum has applied its updates.
+
+        None of them becomes one with a call beside them.
+        """
+        if self._sum.updates is None:
+            return NativeSequence(calls)
+        first = self._instruction("unless_updated", 0, len(calls), otherwise=_never)
+        return NativeSequence([first, *(call.apart() for call in calls)])
+
+    def _with_part(self, name: str, part: int, otherwise: Callable[[], None], more: int = 0) -> list[NativeCall]:
+        """An instruction, and what adds a part behind it: without updates, and with them if there are any.
+
+        Moreover it leaves out so many instructions behind that.
+        """
+        adding = self._sum.part(self._reducer, part, self)
+        updating: list[NativeCall] = []
+        if self._sum.updates is not None:
+            calls = self._sum.part(self._reducer, part, self, self._sum.updates)
+            updating = [self._instruction("over", part, len(calls), otherwise=_never), *calls]
+        behind = len(adding) + len(updating) + more
+        return [self._instruction(name, part, behind, len(adding), otherwise), *adding, *updating]
 
     def _instruction(
-        self, name: str, part: int, behind: int, otherwise: Callable[[], None] | None = None
+        self, name: str, part: int, behind: int = 0, adding: int = 0, otherwise: Callable[[], None] | None = None
     ) -> NativeCall:
-        """About a part, counted from this rank's, which so many instructions behind it add."""
-        arguments = 1, self._sum.address, part, behind
+        """About a part, counted from this rank's, and what comes behind it; see `meeting`."""
+        arguments = 1, self._sum.address, part, behind, adding
         return NativeCall(meeting.addresses()[name], arguments, keep=self, otherwise=otherwise)
 
     def _start(self) -> None:
         block = self._sum
         if block.number > self._reducer.ledger[meeting.COMPLETED]:
             raise left_open()
+        if block.updates is not None and block.updates.mode == 0:
+            block.updates.leave()
         self._group.align(self._reducer.entered)
         with denormals.flushed():
             weights = [(count, float(weight)) for count, weight in zip(block.runs, self._weights, strict=True)]
-            self._handle = self._group.all_reduce_async(self._array, weights=weights)
+            self._handle = self._group.all_reduce_async(self._array, weights=weights, updates=block.updates)
         block.number = self._reducer.entered
 
     def _wait(self) -> None:
@@ -116,6 +141,16 @@ class NativeSum:
                 handle.wait()
             else:
                 self._group.finish_native(self._array, block.number)
+            if block.updates is not None and block.updates.differed:
+                # Variables of this bucket may be those of others that are under way as well, with updates. All ranks
+                # enter all sums that come before a wait before they wait, so nothing that this rank has entered needs
+                # more than what others do without it.
+                self._group.finish_native(self._array, self._reducer.entered)
+                block.updates.leave()
+
+
+def _never() -> None:
+    raise AssertionError("the instruction never gives up")
 
 
 class _Block:
@@ -123,7 +158,7 @@ class _Block:
 
     def __init__(
         self, reducer: SharedReducer, kind: tuple[str, str], nbytes: int, runs: Sequence[int],
-        weights: Sequence[np.ndarray],
+        weights: Sequence[np.ndarray], updates: Sequence[Update] = (),
     ) -> None:  # fmt: skip
         self.array: np.ndarray | None = None  # that is being summed
         self.runs = list(runs)
@@ -143,6 +178,13 @@ class _Block:
         for i, weight in enumerate(weights):
             words[meeting.WEIGHTS_AT + i] = weight.ctypes.data
             words[meeting.IS_DOUBLE + i] = weight.dtype == np.float64
+        self.updates: Updates | None = None
+        if updates:
+            own = (
+                ctypes.c_int64.from_buffer(words, 8 * word)
+                for word in (meeting.NOTICE, meeting.UPDATED, meeting.LEAVES)
+            )
+            self.updates = Updates(updates, *own)
 
     @property
     def offset(self) -> int:
@@ -165,23 +207,20 @@ class _Block:
     def operation(self, number: int) -> Operation:
         """The same for Python, to go on from where machine code gave up."""
         assert self.array is not None
-        return Operation(number, self.array, self.array, self._kind, self.runs)
+        return Operation(number, self.array, self.array, self._kind, self.runs, self.updates)
 
-    def part(self, reducer: SharedReducer, number: int, keep: object) -> list[NativeCall]:
-        """The calls that combine a part, counted from this rank's: one for each run, which does nothing unless told."""
+    def part(
+        self, reducer: SharedReducer, number: int, keep: object, updates: Iterable[Update] = ()
+    ) -> list[NativeCall]:
+        """The calls that combine a part, counted from this rank's, and update: they do nothing unless told."""
         assert self.array is not None
-        ranks = reducer.ledger[meeting.RANKS]
-        kernel = shared_memory.weighted_part(self._kind[1], ranks)
+        ranks, me = reducer.ledger[meeting.RANKS], reducer.ledger[meeting.ME]
+        arrays, factors = ctypes.addressof(self._arrays), ctypes.addressof(self._factors)
+        terms = [Terms(ranks, arrays, factors + 8 * run * ranks) for run in range(len(self.runs))]
         start, stop = reducer.part(self.array.size, self.array.itemsize, number)
+        cut = stretches(start, stop, self.runs, list(updates))
         go = self.address + 8 * (meeting.GO + number)
-        calls = []
-        for i, (last, count) in enumerate(zip(itertools.accumulate(self.runs), self.runs, strict=True)):
-            begin, end = max(start, last - count), min(stop, last)
-            factors = ctypes.addressof(self._factors) + 8 * i * ranks
-            arguments = (go, ctypes.addressof(self._arrays), factors, begin)
-            if begin < end:
-                calls.append(NativeCall(kernel, arguments, end - begin, _GRAIN // self.array.itemsize, keep))
-        return calls
+        return combination(self._kind[1], cut, terms, Places(ranks, arrays, me), go, keep)
 
 
 class LoneSum:
@@ -206,7 +245,7 @@ class LoneSum:
         numbers = dtype.itemsize // dtypes.itemsize(real)
         parts = [reducer.part(nbytes // dtype.itemsize, dtype.itemsize, number) for number in range(self._sum.parts)]
         ends = [numbers * end for part in parts for end in part]
-        words = [1, self._sum.address, 0, 0, combine, len(parts), *ends]  # see `meeting`
+        words = [1, self._sum.address, 0, 0, 0, combine, len(parts), *ends]  # see `meeting`
         self._words = (ctypes.c_int64 * len(words))(*words)
         self._address = ctypes.addressof(self._words)
         self._alone = meeting.alone()

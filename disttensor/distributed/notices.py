@@ -16,6 +16,21 @@ NAPS = 500
 """Of machine code that waits, at most 0.1 s of sleep, before Python sees to signals."""
 
 
+def word_of(code: int, mode: int) -> int:
+    """Word 0 of a notice: what is called, and the mode of its updates, see `updates`."""
+    return code | mode << 32
+
+
+def code_of(word: int) -> int:
+    """The code in it, which is negative of one who called something else."""
+    return (word & 0xFFFFFFFF ^ 1 << 31) - (1 << 31)
+
+
+def mode_of(word: int) -> int:
+    """The mode in it."""
+    return word >> 32
+
+
 def disagreement(rank: int, mine: Any, other: int, theirs: Any) -> DistributedError:
     """What to raise where two ranks called different things, each given by its code (see `_describe`) and bytes."""
     same = _describe(mine) == _describe(theirs)
@@ -27,7 +42,7 @@ def disagreement(rank: int, mine: Any, other: int, theirs: Any) -> DistributedEr
 
 
 def _describe(notice: Any) -> str:
-    code = notice[0]
+    code = code_of(notice[0])
     op, dtype = _KINDS[~code if code < 0 else code]  # negative: of a short array where others are long, or reversely
     return f"op={op!r} and {notice[1] // dtypes.itemsize(dtype)} elements of {dtype}"
 

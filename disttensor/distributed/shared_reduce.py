@@ -37,16 +37,17 @@ import numpy as np
 
 from disttensor import dtypes
 from disttensor.distributed import activity
-from disttensor.distributed.combining import bind_run, ones, pointers, threads
+from disttensor.distributed.combining import bind_run, bind_runs, ones, pointers, threads
 from disttensor.distributed.exchange import Exchange, Sum, part_of
 from disttensor.distributed.marks import BYTES, LINE, Marks
 from disttensor.distributed.node_memory import CommonBlock, NodeMemory
-from disttensor.distributed.notices import CODES, NAPS, disagreement
+from disttensor.distributed.notices import CODES, NAPS, code_of, disagreement, mode_of, word_of
 from disttensor.distributed.operation import EVERYTHING, Operation, Run
+from disttensor.distributed.updates import Updates
 from disttensor.distributed.weights import Weights
 from disttensor.kernels import meeting, shared_memory, waiting
 from disttensor.kernels.meeting import COMPLETED, ENTERED, FIRST_WEIGHT, LEDGER_WORDS, NOTICES, OWNERS, ROOM, WAITED
-from disttensor.kernels.native import address_of
+from disttensor.kernels.native import NativeSequence, address_of
 
 _COUNTERS = 4
 _PIECE = 1 << 20  # bytes that go through the staging area at once
@@ -164,12 +165,15 @@ class SharedReducer:
         """Whether arrays of this dtype can be combined here."""
         return self._halves or _NAMES[dtype] not in ("float16", "bfloat16")
 
-    def start(self, array: np.ndarray, out: np.ndarray, op: str, weights: Weights | None = None) -> Operation:
+    def start(
+        self, array: np.ndarray, out: np.ndarray, op: str, weights: Weights | None = None,
+        updates: Updates | None = None,
+    ) -> Operation:  # fmt: skip
         """Enter an all-reduce of `array` into `out`, flat and contiguous, the same or without common memory.
 
         Operations are completed in the order in which they were entered.
         """
-        operation = self._enter(array, out, op, weights)
+        operation = self._enter(array, out, op, weights, updates)
         self._wait_for(0, self.entered, 0, 0)
         return operation
 
@@ -177,16 +181,19 @@ class SharedReducer:
         """`start` and `finish`."""
         self.finish(self._enter(array, out, op, weights))
 
-    def _enter(self, array: np.ndarray, out: np.ndarray, op: str, weights: Weights | None) -> Operation:
+    def _enter(
+        self, array: np.ndarray, out: np.ndarray, op: str, weights: Weights | None, updates: Updates | None = None
+    ) -> Operation:
         """Write the notice; others see it when the counter is moved."""
         self._count_next()
         kind = (op, _NAMES[array.dtype])
         runs = EVERYTHING if weights is None else [count for count, _ in weights]
-        operation = Operation(self.entered, array, out, kind, runs)
+        operation = Operation(self.entered, array, out, kind, runs, updates)
         place = self.entered % NOTICES
         notice, factors = self._notices[self._me][place], self._weights[self._me][place]
         offset = self._memory.offset(array) if array is out else -1
-        for word, fact in enumerate(self.facts(kind, array.nbytes, offset, runs)):
+        mode = 0 if updates is None else updates.mode
+        for word, fact in enumerate(self.facts(kind, array.nbytes, offset, runs, mode)):
             notice[word] = fact
         if weights is None:
             factors[FIRST_WEIGHT] = 1.0
@@ -222,9 +229,9 @@ class SharedReducer:
         """Where an array lies in this rank's shared memory, or -1."""
         return self._memory.offset(array)
 
-    def facts(self, kind: tuple[str, str], nbytes: int, offset: int, runs: Sequence[int]) -> list[int]:
+    def facts(self, kind: tuple[str, str], nbytes: int, offset: int, runs: Sequence[int], mode: int = 0) -> list[int]:
         """What a notice says beside weights."""
-        return [CODES[kind], nbytes, offset, hash(tuple(runs))]
+        return [word_of(CODES[kind], mode), nbytes, offset, hash(tuple(runs))]
 
     def _adopt(self) -> None:
         """Take over what machine code has entered, and not completed yet."""
@@ -233,12 +240,19 @@ class SharedReducer:
             self._queue.append(self.natives[owner](number))
             self.ledger[OWNERS + number % NOTICES] = 0
             if owner in self._left_behind:
+                self._queue[-1].updates = None  # see `forget_native`
                 self._left_behind.remove(owner)
                 del self.natives[owner]
         self._known = self.entered
 
-    def forget_native(self, address: int) -> None:
-        """The plan that this sum belonged to is gone; one that is under way is kept until Python takes it over."""
+    def forget_native(self, address: int, updates: Updates | None = None) -> None:
+        """The plan that this sum belonged to is gone; one that is under way is kept until Python takes it over.
+
+        An error ended its step then: what it might still update stays as it is.
+        """
+        for operation in self._queue:
+            if operation.updates is updates:
+                operation.updates = None
         under_way = range(max(self._known, int(self.ledger[COMPLETED])) + 1, self.entered + 1)
         if address in [self.ledger[OWNERS + number % NOTICES] for number in under_way]:
             self._left_behind.add(address)
@@ -313,6 +327,7 @@ class SharedReducer:
 
     def _complete(self, operation: Operation) -> None:
         self._queue.remove(operation)
+        operation.settle()
         self.ledger[COMPLETED] = operation.number
         self._wait_for(1, operation.number, 0, 0)
 
@@ -321,9 +336,10 @@ class SharedReducer:
         notices = [notices[operation.number % NOTICES] for notices in self._notices]
         mine = notices[self._me]
         for r, notice in zip(self._local, notices, strict=True):
-            if notice[0] != mine[0] or notice[1] != mine[1] or notice[3] != mine[3]:
+            if code_of(notice[0]) != code_of(mine[0]) or notice[1] != mine[1] or notice[3] != mine[3]:
                 self._complete(operation)
                 raise disagreement(self._local[self._me], mine, r, notice)
+        operation.agree(mode_of(mine[0]), [mode_of(notice[0]) for notice in notices])
         return [notice[2] for notice in notices]
 
     def _weighted_runs(self, operation: Operation) -> list[Run]:
@@ -337,8 +353,19 @@ class SharedReducer:
         runs = self._weighted_runs(operation)
         for part in self._parts_in_turn:
             if self._marks.claim(operation.number, part):
-                self._combination(operation, offsets, runs, part)()
-                self._marks.set_done(operation.number, part)
+                if operation.applies is not None:
+                    self._update_in_place(operation.applies, operation, offsets, runs, part)
+                else:
+                    self._combination(operation, offsets, runs, part)()
+                    self._marks.set_done(operation.number, part)
+
+    def _update_in_place(
+        self, updates: Updates, operation: Operation, offsets: list[int], runs: list[Run], part: int
+    ) -> None:
+        """Combine a part, update by it, and mark it as done: all of it, or nothing if a signal ends it."""
+        (ends,) = self._parts(operation.array, part)
+        calls = updates.calls(operation.kind[1], *ends, self._arrays(offsets), self._me, runs)
+        NativeSequence([*calls, self._marks.done(operation.number, part)])()
 
     def _combine_between_hosts(self, operation: Operation, offsets: list[int]) -> None:
         """Combine this rank's parts within this host, and begin to do so between hosts."""
@@ -353,14 +380,18 @@ class SharedReducer:
         key = operation.kind, operation.array.size, part, *offsets, *runs
         combine = self._bound.get(key)
         if combine is None:
-            arrays = [base + offset for base, offset in zip(self._bases, offsets, strict=True)]
+            arrays = self._arrays(offsets)
             targets = arrays if self._is_alone else arrays[self._me : self._me + 1]
             if len(self._bound) == _BOUND:
                 self._bound.clear()
             ends = self._parts(operation.array, part)
-            bound = [self._bind(operation.kind, arrays, targets, start, stop, runs) for start, stop in ends]
+            bound = [bind_runs(operation.kind, arrays, targets, start, stop, runs) for start, stop in ends]
             combine = self._bound[key] = bound[0] if len(bound) == 1 else lambda: [call() for call in bound]
         return combine
+
+    def _arrays(self, offsets: Sequence[int]) -> list[int]:
+        """The addresses of all local ranks' arrays."""
+        return [base + offset for base, offset in zip(self._bases, offsets, strict=True)]
 
     def _parts(self, array: np.ndarray, part: int) -> list[tuple[int, int]]:
         """What a part has of an array in shared memory: the same elements as of one that passes in pieces."""
@@ -388,7 +419,7 @@ class SharedReducer:
         """Write this rank's part, complete now, to the other arrays of the host."""
         assert operation.offsets is not None
         size = operation.array.itemsize
-        arrays = [base + offset for base, offset in zip(self._bases, operation.offsets, strict=True)]
+        arrays = self._arrays(operation.offsets)
         for start, stop in self._parts(operation.array, self._me):
             for r, address in enumerate(arrays):
                 if r != self._me:
@@ -433,9 +464,9 @@ class SharedReducer:
         sources[self._me] = array
         targets = [staging[self._me], out]
         if self._is_alone:
-            self._bind(operation.kind, sources, targets, start, stop, runs)()
+            bind_runs(operation.kind, sources, targets, start, stop, runs)()
         else:
-            self._bind(operation.kind, sources, targets[:1], start, stop, runs)()
+            bind_runs(operation.kind, sources, targets[:1], start, stop, runs)()
             place = (ctypes.c_uint8 * (count * size)).from_address(staging[self._me])
             part = np.frombuffer(memoryview(place), operation.array.dtype)[start:stop]
             if (request := self._between_hosts(operation, [part])) is not None:
@@ -451,23 +482,6 @@ class SharedReducer:
     def part(self, size: int, itemsize: int, number: int) -> tuple[int, int]:
         """First and last + 1 of the elements of a part on one host: this rank's is number 0, its neighbour's 1, …"""
         return part_of(size, itemsize, self._parts_in_turn[number], self._owners)
-
-    def _bind(
-        self,
-        kind: tuple[str, str],
-        sources: Sequence[int],
-        targets: Sequence[int],
-        start: int,
-        stop: int,
-        runs: Sequence[Run],
-    ) -> Callable[[], Any]:
-        """The combination of a part, as a function without arguments."""
-        calls = [
-            bind_run(kind, sources, targets, max(start, first), min(stop, last), weights)
-            for first, last, weights in runs
-            if max(start, first) < min(stop, last)
-        ]
-        return calls[0] if len(calls) == 1 else lambda: [call() for call in calls]
 
     def _wait_for(self, counter: int, value: int, goal: int, naps: int) -> bool:
         counters = self._counters[counter]

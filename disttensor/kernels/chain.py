@@ -31,12 +31,19 @@ def chained(calls: Iterable[Bound]) -> list[Bound]:
     return found
 
 
+def by_pieces(first: NativeCall, second: NativeCall, skip: int, at_once: int) -> NativeCall:
+    """A call with another behind each `at_once` elements of it, on the same ones, which that counts from `skip` on."""
+    words = [first.address, first.block, second.address, second.block, 1, second.extent, at_once, skip]
+    grain = at_once if first.grain and second.grain else 0
+    return NativeCall(_address(), words, first.extent, grain, (first, second))
+
+
 def _chain(first: NativeCall, second: NativeCall) -> NativeCall:
     assert first.pieces is not None
     assert second.pieces is not None
     ratio = first.pieces.step // second.pieces.step
     at_once = first.grain or max(first.extent, 1)  # what is one part stays one
-    words = [first.address, first.block, second.address, second.block, ratio, second.extent, at_once]
+    words = [first.address, first.block, second.address, second.block, ratio, second.extent, at_once, 0]
     return NativeCall(_address(), words, first.extent, first.grain, (first, second))
 
 
@@ -49,11 +56,11 @@ def _chain_parts() -> Function:
     """The native kernel of both: a grain of the first, then what that has made with the second."""
     f = Function("chain", [("ptr", "arguments"), ("i64", "start"), ("i64", "stop")])
     first, first_block, second, second_block = (f.field(f["arguments"], i, "ptr") for i in range(4))
-    ratio, extent, grain = (f.field(f["arguments"], i) for i in range(4, 7))
+    ratio, extent, grain, skip = (f.field(f["arguments"], i) for i in range(4, 8))
     with f.loop(f["start"], f["stop"], grain) as begin:
         end = f.minimum(begin + grain, f["stop"])
         f.call(first.name, first_block, begin, end)
-        f.call(second.name, second_block, begin * ratio, f.minimum(end * ratio, extent))
+        f.call(second.name, second_block, begin * ratio + skip, f.minimum(end * ratio + skip, extent))
     return f
 
 

@@ -9,9 +9,11 @@ Sums of buckets are instructions of a plan (`disttensor.distributed.native_sum` 
 notice and announces it; if all others have entered, it claims this rank's part, which instructions behind it add
 (`shared_memory.weighted_part`), and `leave` marks it as done. `gather` waits for all notices, looks whether they fit
 together, and claims this rank's part, if it is not done; `take` claims a neighbour's, one after another; and `finish`
-waits until all are done. What is not claimed is left out. `start`, `gather` and `finish` are *resumable* (see
-`native`): where there is anything that only Python can do, they say so, and Python goes on from what is in shared
-memory by then.
+waits until all are done. What is not claimed is left out. Where a sum may also update variables
+(`disttensor.distributed.updates`), what adds a part is there twice, first without the update, then, behind `over`, with
+it, and one of both is left out; `unless_updated` leaves out what then need not be done behind `finish`. `start`,
+`gather` and `finish` are *resumable* (see `native`): where there is anything that only Python can do, they say so, and
+Python goes on from what is in shared memory by then.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ NOTICES = 64
 """Operations that may be under way at once, a power of 2."""
 NOTICE_BYTES = 64
 FIRST_WEIGHT = 4
-"""Word of a notice; before it: code of operation and dtype, bytes, offset in the segment, hash of the runs."""
+"""Word of a notice; before it: code of operation and dtype (in the upper half the mode), bytes, offset in the segment,
+hash of the runs."""
 MOST_TAKEN = 8
 """Parts of a sum that one rank takes at most in machine code, its own and its neighbours': looking for more costs."""
 
@@ -43,19 +46,21 @@ OBSERVED, MARKS, OWNERS = range(11, 14)
 LEDGER_WORDS = OWNERS + NOTICES
 
 # Words of a sum's block: its number, the ledger, what the notice says; the number for which all notices fit, and for
-# which machine code has gathered them; tables of sources and weights; the runs; and which parts are to be added, this
-# rank's first, then its neighbours'.
+# which machine code has gathered them; tables of sources and weights; the runs; the mode that the notices agree on, not
+# 0 if who adds is to update as well; whether the last sum has updated; whether Python has to make variables private
+# before the next; and which parts are to be added, this rank's first, then its neighbours'.
 NUMBER, LEDGER, NOTICE, FITS, GATHERED, SOURCES, WEIGHTS, RUNS, WEIGHTS_AT = 0, 1, 2, 6, 7, 8, 9, 10, 11
 OFFSET = NOTICE + 2
 IS_DOUBLE = WEIGHTS_AT + 4
-GO = IS_DOUBLE + 4
+MODE, UPDATED, LEAVES = range(IS_DOUBLE + 4, IS_DOUBLE + 7)
+GO = LEAVES + 1
 BLOCK_WORDS = GO + MOST_TAKEN
 
-# Words of the arguments of a sum's instructions: its block, which part they are about, counted from this rank's, and
-# how many instructions that add it come behind. Of `alone` moreover the function that combines, how many parts there
-# are to be taken, and which elements each of them has.
-BLOCK, PART, BEHIND = 1, 2, 3
-COMBINE, PARTS, ENDS = 4, 5, 6
+# Words of the arguments of a sum's instructions: its block, which part they are about, counted from this rank's, how
+# many instructions that add it come behind, and how many of these do so without an update. Of `alone` moreover the
+# function that combines, how many parts there are to be taken, and which elements each of them has.
+BLOCK, PART, BEHIND, ADDING = 1, 2, 3, 4
+COMBINE, PARTS, ENDS = 5, 6, 7
 
 _ALONE_CALL = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_int64)
 _CLAIM = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p, *[ctypes.c_int64] * 3)
@@ -87,7 +92,8 @@ def addresses() -> Mapping[str, int]:
 
 @functools.cache
 def _addresses() -> Mapping[str, int]:
-    functions = [_join(), _enter(), _start(), _leave(), _gather(), _take(), _finish()]
+    functions = [_join(), _enter(), _start(), _leave(), _gather(), _take(), _over(), _finish(), _unless_updated()]
+    functions.append(_done())
     return machine.load(ir.module(functions, waiting.source(), _CLAIMING, _ALONE))
 
 
@@ -104,7 +110,7 @@ def _enter() -> Function:
     room = number <= f.field(ledger, ROOM)
     # To a sum that an error left open the next one must not be added: Python refuses.
     idle = f.field(ledger, COMPLETED) >= f.field(block, NUMBER)
-    with f.when(room & idle & _unobserved(f, ledger)):
+    with f.when(room & idle & _unobserved(f, ledger) & f.field(block, LEAVES).equals(0)):
         notice = _notice(f, ledger, f.field(ledger, ME), number)
         for word in range(FIRST_WEIGHT):
             f.store(f.field(block, NOTICE + word), f.at(notice, 8 * word), 8)
@@ -186,6 +192,7 @@ def _join() -> Function:
             fits.set(fits.get() & f.emit("i1", f"fcmp une {weight}, 0.0"))
     with f.when(fits.get()):
         f.store(number, f.at(block, 8 * FITS), 8)
+        f.store(f.emit("i64", f"ashr {f.field(block, NOTICE)}, 32"), f.at(block, 8 * MODE), 8)
     return f
 
 
@@ -209,9 +216,32 @@ def _finish() -> Function:
     with f.when(gathered):
         _mark(f, block, ledger, f.field(f["arguments"], PART))
         with f.when(_wait(f, ledger, _marks(f, ledger, number), number)):
+            f.store(f.field(block, MODE), f.at(block, 8 * UPDATED), 8)
             f.store(number, f.at(ledger, 8 * COMPLETED), 8)
             _announce(f, ledger, COMPLETIONS, number)
             _say(f, 0)
+    return f
+
+
+def _over() -> Function:
+    """Between the two ways to add a part: what updates, too, is left out where it is not to be."""
+    f, block, _ = _instruction("over")
+    goes = f.load("i64", _go(f, block, f.field(f["arguments"], PART)), 8)
+    _leave_out(f, goes.equals(0) | f.field(block, MODE).equals(0))
+    return f
+
+
+def _unless_updated() -> Function:
+    f, block, _ = _instruction("unless_updated")
+    _leave_out(f, f.field(block, UPDATED) > 0)
+    return f
+
+
+def _done() -> Function:
+    """Mark a part as done: its arguments are the address of the mark, and the number of the operation."""
+    f = Function("done", [("ptr", "arguments"), ("i64", "first"), ("i64", "last")])
+    mark, number = f.field(f["arguments"], 0, "ptr"), f.field(f["arguments"], 1)
+    f.line(f"store atomic {number}, {mark} release, align 8")
     return f
 
 
@@ -235,10 +265,16 @@ def _say(f: Function, status: int) -> None:
 
 
 def _say_what_to_add(f: Function, block: Value) -> None:
-    """The work is done; what would add a part that is not claimed is left out."""
-    part, behind = f.field(f["arguments"], PART), f.field(f["arguments"], BEHIND)
+    """The work is done; what would add a part that is not claimed is left out, or what would add it otherwise."""
+    part, behind, adding = (f.field(f["arguments"], word) for word in (PART, BEHIND, ADDING))
     goes = f.load("i64", _go(f, block, part), 8)
-    f.store(f.select(goes.equals(0), 0 - behind, f.integer(0)), f["arguments"], 8)
+    claimed = f.select(f.field(block, MODE).equals(0), f.integer(0), 0 - adding)
+    f.store(f.select(goes.equals(0), 0 - behind, claimed), f["arguments"], 8)
+
+
+def _leave_out(f: Function, condition: Value) -> None:
+    """The instructions behind this one are left out where a condition holds."""
+    f.store(f.select(condition, 0 - f.field(f["arguments"], BEHIND), f.integer(0)), f["arguments"], 8)
 
 
 def _claim(f: Function, block: Value, ledger: Value, part: Value) -> None:

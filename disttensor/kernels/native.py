@@ -46,6 +46,7 @@ a shim of IR that takes the block apart, one for each list of types. The kernel 
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import itertools
 import math
@@ -135,6 +136,12 @@ class NativeCall:
     def block(self) -> int:
         """The address of the block of arguments, which lives as long as the call."""
         return ctypes.addressof(self._words)
+
+    def apart(self) -> NativeCall:
+        """The same call, which no other may become one with, for instance since it may be left out."""
+        found = copy.copy(self)
+        found.pieces = None
+        return found
 
     def __iter__(self) -> Iterator[NativeCall]:
         """The native calls that this is: itself."""

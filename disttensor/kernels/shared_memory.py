@@ -53,13 +53,13 @@ def weighted_sum(dtype: str, sources: int, targets: int) -> Callable[[Any, Any, 
 
 
 @functools.cache
-def weighted_part(dtype: str, ranks: int) -> int:
-    """The address of a native kernel that adds a part of arrays in place: ``x[t][i] = Σᵣ weights[r]·x[r][i]``, all t.
+def weighted_part(dtype: str, sources: int, targets: int) -> int:
+    """The address of a native kernel that does `weighted_sum`, also of no source, for a part of the arrays.
 
-    Its arguments are the address of a word that is 0 if nothing is to be done, pointers to the addresses of the arrays
-    and to the weights, and the element that is number 0 of its extent.
+    Its arguments are the address of a word that is 0 if nothing is to be done, pointers to the addresses of sources and
+    of targets and to the weights, and the element that is number 0 of its extent.
     """
-    return machine.load(_combine_source(dtype, "sum", ranks, ranks, weighted=True) + _PART)["part"]
+    return machine.load(_combine_source(dtype, "sum", sources, targets, weighted=True) + _PART)["part"]
 
 
 def combines(dtype: str) -> bool:
@@ -106,7 +106,7 @@ def _combine_source(dtype: str, op: str, sources: int, targets: int, weighted: b
             product = body.emit(f"fmul {kind} {value}, %weight{r}")
             value = _widen(body, dtype, _narrow(body, dtype, product))
         total = _merge(body, dtype, op, kind, total, value) if total else value
-    total = _narrow(body, dtype, total)
+    total = _narrow(body, dtype, total or "0.0")
     for t in range(targets):
         address = body.emit(f"getelementptr {memory}, ptr %target{t}, i64 %i")
         body.do(f"store {memory} {total}, ptr {address}, align {_size(memory)}, {_INDEPENDENT}")
@@ -211,14 +211,16 @@ define void @part(ptr %arguments, i64 %start, i64 %stop) nounwind {
   br i1 %none, label %end, label %add
 add:
   %arrays.at = getelementptr i64, ptr %arguments, i64 1
-  %weights.at = getelementptr i64, ptr %arguments, i64 2
-  %first.at = getelementptr i64, ptr %arguments, i64 3
+  %targets.at = getelementptr i64, ptr %arguments, i64 2
+  %weights.at = getelementptr i64, ptr %arguments, i64 3
+  %first.at = getelementptr i64, ptr %arguments, i64 4
   %arrays = load ptr, ptr %arrays.at
+  %targets = load ptr, ptr %targets.at
   %weights = load ptr, ptr %weights.at
   %first = load i64, ptr %first.at
   %from = add i64 %first, %start
   %to = add i64 %first, %stop
-  call void @combine(ptr %arrays, ptr %arrays, ptr %weights, i64 %from, i64 %to)
+  call void @combine(ptr %arrays, ptr %targets, ptr %weights, i64 %from, i64 %to)
   br label %end
 end:
   ret void

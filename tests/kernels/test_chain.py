@@ -5,8 +5,9 @@ import ctypes
 import numpy as np
 import pytest
 
+from disttensor import config
 from disttensor.kernels import gemm, generated
-from disttensor.kernels.chain import chained
+from disttensor.kernels.chain import by_pieces, chained
 from disttensor.kernels.loop import Literal, Writing
 from disttensor.kernels.native import NativeCall, segments
 
@@ -132,3 +133,38 @@ def test_sums_of_columns_do_not_follow(arrays):
 def test_python_in_between_stays():
     calls = [lambda: None, NativeCall(0, [], 0), lambda: None]
     assert chained(calls) == calls
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("skip", [0, 48])
+def test_a_call_behind_each_piece_of_another(threads, skip):
+    """The second one counts its elements from somewhere else, and finds what the first has just made."""
+    x, total, w = np.random.default_rng(0).normal(size=(3, 10_048)).astype("float32")
+    one, rate = np.float32(1), np.float32(0.1)
+    later = slice(skip, None)
+    made, wanted = x[later] - x[: x.size - skip], w.copy()
+    generated.bind(_update(), [made, wanted[later], rate], [wanted[later]], 1)()
+    calls = (
+        generated.bind(_update(), [x[: x.size - skip], x[later], one], [total[later]], 1),
+        generated.bind(_update(), [total, w, rate], [w], 1),
+    )
+    first, second = (NativeCall(call.address, call._words, call.extent, 256, call) for call in calls)
+    before = config.threads()
+    config.set_threads(threads)
+    try:
+        by_pieces(first, second, skip, 512)()
+    finally:
+        config.set_threads(before)
+    assert np.array_equal(total[later], made)
+    assert np.array_equal(w, wanted)
+
+
+def test_a_call_set_apart_is_not_chained(arrays):
+    a = arrays
+    first = gemm.bind(a["g"], a["x"], a["y"])
+    (second,) = generated.bind(_update(), [a["g"], a["w"], a["rate"]], [a["w"]], N)
+    assert not _not_chained(first, second)
+    assert _not_chained(first, apart := second.apart())
+    assert (apart.address, apart.block, apart.extent, apart.grain) == (
+        second.address, second.block, second.extent, second.grain,
+    )  # fmt: skip

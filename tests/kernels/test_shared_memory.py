@@ -9,6 +9,7 @@ import pytest
 
 from disttensor import dtypes
 from disttensor.kernels import shared_memory
+from disttensor.kernels.native import NativeCall
 
 REAL = [name for name in dtypes.ALL if shared_memory.combines(name)]
 FUNCTIONS = {"sum": np.add, "max": np.maximum, "min": np.minimum}
@@ -44,3 +45,28 @@ def test_special_values(dtype):
         with np.errstate(all="ignore"):
             want = function(x.astype(np.float32), y.astype(np.float32)).astype(x.dtype)
         np.testing.assert_array_equal(out.astype(np.float32), want.astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64"])
+@pytest.mark.parametrize(("sources", "targets"), [(3, 3), (3, 1), (1, 2), (0, 2)])
+def test_a_part_of_a_weighted_sum(dtype, sources, targets):
+    """As a native kernel, which does nothing while a word is 0."""
+    generator = np.random.default_rng(0)
+    arrays = list(generator.standard_normal((3, 1003)).astype(dtypes.to_numpy(dtype)))
+    weights = (ctypes.c_double * 3)(0.3, -1.7, 2.5)
+    wide = np.float64 if dtype == "float64" else np.float32
+    want = np.zeros(1003, wide)
+    for x, weight in zip(arrays[:sources], weights, strict=False):
+        want += (x.astype(wide) * wide(weight)).astype(x.dtype).astype(wide)
+    want = want.astype(arrays[0].dtype)
+    before = [x.copy() for x in arrays]
+    go, tables = ctypes.c_int64(0), (pointers(*arrays[:sources]), pointers(*arrays[3 - targets :]))
+    words = [ctypes.addressof(word) for word in (go, *tables, weights)]
+    call = NativeCall(shared_memory.weighted_part(dtype, sources, targets), [*words, 5], 990)
+    call()
+    assert [x.tobytes() for x in arrays] == [x.tobytes() for x in before]
+    go.value = 1
+    call()
+    for t, (x, old) in enumerate(zip(arrays, before, strict=True)):
+        old[5:995] = want[5:995] if t >= 3 - targets else old[5:995]
+        assert x.tobytes() == old.tobytes(), t

@@ -1,0 +1,370 @@
+"""What every rank of `test_updates` runs: sums that update variables of which the host has one copy."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+import numpy as np
+
+import disttensor as dt
+from disttensor import distributed, dtypes
+from disttensor.distributed import activity, background, buckets, native_sum, single_copy, world
+from disttensor.distributed.updates import Update
+from disttensor.kernels import machine, meeting
+from disttensor.kernels.native import NativeCall
+
+comm = distributed.communicator()
+P, RANK = comm.size, comm.rank
+background.open_channel(world.data_group())
+group = background._channel_of(world.data_group())._started
+ledger = group.reducer.ledger
+
+EQUAL = [1.0] * P
+UNEQUAL = [0.25 * (1 + r) for r in range(P)]
+WITHOUT_ONE = [0.0 if r == P // 2 else 0.75 for r in range(P)]
+ALL_OF_ONE = [float(r == P - 1) for r in range(P)]
+NOBODY = [0.0] * P
+
+LOADS = {
+    "float32": "%g = load float, ptr %g.at",
+    "bfloat16": "%half = load i16, ptr %g.at\n%wide = zext i16 %half to i32\n%bits = shl i32 %wide, 16\n"
+    "%g = bitcast i32 %bits to float",
+}
+# m ← m / 2 + g, w ← w − rate·m; the arguments are the gradient, w, m and the rate.
+UPDATE = """
+define void @update(ptr %arguments, i64 %start, i64 %stop) {{
+entry:
+  %p1 = getelementptr ptr, ptr %arguments, i64 1
+  %p2 = getelementptr ptr, ptr %arguments, i64 2
+  %p3 = getelementptr ptr, ptr %arguments, i64 3
+  %gradient = load ptr, ptr %arguments
+  %w = load ptr, ptr %p1
+  %m = load ptr, ptr %p2
+  %rate.at = load ptr, ptr %p3
+  %rate = load float, ptr %rate.at
+  %some = icmp slt i64 %start, %stop
+  br i1 %some, label %each, label %end
+each:
+  %i = phi i64 [%start, %entry], [%next, %each]
+  %g.at = getelementptr {kind}, ptr %gradient, i64 %i
+  {load}
+  %w.at = getelementptr float, ptr %w, i64 %i
+  %m.at = getelementptr float, ptr %m, i64 %i
+  %m0 = load float, ptr %m.at
+  %m1 = fmul float %m0, 0.5
+  %m2 = fadd float %m1, %g
+  store float %m2, ptr %m.at
+  %w0 = load float, ptr %w.at
+  %change = fmul float %rate, %m2
+  %w1 = fsub float %w0, %change
+  store float %w1, ptr %w.at
+  %next = add i64 %i, 1
+  %more = icmp slt i64 %next, %stop
+  br i1 %more, label %each, label %end
+end:
+  ret void
+}}
+"""
+
+
+class Weights:
+    """A variable and its momentum, and what they should be."""
+
+    def __init__(self, size):
+        start = np.linspace(-1, 1, size, dtype="f4")
+        self.both = [dt.Variable(start), dt.Variable(np.zeros_like(start))]
+        self.wanted = [start, np.zeros_like(start)]
+
+    @property
+    def copies(self):
+        return tuple(variable.single_copy for variable in self.both)
+
+    def update(self, gradient, rate):
+        w, m = self.wanted
+        m = m * np.float32(0.5) + gradient
+        self.wanted = [w - rate * m, m]
+
+    def check(self):
+        for variable, want in zip(self.both, self.wanted, strict=True):
+            assert variable.memory.tobytes() == want.tobytes(), np.flatnonzero(variable.memory != want)[[0, -1]]
+
+
+class Bucket:
+    """Gradients of some weights, and between them numbers that nobody updates by: how many, or whose gradient."""
+
+    def __init__(self, members, dtype="float32"):
+        self.members, self.dtype, numpy_dtype = members, dtype, dtypes.to_numpy(dtype)
+        self.sizes = [m if isinstance(m, int) else m.wanted[0].size for m in members]
+        self.starts, self.size = buckets.layout([(size,) for size in self.sizes], dtype)
+        self.array = comm.shared_empty((self.size,), numpy_dtype)
+        self.array[...] = 0
+        self.rate, self.weight = np.zeros((), "f4"), np.zeros(())
+        self.cut = self.starts[len(members) // 2]
+        updates, calls = [], []
+        kernel = machine.load(UPDATE.format(kind="i16" if dtype == "bfloat16" else "float", load=LOADS[dtype]))
+        for member, start, size in zip(members, self.starts, self.sizes, strict=True):
+            if not isinstance(member, int):
+                w, m = (variable.memory for variable in member.both)
+                words = (self.array[start : start + size], w, m, self.rate)
+                calls.append(NativeCall(kernel["update"], words, size, 1 << 12))
+                updates.append(Update(start, calls[-1], member.copies))
+        runs, weights = [self.cut, self.size - self.cut], [self.weight, np.ones((), "f4")]
+        self.sum = native_sum.make(group, self.array, runs, weights, updates)
+        self.start, self.wait = self.sum.start(), self.sum.wait()
+        self.update = self.sum.unless_updated(calls)
+
+    def data(self, rank, number):
+        generator = np.random.default_rng([rank, number])
+        return [generator.standard_normal(size).astype(dtypes.to_numpy(self.dtype)) for size in self.sizes]
+
+    def fill(self, number, weights):
+        for start, values in zip(self.starts, self.data(RANK, number), strict=True):
+            self.array[start : start + values.size] = values
+        self.weight[...], self.rate[...] = weights[RANK], 0.01 * number
+
+    @property
+    def has_updated(self):
+        return self.sum._sum._words[meeting.UPDATED] != 0
+
+    def check(self, number, weights):
+        parts = [self.data(r, number) for r in range(P)]
+        for i, (member, start, size) in enumerate(zip(self.members, self.starts, self.sizes, strict=True)):
+            total = np.zeros(size, "f4")
+            for part, weight in zip(parts, weights if start < self.cut else EQUAL, strict=True):
+                if weight:
+                    product = part[i].astype("f4") * np.float32(weight)
+                    total += product.astype(part[i].dtype).astype("f4")
+            total = total.astype(self.array.dtype)
+            if isinstance(member, int):
+                assert self.array[start : start + size].tobytes() == total.tobytes(), (i, number)
+            else:
+                member.update(total.astype("f4"), np.float32(0.01 * number))
+                member.check()
+
+    def step(self, number, weights=UNEQUAL):
+        self.fill(number, weights)
+        self.start()
+        self.wait()
+        self.update()
+        self.check(number, weights)
+
+
+def share(*weights):
+    single_copy.share([variable for one in weights for variable in one.both])
+    assert all(copy.is_shared for one in weights for copy in one.copies)
+
+
+def some(dtype="float32"):
+    """Members of odd lengths, which parts cut where they like, and pieces, too."""
+    weights = [Weights(20_001), Weights(70_003), Weights(16_385)]
+    return weights, Bucket([3, weights[0], 130, weights[1], weights[2], 1], dtype)
+
+
+def check_the_same_bits():
+    for dtype in ("float32", "bfloat16"):
+        weights, bucket = some(dtype)
+        for number in range(1, 3):
+            bucket.step(number)
+            assert not bucket.has_updated
+        share(*weights)
+        for number, factors in enumerate((EQUAL, UNEQUAL, WITHOUT_ONE, EQUAL, ALL_OF_ONE, NOBODY, UNEQUAL), 3):
+            before = bucket.array.copy()
+            bucket.step(number, factors)
+            assert bucket.has_updated
+            assert before.tobytes() != bucket.array.tobytes()
+
+
+def check_sums_stay_with_who_made_them():
+    """Where an update reads a sum, it is in the array of one rank alone."""
+    weights, bucket = some()
+    share(*weights)
+    bucket.step(1)
+    mine = np.array([part[3][5] for part in [bucket.data(r, 1) for r in range(P)]])
+    at = bucket.starts[3] + 5
+    changed = comm.all_reduce(np.array([int(bucket.array[at] != mine[RANK])]))
+    assert changed.tolist() == [1], changed
+
+
+def check_whoever_is_there_updates():
+    """One rank comes to its wait only when all others are done with theirs, each in machine code or in Python."""
+    weights, bucket = some()
+    share(*weights)
+    number = 0
+    for late in range(P):
+        for in_python in ([], [late], [r for r in range(P) if r != late], range(P)):
+            for factors in (UNEQUAL, WITHOUT_ONE):
+                number += 1
+                entered = ledger[meeting.ENTERED]
+                activity.is_observed.value = RANK in in_python
+                bucket.fill(number, factors)
+                if late != RANK:
+                    comm.barrier()
+                bucket.start()
+                if late == RANK:
+                    comm.barrier()
+                comm.barrier()
+                if late == RANK:
+                    comm.barrier()
+                bucket.wait()
+                bucket.update()
+                assert bucket.has_updated
+                bucket.check(number, factors)
+                if late != RANK:
+                    assert len(in_python) or factors is WITHOUT_ONE or P > 2 or group.reducer._known <= entered
+                    comm.barrier()
+    activity.is_observed.value = 0
+
+
+def check_one_leaves():
+    """Who has left between steps makes all others leave as well; what is shared again is updated by sums again."""
+    weights, bucket = some()
+    for leaver in range(P):
+        for which in range(2):
+            for in_python in ([], [leaver], [r for r in range(P) if r != leaver]):
+                activity.is_observed.value = RANK in in_python
+                share(*weights)
+                bucket.step(1)
+                assert bucket.has_updated
+                if leaver == RANK:
+                    weights[1].copies[which].leave()
+                for number in range(2, 5):
+                    bucket.step(number)
+                    assert not bucket.has_updated
+                    assert not any(copy.is_shared for one in weights for copy in one.copies)
+    activity.is_observed.value = 0
+
+
+def check_all_leave_one():
+    """The other variables are no longer updated by all ranks in one memory."""
+    weights, bucket = some()
+    share(*weights)
+    bucket.step(1)
+    weights[0].copies[0].leave()
+    bucket.step(2)
+    assert not bucket.has_updated
+    share(*weights)
+    bucket.step(3)
+    assert bucket.has_updated
+
+
+def check_several_under_way():
+    """All have entered all sums before the first is waited for; then one rank has left the variables of one."""
+    weights = [Weights(17_000 + i) for i in range(4)]
+    several = [Bucket([7, one]) for one in weights] + [Bucket([99])]
+    for leaver in (None, *range(P)):
+        share(*weights)
+        for number in range(1, 8):
+            activity.is_observed.value = (number + RANK) % 3 == 0
+            if number == 4 and leaver == RANK:
+                weights[1].copies[0].leave()
+            for one in several:
+                one.fill(number, UNEQUAL)
+                one.start()
+            for one in several:
+                one.wait()
+                one.update()
+            for i, one in enumerate(several):
+                one.check(number, UNEQUAL)
+                assert one.has_updated == (i < 4 and (i != 1 or number < 4 or leaver is None)), (i, number, leaver)
+    activity.is_observed.value = 0
+
+
+def check_two_plans():
+    """The same variables in the buckets of two plans, of which one finds out that a rank has left."""
+    weights = [Weights(20_000), Weights(30_000), Weights(40_000)]
+    first = [Bucket([weights[0], 5, weights[1]]), Bucket([weights[2]])]
+    second = [Bucket([weights[2], weights[1]]), Bucket([weights[0]])]
+    share(*weights)
+    for number in range(1, 9):
+        if number == 5 and RANK == P - 1:
+            weights[2].copies[0].leave()
+        for one in second if number % 2 else first:
+            one.fill(number, UNEQUAL)
+            one.start()
+        for one in second if number % 2 else first:
+            one.wait()
+            one.update()
+            one.check(number, UNEQUAL)
+
+
+def check_other_updates():
+    """Modes differ as well where ranks would update other elements, or other variables."""
+    weights = [Weights(20_000), Weights(20_000)]
+    share(*weights)
+    bucket = Bucket([weights[0], weights[1]] if RANK else [weights[1], weights[0]])
+    bucket.fill(1, EQUAL)
+    bucket.start()
+    bucket.wait()
+    assert not bucket.has_updated
+    assert not weights[0].copies[0].is_shared
+
+
+def check_memory_elsewhere():
+    """One rank's gradients do not lie in shared memory, so it sums them in Python, and updates for itself."""
+    weights = Weights(20_000)
+    share(weights)
+    bucket = Bucket([5, weights])
+    for number in range(1, 3):
+        if RANK:
+            bucket.step(number)
+            assert not bucket.has_updated
+            assert not any(copy.is_shared for copy in weights.copies)
+        else:
+            for copy in weights.copies:
+                copy.leave()
+            bucket.fill(number, UNEQUAL)
+            elsewhere = bucket.array.copy()
+            group.align(group.reducer.entered)
+            group.all_reduce(elsewhere, weights=[(bucket.cut, UNEQUAL[0]), (elsewhere.size - bucket.cut, 1.0)])
+            assert group.reducer.offset(elsewhere) < 0
+
+
+def check_given_up():
+    """An error ended a step on all ranks while sums were under way; nothing of it is done later."""
+    for goes in ("plan", "copies"):
+        weights = [Weights(60_000)]
+        bucket = Bucket([3, *weights])
+        share(*weights)
+        bucket.step(1)
+        activity.is_observed.value = 1  # whoever enters last does not begin
+        bucket.fill(2, EQUAL)
+        bucket.start()
+        activity.is_observed.value = 0
+        if goes == "plan":
+            del bucket
+            gc.collect()
+        else:
+            weights[0].copies[0].leave()
+        comm.barrier()
+        for number in (3, 4):
+            Bucket([3, *weights]).step(number)
+
+
+def check_threads():
+    """Several threads of a rank take pieces of a part."""
+    weights = [Weights(1_000_003)]
+    bucket = Bucket([5, *weights])
+    share(*weights)
+    dt.config.set_threads(3)
+    for number in range(1, 5):
+        bucket.step(number)
+        assert bucket.has_updated
+    dt.config.set_threads(1)
+
+
+assert int(sys.argv[1]) == P
+meeting.MOST_TAKEN = int(sys.argv[2])
+check_the_same_bits()
+check_sums_stay_with_who_made_them()
+check_whoever_is_there_updates()
+check_one_leaves()
+check_all_leave_one()
+check_several_under_way()
+check_two_plans()
+check_other_updates()
+check_memory_elsewhere()
+check_given_up()
+check_threads()
+if RANK == 0:
+    print("every check passed")

@@ -1,0 +1,158 @@
+"""What every rank of `test_training_with_a_single_copy` runs: trainings with and without it, compared to the bit."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+
+import numpy as np
+
+import disttensor as keras
+from disttensor import config, distributed
+
+comm = distributed.communicator()
+ROWS, FEATURES, UNITS = 88, 160, 128  # kernels of 80 KB, and a short batch at the end of an epoch
+rng = np.random.default_rng(7)
+X, Y = rng.standard_normal((ROWS, FEATURES)).astype(np.float32), rng.integers(0, 4, ROWS)
+optimizers = keras.optimizers
+
+
+class Shrinking(keras.callbacks.Callback):
+    """Writes to weights between steps and between epochs."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch == 1:
+            kernel = self.model.trainable_weights[0]
+            kernel.assign(kernel.value * 0.5)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.model.set_weights([0.9 * w for w in self.model.get_weights()])
+
+
+class Reading(keras.callbacks.Callback):
+    """Looks at weights between steps: all ranks see the same, and it stays until the next step."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        seen = [w.numpy() for w in self.model.trainable_weights]
+        digests = comm.all_gather_object([float(np.abs(w).sum(dtype=np.float64)) for w in seen])
+        assert all(digest == digests[0] for digest in digests), digests
+        for weight, values in zip(self.model.trainable_weights, seen, strict=True):
+            np.testing.assert_array_equal(weight.numpy(), values)
+
+
+def build(optimizer, eager=False):
+    keras.utils.set_random_seed(3)
+    layers = [keras.layers.Dense(UNITS, "relu"), keras.layers.BatchNormalization()]
+    model = keras.Sequential([keras.Input((FEATURES,)), *layers, keras.layers.Dense(UNITS), keras.layers.Dense(4)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer(), loss, metrics=["accuracy"], run_eagerly=eager)
+    return model
+
+
+def variables(model):
+    return [*model.variables, *model.optimizer.variables]
+
+
+def fitted(optimizer, eager=False, callbacks=(), **fit):
+    model = build(optimizer, eager)
+    made = [callback() for callback in callbacks]
+    history = model.fit(X, Y, batch_size=24, epochs=3, shuffle=True, verbose=0, callbacks=made, **fit).history
+    model.fit(X, Y, batch_size=24, epochs=1, verbose=0)  # what is shared once more, or is so still
+    return [history["loss"], *(v.numpy() for v in variables(model))]
+
+
+def deterministic(optimizer):
+    config.enable_determinism(4)
+    try:
+        return fitted(optimizer)
+    finally:
+        config.disable_determinism()
+
+
+def interrupted_and_resumed(optimizer):
+    """Saved in one run, restored in another, by a callback, and trained on."""
+    with tempfile.TemporaryDirectory() as own:
+        folder = comm.broadcast_object(own)
+        for epochs in (1, 2):
+            model = build(optimizer)
+            backup = keras.callbacks.BackupAndRestore(os.path.join(folder, "backup"), delete_checkpoint=False)
+            model.fit(X, Y, batch_size=24, epochs=epochs, verbose=0, callbacks=[backup])
+        comm.barrier()
+        return [v.numpy() for v in variables(model)]
+
+
+def loaded(optimizer):
+    """Weights of another model are loaded between two trainings."""
+    with tempfile.TemporaryDirectory() as own:
+        path = os.path.join(comm.broadcast_object(own), "weights.safetensors")
+        model = build(optimizer)
+        model.fit(X, Y, batch_size=24, epochs=1, verbose=0)
+        model.save_weights(path)
+        model.fit(X, Y, batch_size=24, epochs=1, verbose=0)
+        model.load_weights(path)
+        comm.barrier()
+        model.fit(X, Y, batch_size=24, epochs=1, verbose=0)
+        return [v.numpy() for v in variables(model)]
+
+
+def by_hand(optimizer):
+    """A loop of one's own, traced, with steps that run eagerly among them."""
+    keras.utils.set_random_seed(3)
+    weight = keras.Variable(np.linspace(-1, 1, FEATURES * UNITS, dtype=np.float32).reshape(FEATURES, UNITS))
+    own = optimizer()
+
+    def step(x):
+        with keras.GradientTape() as tape:
+            loss = keras.ops.mean(keras.ops.square(keras.ops.matmul(x, weight)))
+        own.apply(tape.gradient(loss, [weight]), [weight])
+        return loss
+
+    traced = keras.function(step)
+    rows = X[comm.rank * 20 : comm.rank * 20 + 20]
+    losses = [float((step if i % 5 == 2 else traced)(rows)) for i in range(10)]
+    return [losses, weight.numpy(), *(v.numpy() for v in own.variables)]
+
+
+def adam(**options):
+    return lambda: optimizers.Adam(0.01, **options)
+
+
+CASES = {
+    "Adam": lambda: fitted(adam()),
+    "SGD with momentum": lambda: fitted(lambda: optimizers.SGD(0.05, momentum=0.9, nesterov=True)),
+    "weight decay, clipped": lambda: fitted(lambda: optimizers.AdamW(0.01, weight_decay=0.01, global_clipnorm=1.0)),
+    "averages": lambda: fitted(adam(use_ema=True, ema_overwrite_frequency=3)),
+    "accumulated": lambda: fitted(adam(gradient_accumulation_steps=2)),
+    "loss scale": lambda: fitted(lambda: optimizers.LossScaleOptimizer(optimizers.Adam(0.01))),
+    "sharded": lambda: fitted(lambda: optimizers.ShardedOptimizer(optimizers.Adam(0.01))),
+    "compressed": lambda: fitted(
+        lambda: optimizers.CompressedOptimizer(optimizers.SGD(0.01), optimizers.PowerSGD(rank=2))
+    ),
+    "eager": lambda: fitted(adam(), eager=True),
+    "callbacks that write": lambda: fitted(adam(), callbacks=[Shrinking]),
+    "callbacks that read": lambda: fitted(adam(), callbacks=[Reading], validation_data=(X[:24], Y[:24])),
+    "deterministic": lambda: deterministic(adam()),
+    "resumed": lambda: interrupted_and_resumed(adam()),
+    "loaded": lambda: loaded(adam()),
+    "by hand": lambda: by_hand(adam()),
+}
+
+for name in sys.argv[1:] or CASES:
+    results = []
+    for enabled in (False, True):
+        config.set_single_copy(enabled)
+        results.append(CASES[name]())
+    assert len(results[0]) == len(results[1])
+    for without, with_one in zip(*results, strict=True):
+        np.testing.assert_array_equal(with_one, without, err_msg=name)
+
+config.set_single_copy(True)
+model = build(adam())
+model.optimizer.build(model.trainable_weights)
+long = [v for v in variables(model) if v.memory.nbytes >= 1 << 16]
+assert len(long) == 6, [v.path for v in long]
+assert all(v.single_copy.is_shared for v in long), [v.path for v in long]
+comm.barrier()
+if comm.rank == 0:
+    print("every check passed")

@@ -126,7 +126,7 @@ class NativeSum:
         if block.number > self._reducer.ledger[meeting.COMPLETED]:
             raise left_open()
         if block.updates is not None and block.updates.mode == 0:
-            block.updates.leave()
+            self._leave(block.updates)
         self._group.align(self._reducer.entered)
         with denormals.flushed():
             weights = [(count, float(weight)) for count, weight in zip(block.runs, self._weights, strict=True)]
@@ -142,11 +142,16 @@ class NativeSum:
             else:
                 self._group.finish_native(self._array, block.number)
             if block.updates is not None and block.updates.differed:
-                # Variables of this bucket may be those of others that are under way as well, with updates. All ranks
-                # enter all sums that come before a wait before they wait, so nothing that this rank has entered needs
-                # more than what others do without it.
-                self._group.finish_native(self._array, self._reducer.entered)
-                block.updates.leave()
+                self._leave(block.updates)
+
+    def _leave(self, updates: Updates) -> None:
+        """Update for oneself from now on.
+
+        Sums that this rank has entered may be about to update some of the same variables, so they are completed first.
+        The others enter these in the same order, and need nothing from here but what was entered before.
+        """
+        self._group.finish_native(self._array, self._reducer.entered)
+        updates.leave()
 
 
 def _never() -> None:

@@ -93,7 +93,7 @@ class Weights:
 class Bucket:
     """Gradients of some weights, and between them numbers that nobody updates by: how many, or whose gradient."""
 
-    def __init__(self, members, dtype="float32"):
+    def __init__(self, members, dtype="float32", also=()):
         self.members, self.dtype, numpy_dtype = members, dtype, dtypes.to_numpy(dtype)
         self.sizes = [m if isinstance(m, int) else m.wanted[0].size for m in members]
         self.starts, self.size = buckets.layout([(size,) for size in self.sizes], dtype)
@@ -108,7 +108,7 @@ class Bucket:
                 w, m = (variable.memory for variable in member.both)
                 words = (self.array[start : start + size], w, m, self.rate)
                 calls.append(NativeCall(kernel["update"], words, size, 1 << 12))
-                updates.append(Update(start, calls[-1], member.copies))
+                updates.append(Update(start, calls[-1], (*member.copies, *also)))
         runs, weights = [self.cut, self.size - self.cut], [self.weight, np.ones((), "f4")]
         self.sum = native_sum.make(group, self.array, runs, weights, updates)
         self.start, self.wait = self.sum.start(), self.sum.wait()
@@ -270,6 +270,50 @@ def check_several_under_way():
     activity.is_observed.value = 0
 
 
+def check_what_others_need_is_left_last():
+    """A sum under way updates what another one has to leave, as it starts or as it is waited for: it comes first."""
+    weights = [Weights(20_000), Weights(30_000), Weights(16_384)]
+    other = Bucket([weights[1]], also=weights[0].copies)
+    for leaves_at_start in (True, False):
+        differs = Bucket([weights[0]], also=weights[2].copies if leaves_at_start or RANK else ())
+        for in_python in (False, True):
+            activity.is_observed.value = in_python
+            for number in range(1, 4):
+                share(*weights)
+                if RANK == P - 1 and leaves_at_start:
+                    weights[2].copies[0].leave()
+                several = [other, differs] if leaves_at_start else [differs, other]
+                for one in several:
+                    one.fill(number, UNEQUAL)
+                    one.start()
+                for one in several:
+                    one.wait()
+                    one.update()
+                    one.check(number, UNEQUAL)
+                    assert one.has_updated == (one is other)
+                assert not any(copy.is_shared for copy in weights[0].copies)
+    activity.is_observed.value = 0
+
+
+def check_at_once():
+    """Ranks that claim the same parts at the same time; one of them gets each."""
+    weights = [Weights(16_385)]
+    bucket = Bucket([3, *weights])
+    share(*weights)
+    gradients = []
+    for number in (1, 2):
+        bucket.fill(number, EQUAL)
+        gradients.append((bucket.array.copy(), sum(bucket.data(r, number)[1] for r in range(P))))
+    for _ in range(400):
+        for mine, total in gradients:
+            bucket.array[...] = mine
+            bucket.start()
+            bucket.wait()
+            bucket.update()
+            weights[0].update(total, bucket.rate)
+    weights[0].check()
+
+
 def check_two_plans():
     """The same variables in the buckets of two plans, of which one finds out that a rank has left."""
     weights = [Weights(20_000), Weights(30_000), Weights(40_000)]
@@ -361,6 +405,8 @@ check_whoever_is_there_updates()
 check_one_leaves()
 check_all_leave_one()
 check_several_under_way()
+check_what_others_need_is_left_last()
+check_at_once()
 check_two_plans()
 check_other_updates()
 check_memory_elsewhere()

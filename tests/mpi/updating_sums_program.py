@@ -1,4 +1,4 @@
-"""What every rank of `test_updates` runs: sums that update variables of which the host has one copy."""
+"""What every rank of `test_updating_sums` runs: sums that update variables of which the host has one copy."""
 
 from __future__ import annotations
 

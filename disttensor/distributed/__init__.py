@@ -25,6 +25,7 @@ from disttensor.distributed.replicated import (
     reduce_from_group,
     scatter_to_group,
 )
+from disttensor.distributed.updates_pass import update_in_sums
 from disttensor.distributed.virtual_shards import divided
 from disttensor.distributed.world import (
     barrier,
@@ -76,5 +77,6 @@ __all__ = [
     "split",
     "sync_mean",
     "sync_sum",
+    "update_in_sums",
     "use_communicator",
 ]

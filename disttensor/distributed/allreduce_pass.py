@@ -153,6 +153,12 @@ class _Buckets:
         for node in graph.nodes:
             bucket = max((after.get(id(v.node), -1) for v in node.inputs), default=-1)
             after[id(node)] = max(bucket, self._waits.get(id(node), -1))
+        # What is computed for updates alone, such as decayed weights, comes with them, to be one loop.
+        users = graph.users()
+        for node in reversed(graph.nodes):
+            needs_none = stage[id(node)] == len(starts) and after[id(node)] < 0
+            if needs_none and node.kind == "operator" and math.prod(node.specs[0].shape) > 1:
+                after[id(node)] = min((-1 if user is None else after[id(user)] for user in users[id(node)]), default=-1)
         last = len(starts) + 1
         early = {
             id(node): (stage[id(before)], 0, *before.order, 1)

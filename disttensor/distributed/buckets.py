@@ -12,7 +12,7 @@ import functools
 import math
 import weakref
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -21,16 +21,20 @@ from disttensor.context import Shape, Spec
 from disttensor.distributed import background, world
 from disttensor.distributed.communicator import Handle
 from disttensor.distributed.notices import left_open
+from disttensor.distributed.updates import Update
 from disttensor.distributed.weights import MAX_RUNS, Weights, scale_into
+from disttensor.graph.passes.fusion import fused
 from disttensor.kernels import copying
-from disttensor.kernels.native import Bound, address_of, sequence
+from disttensor.kernels.native import Bound, NativeCall, address_of, sequence
 from disttensor.ops.registry import Example, operator
 
 if TYPE_CHECKING:
     from disttensor.distributed.native_sum import NativeSum
+    from disttensor.distributed.single_copy import SingleCopy
 
 __all__ = [
-    "MAX_RUNS", "all_reduce", "all_reduce_start", "all_reduce_wait", "layout", "part_of_flat", "shared_zeros", "unpack",
+    "MAX_RUNS", "LoopUpdate", "all_reduce", "all_reduce_start", "all_reduce_wait", "layout", "part_of_flat",
+    "shared_zeros", "unless_updated", "unpack",
 ]  # fmt: skip
 
 _LINE = 64
@@ -84,12 +88,58 @@ def all_reduce(
     _prepared(out, arrays, starts, runs, factors, _sum)()
 
 
+class LoopUpdate(NamedTuple):
+    """An update of variables that may be done part by part, by whoever adds up the part of a bucket.
+
+    Attributes
+    ----------
+    start : int
+        Where the gradient begins in the bucket.
+    attrs : dict
+        The attributes of the loop that computes the new values, a `fused` operator.
+    inputs, outputs : tuple of int
+        Of each input and output of the loop, which of the arrays behind the bucket's weights it is; -1 is the gradient.
+    copies : tuple of SingleCopy
+        Those of the variables that are updated.
+    """
+
+    start: int
+    attrs: dict[str, Any]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    copies: tuple[SingleCopy, ...]
+
+    def bound(self, bucket: np.ndarray, arrays: Sequence[np.ndarray]) -> Update:
+        """The update as a call on the gradient that lies in this bucket, and on these arrays behind the weights."""
+        gradient = part_of_flat(bucket, self.start, self.attrs["shape"])
+        inputs = [gradient if number < 0 else arrays[number] for number in self.inputs]
+        assert fused.bind_rule is not None
+        call = fused.bind_rule(tuple(arrays[number] for number in self.outputs), *inputs, **self.attrs)
+        assert isinstance(call, NativeCall)
+        return Update(self.start, call, self.copies)
+
+
 @operator(communicates=True)
 def all_reduce_start(
-    out: np.ndarray, *arrays: np.ndarray, starts: tuple[int, ...], runs: tuple[int, ...], factors: tuple[float, ...]
+    out: np.ndarray,
+    *arrays: np.ndarray,
+    starts: tuple[int, ...],
+    runs: tuple[int, ...],
+    factors: tuple[float, ...],
+    updates: tuple[LoopUpdate, ...] = (),
 ) -> None:
-    """Begin `all_reduce`; the result is for `all_reduce_wait` alone."""
+    """Begin `all_reduce`; the result is for `all_reduce_wait` alone.
+
+    Behind the weights come the arrays that `updates` need.
+    """
     _prepared(out, arrays, starts, runs, factors, _start)()
+
+
+@all_reduce_start.changes
+def _(
+    *specs: Spec, starts: tuple[int, ...], runs: tuple[int, ...], updates: tuple[LoopUpdate, ...] = (), **attrs: Any
+) -> list[int]:
+    return [len(starts) + len(runs) + number for update in updates for number in update.outputs]
 
 
 def _sum(out: np.ndarray, weights: Weights) -> None:
@@ -111,7 +161,7 @@ def _prepared(
     send: Callable[[np.ndarray, Weights], None],
 ) -> Callable[[], None]:
     """A function that brings members to their places, where they are not there yet, and sends the bucket."""
-    copies, weights = _copies(out, arrays, starts, factors), arrays[len(starts) :]
+    copies, weights = _copies(out, arrays, starts, factors), arrays[len(starts) :][: len(runs)]
 
     def call() -> None:
         for place, x, factor in copies:
@@ -131,10 +181,12 @@ def _copies(
 
 def _bound(
     out: np.ndarray, arrays: Sequence[np.ndarray], starts: Sequence[int], runs: Sequence[int], factors: Sequence[float],
-    send: Callable[[np.ndarray, Weights], None],
+    send: Callable[[np.ndarray, Weights], None], updates: Sequence[LoopUpdate],
 ) -> Bound:  # fmt: skip
     """`_prepared`, in machine code as far as possible."""
-    native = background.native(out, runs, arrays[len(starts) :], at_once=send is _sum)
+    weights, more = arrays[len(starts) :][: len(runs)], arrays[len(starts) + len(runs) :]
+    bound = [update.bound(out, more) for update in updates]
+    native = background.native(out, runs, weights, at_once=send is _sum, updates=bound)
     if native is None:
         return _prepared(out, arrays, starts, runs, factors, send)
     calls: list[Bound] = [
@@ -170,9 +222,10 @@ for _sender, _send in (all_reduce, _sum), (all_reduce_start, _start):
         starts: tuple[int, ...],
         runs: tuple[int, ...],
         factors: tuple[float, ...],
+        updates: tuple[LoopUpdate, ...] = (),
         send: Callable[..., Any] = _send,
     ) -> Bound:
-        return _bound(out, arrays, starts, runs, factors, send)
+        return _bound(out, arrays, starts, runs, factors, send, updates)
 
 
 @operator(communicates=True, waits=True, in_place=True)
@@ -187,6 +240,12 @@ def all_reduce_wait(out: np.ndarray, x: np.ndarray) -> None:
 def _(out: np.ndarray, x: np.ndarray) -> Bound:
     native = _native.get(address_of(x))
     return functools.partial(all_reduce_wait.kernel, out, x) if native is None else native.wait()
+
+
+def unless_updated(gradient: np.ndarray, start: int, update: Bound) -> Bound:
+    """A call that updates by a gradient, which begins at `start` in its bucket, unless that is done within the sum."""
+    native = _native.get(address_of(gradient) - start * gradient.itemsize)
+    return update if native is None else native.unless_updated(list(update))  # type: ignore[arg-type]
 
 
 @all_reduce_wait.infer

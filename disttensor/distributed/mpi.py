@@ -230,28 +230,40 @@ class MPICommunicator:
             self._ready[key] = self._choice.prepared(array, op)
 
     def all_reduce_async(
-        self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None, weights: Weights | None = None,
-        updates: Updates | None = None,
-    ) -> Handle:  # fmt: skip
-        """See `Communicator.all_reduce_async`; and what a sum in shared memory may update moreover."""
+        self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None, weights: Weights | None = None
+    ) -> Handle:
+        """See `Communicator.all_reduce_async`."""
         target = self._target(array, op, out, weights)
         self._choose(array, op)
         if (reducer := self._choice.reducer_for(array, op, weights)) is not None:
-            send, receive = flat_pair(array, target)
-            operation = self._call("all_reduce", array, reducer.start, send, receive, op, weights, updates)
-            number, start = self._count, time.monotonic()
-
-            def wait() -> None:
-                self._call("all_reduce", array, reducer.finish, operation, number=number)
-                land(receive, target)
-                activity.communicated("all_reduce", start, target.nbytes)
-
-            return Handle(target, wait, lambda: reducer.test(operation))
+            return self._start_in_memory(reducer, array, target, op, weights)
         if weights is not None:
             array = weighted(array, target, weights)
         sent, receive = self._reduction_buffers(array, target)
         calls = library.all_reduce(sent, receive, self._op(array, op))
         return self._start("all_reduce", array, calls, receive, target, sent)
+
+    def sum_and_update(
+        self, reducer: SharedReducer, array: np.ndarray, weights: Weights, updates: Updates | None
+    ) -> Handle:
+        """`all_reduce_async` of an array in shared memory, in place; with what the sum may update moreover."""
+        target = self._target(array, "sum", None, weights)
+        return self._start_in_memory(reducer, array, target, "sum", weights, updates)
+
+    def _start_in_memory(
+        self, reducer: SharedReducer, array: np.ndarray, target: np.ndarray, op: str, weights: Weights | None,
+        updates: Updates | None = None,
+    ) -> Handle:  # fmt: skip
+        send, receive = flat_pair(array, target)
+        operation = self._call("all_reduce", array, reducer.start, send, receive, op, weights, updates)
+        number, start = self._count, time.monotonic()
+
+        def wait() -> None:
+            self._call("all_reduce", array, reducer.finish, operation, number=number)
+            land(receive, target)
+            activity.communicated("all_reduce", start, target.nbytes)
+
+        return Handle(target, wait, lambda: reducer.test(operation))
 
     def _target(self, array: np.ndarray, op: str, out: np.ndarray | None, weights: Weights | None) -> np.ndarray:
         """Check the arguments of an all-reduce; the array that receives its result."""

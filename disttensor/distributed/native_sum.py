@@ -130,7 +130,7 @@ class NativeSum:
         self._group.align(self._reducer.entered)
         with denormals.flushed():
             weights = [(count, float(weight)) for count, weight in zip(block.runs, self._weights, strict=True)]
-            self._handle = self._group.all_reduce_async(self._array, weights=weights, updates=block.updates)
+            self._handle = self._group.sum_and_update(self._reducer, self._array, weights, block.updates)
         block.number = self._reducer.entered
 
     def _wait(self) -> None:

@@ -46,6 +46,7 @@ from disttensor.tensor.variable import bind_memory
 SMALLEST = 1 << 16
 """Bytes; shorter variables stay private: they take few pages, and no time to update."""
 
+_WORTH = 4 << 20  # bytes of all variables together
 _AT_ONCE = 64 << 20  # bytes that are shared together: so much the host needs beside what there is already
 _REFUSES, _WILLING, _SHARED = range(3)
 
@@ -170,7 +171,7 @@ def _allocate(shape: Shape, dtype: str) -> tuple[np.ndarray, SingleCopy | None]:
     """Memory for a variable, and what knows about its pages."""
     numpy_dtype = dtypes.to_numpy(dtype)
     nbytes = math.prod(shape) * numpy_dtype.itemsize
-    if nbytes < SMALLEST or not config.single_copy():
+    if nbytes < SMALLEST or config.single_copy() is False:
         return aligned_empty(shape, dtype), None
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     # The object unmaps what is there when the last array that uses it is gone, whatever has been mapped meanwhile.
@@ -204,7 +205,8 @@ def share(variables: Iterable[Variable]) -> None:
 def _agreed(group: Communicator, sizes: list[int], copies: Sequence[SingleCopy | None]) -> Sequence[bool]:
     """Which of the variables are to be shared now: those that are not on all ranks, but may be."""
     global _last_number
-    willing = _is_possible and config.single_copy()
+    wanted = config.single_copy()
+    willing = _is_possible and (sum(sizes) >= _WORTH if wanted is None else wanted)
     states = np.array([c.state if c is not None and willing else _REFUSES for c in copies], np.uint8)
     digest = int.from_bytes(hashlib.blake2b(np.array(sizes, np.int64).tobytes(), digest_size=7).digest(), "little")
     least, most = (int(states.min()), int(states.max())) if states.size else (_SHARED, _SHARED)

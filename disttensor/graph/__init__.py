@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from disttensor.graph.function import Function, function
 from disttensor.graph.graph import Graph, Node, Value
-from disttensor.graph.passes import register
+from disttensor.graph.passes import register, register_last
 from disttensor.graph.plan import Plan
 from disttensor.graph.tracing import trace
 
-__all__ = ["Function", "Graph", "Node", "Plan", "Value", "function", "register", "trace"]
+__all__ = ["Function", "Graph", "Node", "Plan", "Value", "function", "register", "register_last", "trace"]

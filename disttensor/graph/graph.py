@@ -11,7 +11,7 @@ import functools
 import heapq
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -193,6 +193,22 @@ class Graph:
             return self
         return Graph(self.inputs, [new(v) for v in self.outputs], {k: new(v) for k, v in self.updates.items()})
 
+    def reordered(self, orders: Mapping[int, tuple[int, ...]]) -> Graph:
+        """The same nodes with other places in the program, by their ids; this graph itself if that changes nothing."""
+        new: dict[int, Node] = {}
+        for node in self.nodes:
+            inputs = [new[id(v.node)].outputs[v.slot] for v in node.inputs]
+            order = orders.get(id(node), node.order)
+            if order == node.order:
+                new[id(node)] = node.with_inputs(inputs)
+            else:
+                new[id(node)] = Node(node.kind, node.specs, node.op, inputs, node.attrs, node.source, order)
+        outputs = [new[id(v.node)].outputs[v.slot] for v in self.outputs]
+        updates = {variable: new[id(v.node)].outputs[v.slot] for variable, v in self.updates.items()}
+        result = Graph([new[id(node)] for node in self.inputs], outputs, updates)
+        operators = [new[id(node)] for node in self if node.kind == "operator"]
+        return self if operators == [node for node in result if node.kind == "operator"] else result
+
     def users(self) -> dict[int, list[Node | None]]:
         """For each node, by its id, the nodes that read it; None stands for an output or update."""
         found: dict[int, list[Node | None]] = {id(n): [] for n in self.nodes}
@@ -274,6 +290,7 @@ class Graph:
         fuse_elementwise: 3 → 2 operators: gone multiply, subtract; new fused
         recompute_cheap: nothing to do
         update_early: nothing to do
+        update_in_sums: nothing to do
         <BLANKLINE>
         operators, in the order in which they run:
         %1 fused: float32[2]

@@ -13,7 +13,7 @@ from disttensor.context import Spec
 from disttensor.graph.graph import Graph, Node, Value
 from disttensor.graph.memory import Lifetime, place
 from disttensor.graph.memory_report import Buffer
-from disttensor.graph.passes.fusion import fused
+from disttensor.graph.passes.fusion import loop_of
 from disttensor.kernels.native import address_of
 from disttensor.tensor import Variable, aligned_empty
 
@@ -97,16 +97,15 @@ def _find_views(nodes: list[Node]) -> tuple[dict[Key, Key], dict[Key, np.ndarray
 
 def _is_elementwise(node: Node) -> bool:
     """Whether each element of an operand is read before the same element of a result is written, and not later."""
-    if node.op is fused:
-        return bool(node.attrs["loop"].in_place)
+    if (loop := loop_of(node)) is not None:
+        return bool(loop.in_place)
     return node.op is not None and node.op.program is not None
 
 
-def _is_element(node: Node, operand: int | None = None, result: int | None = None) -> bool:
+def _is_element(node: Node, operand: int | None = None, result: int = 0) -> bool:
     """Whether an operand, or a result, of an elementwise node has a number for each element of its loop."""
-    if node.op is not fused:
+    if (loop := loop_of(node)) is None:
         return True
-    loop = node.attrs["loop"]
     level = loop.inputs[operand][1] if operand is not None else loop.levels[loop.outputs[result]]
     return bool(level == "full")
 

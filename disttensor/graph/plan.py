@@ -173,6 +173,9 @@ class Plan:
             is_late = is_late or node.op.waits
             reads = tuple(self._arrays[key_of(value)] for value in node.inputs)
             writes = tuple(self._arrays[key_of(value)] for value in node.outputs)
+            if node.op.changes_rule is not None:
+                changed = node.op.changes_rule(*[value.spec for value in node.inputs], **node.attrs)
+                writes += tuple(reads[number] for number in changed)
             parts[is_late].append(Entry(call, reads, writes, node.op.communicates, is_late))
         for memory, array, _ in self._commits:
             parts[is_late].append(Entry(copying.bind(memory, array), (array,), (memory,), False, is_late))

@@ -136,6 +136,8 @@ class Operator:
         old values later or in the operator itself. (Elementwise operators do so without being told.)
     allocate_rule : callable or None
         ``allocate_rule(spec)`` gives the memory in which a plan puts the result; None: in its arena.
+    changes_rule : callable or None
+        ``changes_rule(*specs, **attrs)`` gives the numbers of those inputs whose memory, a variable's, it may write to.
     destinations_rule : callable or None
         ``destinations_rule(out, *specs, **attrs)`` gives for each input the part of the result in which a plan may have
         it computed, or None.
@@ -163,6 +165,7 @@ class Operator:
     into_variables: bool = False
     allocate_rule: Callable[[Spec], np.ndarray] | None = None
     destinations_rule: Callable[..., Sequence[np.ndarray | None]] | None = None
+    changes_rule: Callable[..., Sequence[int]] | None = None
 
     def __post_init__(self) -> None:
         if self.name in OPERATORS:
@@ -200,6 +203,11 @@ class Operator:
     def destinations(self, rule: Callable[..., Any]) -> Callable[..., Any]:
         """Decorator: which parts of the result are the inputs, unchanged."""
         self.destinations_rule = rule
+        return rule
+
+    def changes(self, rule: Callable[..., Sequence[int]]) -> Callable[..., Sequence[int]]:
+        """Decorator: which inputs it may write to."""
+        self.changes_rule = rule
         return rule
 
     def refuses(self, rule: Callable[..., Sequence[tuple[int, int]]]) -> Callable[..., Sequence[tuple[int, int]]]:

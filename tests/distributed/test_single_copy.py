@@ -194,7 +194,7 @@ def test_at_once():
     assert [len(batch) for batch in single_copy._batches([small, small, small, large, large, small])] == [2, 1, 1, 1, 1]
 
 
-@pytest.mark.parametrize(("text", "expected"), [("0", False), ("1", True), ("", True)])
+@pytest.mark.parametrize(("text", "expected"), [("0", False), ("1", True), ("", None)])
 def test_setting(monkeypatch, text, expected):
     monkeypatch.setattr(config, "_single_copy", None)
     monkeypatch.setenv("DISTTENSOR_SINGLE_COPY", text)

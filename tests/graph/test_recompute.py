@@ -254,4 +254,4 @@ def test_virtual_shards_keep_their_bits(monkeypatch):
 
 def test_the_pass_is_in_the_history():
     graph = trace(lambda x: x + 1, ((InputSpec(Spec((2,), "float32")),), {})).graph
-    assert [name for name, _, _ in optimize(graph).history][-2:] == ["recompute_cheap", "update_early"]
+    assert [name for name, _, _ in optimize(graph).history][-3:-1] == ["recompute_cheap", "update_early"]

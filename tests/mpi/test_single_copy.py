@@ -11,7 +11,7 @@ HERE = Path(__file__).parent
 
 @on_ranks(2, 4, mpich=[3])
 def test_single_copy(mpirun, n):
-    code, output = mpirun(n, HERE / "single_copy_program.py")
+    code, output = mpirun(n, HERE / "single_copy_program.py", env={"DISTTENSOR_SINGLE_COPY": "1"})
     assert code == 0, output
     assert output == "every check passed\n"
 

@@ -23,20 +23,29 @@ Pass = Callable[[Graph], Graph]
 PIPELINE: list[Pass] = [fold_constants, share_common_subexpressions, drop_dead_code]
 """The passes that run before fusion, in order."""
 
+LAST: list[Pass] = []
+"""Those that run behind all others."""
+
 
 def register(graph_pass: Pass) -> Pass:
     """Add a pass to the end of the pipeline.
 
-    Fusion, which hides operators from other passes, always comes last, after what prepares it.
+    Fusion, which hides operators from other passes, comes behind it.
     """
     PIPELINE.append(graph_pass)
+    return graph_pass
+
+
+def register_last(graph_pass: Pass) -> Pass:
+    """Add a pass that sees what fusion has made, and in which order it runs."""
+    LAST.append(graph_pass)
     return graph_pass
 
 
 def optimize(graph: Graph) -> Graph:
     """Run every pass of the pipeline, fuse, and sort; the result has a `Graph.history`."""
     history = [("traced", _operators(graph), True)]
-    for graph_pass in (*PIPELINE, sum_by_rows, fuse_elementwise, recompute_cheap, update_early):
+    for graph_pass in (*PIPELINE, sum_by_rows, fuse_elementwise, recompute_cheap, update_early, *LAST):
         before, graph = graph, graph_pass(graph)
         counts = history[-1][1] if graph is before else _operators(graph)
         history.append((graph_pass.__name__, counts, graph is not before))

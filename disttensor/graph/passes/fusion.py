@@ -41,12 +41,11 @@ _EXAMPLE = Loop(
     (Step("add", (0, 1), "int64"), Step("multiply", (2, Literal(2)), "int64")),
     (2, 3),
 )
+EXAMPLE = Example(np.arange(6).reshape(2, 3), np.arange(3), loop=_EXAMPLE, shape=(2, 3), columns=3)
+"""For operators that are loops."""
 
 
-@operator(
-    examples=[Example(np.arange(6).reshape(2, 3), np.arange(3), loop=_EXAMPLE, shape=(2, 3), columns=3)],
-    kinds=("int",),
-)
+@operator(examples=[EXAMPLE], kinds=("int",))
 def fused(
     out: tuple[np.ndarray, ...],
     *inputs: np.ndarray,
@@ -93,6 +92,11 @@ def _bind(
         for x, (_, access) in zip(inputs, loop.inputs, strict=True)
     ]
     return generated.bind(loop, arrays, out, columns, math.prod(shape), height, slab)
+
+
+def loop_of(node: Node) -> Loop | None:
+    """The loop that a node is, if it is one."""
+    return node.attrs.get("loop")
 
 
 def fuse_elementwise(graph: Graph) -> Graph:

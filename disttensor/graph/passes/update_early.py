@@ -45,7 +45,7 @@ def update_early(graph: Graph) -> Graph:
             orders[id(node)] = (*latest[:1], 1)
     needed = _with_inputs([node for needs in before.values() for node in needs])
     orders.update((id(node), first) for node in needed if id(node) in numbers and node.kind == "operator")
-    return _in_order(graph, orders)
+    return graph.reordered(orders)
 
 
 def _checks(nodes: list[Node]) -> list[Node]:
@@ -83,19 +83,3 @@ def _with_inputs(nodes: list[Node]) -> list[Node]:
                 found[id(value.node)] = value.node
                 stack.append(value.node)
     return list(found.values())
-
-
-def _in_order(graph: Graph, orders: dict[int, tuple[int, ...]]) -> Graph:
-    new: dict[int, Node] = {}
-    for node in graph.nodes:
-        inputs = [new[id(v.node)].outputs[v.slot] for v in node.inputs]
-        order = orders.get(id(node), node.order)
-        if order == node.order:
-            new[id(node)] = node.with_inputs(inputs)
-        else:
-            new[id(node)] = Node(node.kind, node.specs, node.op, inputs, node.attrs, node.source, order)
-    outputs = [new[id(v.node)].outputs[v.slot] for v in graph.outputs]
-    updates = {variable: new[id(v.node)].outputs[v.slot] for variable, v in graph.updates.items()}
-    result = Graph(graph.inputs, outputs, updates)
-    operators = [new[id(node)] for node in graph if node.kind == "operator"]
-    return graph if operators == [node for node in result if node.kind == "operator"] else result

@@ -1,0 +1,140 @@
+"""Which updates ranks may do within the sums of gradients, and what has to be computed before such a sum starts."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import disttensor as dt
+from disttensor import ops
+from disttensor.distributed.buckets import all_reduce_start, all_reduce_wait, unpack
+from disttensor.ops.registry import apply
+
+N = 8
+
+
+def variable(name, is_shared=True):
+    made = dt.Variable(np.ones((N, N), np.float32), name=name)
+    made.single_copy = SimpleNamespace(name=name) if is_shared else None
+    return made
+
+
+def summed(gradient):
+    """A gradient that makes a bucket by itself, as the pass for all-reduces leaves it."""
+    attrs = {"starts": (0,), "runs": (N * N,), "factors": (1.0,)}
+    start = apply(all_reduce_start, [ops.reshape(gradient, (-1,)), dt.constant(0.5, dtype="float32")], attrs)
+    total = apply(all_reduce_wait, [start], {})
+    return apply(unpack, [total], {"start": 0, "shape": (N, N)})
+
+
+class Step:
+    """A step of two layers with momentum, and a learning rate that is computed."""
+
+    def __init__(self, is_shared=True, kept=lambda step, mean: None, rate=None, direction=lambda mean: mean):
+        self.w, self.u = variable("w"), variable("u", is_shared)
+        self.v = variable("v", is_shared)
+        self.count = dt.Variable(1.0)
+        self.kept, self.rate, self.direction = kept, rate, direction
+
+    def __call__(self, x):
+        h = ops.matmul(x, self.w)
+        g = ops.tanh(ops.matmul(h, self.u))
+        mean = summed(ops.matmul(ops.transpose(h), g))
+        back = ops.matmul(g, ops.transpose(self.u))  # reads u behind its gradient
+        other = summed(ops.matmul(ops.transpose(x), back))
+        rate = 0.1 / ops.sqrt(self.count.value) if self.rate is None else self.rate(other)
+        self.count.assign_add(1.0)
+        self.v.assign(0.9 * self.v.value - self.direction(mean) * rate)
+        self.u.assign_add(self.v.value)
+        self.w.assign_sub(other * rate)
+        return self.kept(self, mean)
+
+    def graph(self):
+        return dt.function(self.__call__).graph(dt.constant(np.ones((3, N), np.float32)))
+
+
+def names(graph):
+    return [node.name for node in graph if node.kind == "operator"]
+
+
+def starts(graph):
+    return [node for node in graph if node.op is all_reduce_start]
+
+
+def needs(graph, node):
+    """All that a node needs."""
+    found, stack = set(), [node]
+    while stack:
+        for value in stack.pop().inputs:
+            if id(value.node) not in found:
+                found.add(id(value.node))
+                stack.append(value.node)
+    return [other for other in graph if id(other) in found]
+
+
+def test_a_sum_is_told_which_loops_update_what():
+    step = Step()
+    graph = step.graph()
+    first, second = starts(graph)
+    assert [len(update.outputs) for update in first.attrs["updates"]] == [2]
+    assert [len(update.outputs) for update in second.attrs["updates"]] == [1]
+    (update,) = first.attrs["updates"]
+    assert {copy.name for copy in update.copies} == {"u", "v"}
+    more = first.inputs[2:]
+    changed = {more[number].node for number in update.outputs}
+    sources = {(n.inputs[0].node if n.name == "fence" else n).source for n in changed}
+    assert sources == {step.u, step.v}
+    assert graph.updated_in_sums == {step.u, step.v, step.w}
+    assert names(graph).count("fused_unless_summed") == 2
+
+
+def test_what_reads_old_values_and_the_learning_rate_come_before_the_sum():
+    graph = Step().graph()
+    first, second = starts(graph)
+    products = [node for node in graph if node.name == "matrix_product"]
+    assert len(products) == 5
+    before = needs(graph, first)
+    assert sum(node.name == "matrix_product" for node in before) == 4  # all but the gradient of w
+    rate = next(value.node for update in first.attrs["updates"] for value in first.inputs[2:] if value.spec.shape == ())
+    assert rate in before
+    order = list(graph)
+    assert order.index(first) < order.index(products[-1]) < order.index(second)
+
+
+def test_what_a_sum_changes_is_known():
+    graph = Step().graph()
+    for start in starts(graph):
+        changed = all_reduce_start.changes_rule(*[v.spec for v in start.inputs], **start.attrs)
+        update = start.attrs["updates"][0]
+        assert changed == [2 + number for number in update.outputs]
+
+
+SPOILT = {
+    "the sum is read elsewhere": {"kept": lambda step, mean: ops.sum(mean)},
+    "the new value is read": {"kept": lambda step, mean: ops.sum(step.v.value)},
+    "the rate depends on a sum": {"rate": lambda other: 0.1 / ops.sqrt(ops.sum(other))},
+    "elements depend on others": {"direction": lambda mean: mean / ops.norm(mean)},
+}
+
+
+@pytest.mark.parametrize("spoilt", SPOILT.values(), ids=SPOILT.keys())
+def test_other_updates_stay_as_they_are(spoilt):
+    step = Step(**spoilt)
+    graph = step.graph()
+    assert not starts(graph)[0].attrs.get("updates"), graph
+    assert not graph.updated_in_sums & {step.u, step.v}
+
+
+def test_variables_that_cannot_be_shared_stay_as_they_are():
+    step = Step(is_shared=False)
+    graph = step.graph()
+    assert [bool(start.attrs.get("updates")) for start in starts(graph)] == [False, True]
+    assert graph.updated_in_sums == {step.w}
+
+
+def test_without_variables_that_can_be_shared_the_graph_is_what_it_was():
+    step = Step(is_shared=False)
+    step.w.single_copy = None
+    graph = step.graph()
+    assert graph.history[-1][::2] == ("update_in_sums", False)
+    assert "fused_unless_summed" not in names(graph)

@@ -1,0 +1,26 @@
+"""Weights of which a host has one copy, updated within the sums of their gradients: the same training to the bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+CHECKS = ["optimizers", "buckets", "one_rank_assigns", "observed", "random_and_mixed"]
+
+
+@pytest.mark.parametrize(
+    ("mpirun", "n", "checks"),
+    [
+        ("openmpi", 2, CHECKS),
+        ("openmpi", 3, CHECKS),
+        ("openmpi", 4, CHECKS[1:3]),
+        ("mpich", 2, CHECKS),
+    ],
+    indirect=["mpirun"],
+)
+def test_training(mpirun, n, checks):
+    code, output = mpirun(n, HERE / "single_copy_fit_program.py", *checks, timeout=250)
+    assert code == 0, output
+    assert output == "every check passed\n"

@@ -55,7 +55,7 @@ def native(
 ) -> NativeSum | None:  # fmt: skip
     """What `start`, or with `at_once` `sum_now`, does with an array again and again, as machine code; None if it can't.
 
-    Other ranks may do it the other way.
+    Other ranks may do it the other way. Where it is None, variables of `updates` stay this rank's own from now on.
 
     Parameters
     ----------
@@ -68,7 +68,11 @@ def native(
         See `native_sum.make`.
     """
     channel = _channels.get(id(world.data_group()), (None, None))[1]
-    return channel.native(array, runs, weights, at_once, updates) if isinstance(channel, _Within) else None
+    found = channel.native(array, runs, weights, at_once, updates) if isinstance(channel, _Within) else None
+    if found is None:
+        for copy in [copy for update in updates for copy in update.copies]:
+            copy.leave(for_good=True)
+    return found
 
 
 def start_scatter(message: np.ndarray) -> Handle:

@@ -5,7 +5,7 @@ The instructions (`disttensor.kernels.meeting`) do what `SharedReducer` does for
 the same notices, counters and marks, so the ranks need not all come the same way. Who enters a sum last combines its
 own part at once, since what it has computed may still be in its cache; a rank that waits combines whatever nobody has
 begun. Whatever is out of the ordinary they leave to Python: another rank that keeps this one waiting, arrays elsewhere,
-calls that differ, ranks without rows, somebody who wants to be told of every collective.
+calls that differ, ranks without rows, somebody who wants to be told of every collective, updates that not all want.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ then cut into the same pieces as others, since where they lie may differ from ho
 What a rank has to say in advance it writes in a line of memory, its *notice*: what it calls, how long its array is,
 where it lies, and its weights. Counters say how many operations each rank has entered, and how many it has completed: a
 notice is overwritten once all have completed its operation. Marks say who has claimed which part of an operation, and
-whether it is done. Ranks that called different things see it in the notices, and all raise.
+whether it is done. Ranks that called different things see it in the notices, and all raise. Notices say as well whether
+who combines is to update variables, too (see `updates`).
 
 Sums that a plan repeats do the same in machine code (`native_sum`), perhaps on one rank while another comes through
 here.

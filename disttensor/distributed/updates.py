@@ -19,7 +19,7 @@ import ctypes
 import itertools
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from disttensor import dtypes
 from disttensor.distributed.combining import pointers
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from disttensor.distributed.single_copy import SingleCopy
 
 _GRAIN = 1 << 17  # bytes of a part for one of several threads
+_READY = 64  # combinations that are kept ready to be called
 _PIECE = 1 << 16  # bytes of a sum that stay in the cache until the update has read them
 
 
@@ -87,6 +88,7 @@ class Updates:
         self._notice, self._applied, self._leaves = notice, applied, leaves
         self.mode = 0
         self.differed = False
+        self._ready: dict[tuple[Any, ...], list[NativeCall]] = {}  # calls for Python
         for copy in self._copies:
             copy.on_change(self._change)
         self._change()
@@ -127,7 +129,17 @@ class Updates:
     def calls(
         self, dtype: str, start: int, stop: int, arrays: Sequence[int], me: int, runs: Sequence[Run]
     ) -> list[NativeCall]:
-        """What combines elements [start, stop) of the arrays at these addresses, and updates."""
+        """What combines elements [start, stop) of the arrays at these addresses, and updates; kept for next time."""
+        key = start, *arrays, *runs
+        if key not in self._ready:
+            if len(self._ready) == _READY:
+                self._ready.clear()
+            self._ready[key] = self._calls(dtype, start, stop, arrays, me, runs)
+        return self._ready[key]
+
+    def _calls(
+        self, dtype: str, start: int, stop: int, arrays: Sequence[int], me: int, runs: Sequence[Run]
+    ) -> list[NativeCall]:
         table, go = pointers(arrays), ctypes.c_int64(1)
         places = Places(len(arrays), ctypes.addressof(table), me)
         terms, keep = [], [table, go]

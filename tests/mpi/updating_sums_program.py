@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import sys
+from unittest import mock
 
 import numpy as np
 
 import disttensor as dt
 from disttensor import distributed, dtypes
-from disttensor.distributed import activity, background, buckets, native_sum, single_copy, world
+from disttensor.distributed import activity, background, buckets, native_sum, shared_reduce, single_copy, world
 from disttensor.distributed.updates import Update
 from disttensor.kernels import machine, meeting
-from disttensor.kernels.native import NativeCall
+from disttensor.kernels.native import NativeCall, NativeSequence
 
 comm = distributed.communicator()
 P, RANK = comm.size, comm.rank
@@ -364,6 +366,49 @@ def check_memory_elsewhere():
             assert group.reducer.offset(elsewhere) < 0
 
 
+def check_without_machine_code():
+    """A rank that cannot sum in machine code has variables of its own, and so have all in the end."""
+    weights = [Weights(20_000)]
+    bucket = Bucket([5, *weights])
+    share(*weights)
+    if RANK == P - 1:
+        elsewhere, updates = np.zeros(bucket.size, "f4"), list(bucket.sum._sum.updates)
+        arguments = elsewhere, [elsewhere.size], [np.ones(())]
+        assert background.native(*arguments, at_once=False, updates=updates) is None
+    for number in range(1, 4):
+        bucket.step(number)
+        assert not bucket.has_updated
+        single_copy.share(weights[0].both)
+        assert not any(copy.is_shared for copy in weights[0].copies)
+
+
+def check_interrupted():
+    """A signal ends a wait just when a part is done, which is not done again."""
+
+    class Interrupting(NativeSequence):
+        left = 3
+
+        def __call__(self, times=1):
+            super().__call__(times)
+            if Interrupting.left:
+                Interrupting.left -= 1
+                raise KeyboardInterrupt
+
+    weights, bucket = some()
+    share(*weights)
+    for number in range(1, 4):
+        bucket.fill(number, WITHOUT_ONE)  # which Python sums
+        bucket.start()
+        with mock.patch.object(shared_reduce, "NativeSequence", Interrupting):
+            Interrupting.left = P if number % P == RANK else 0
+            for _ in range(P + 1):
+                with contextlib.suppress(KeyboardInterrupt):
+                    bucket.wait()
+        bucket.update()
+        assert bucket.has_updated
+        bucket.check(number, WITHOUT_ONE)
+
+
 def check_given_up():
     """An error ended a step on all ranks while sums were under way; nothing of it is done later."""
     for goes in ("plan", "copies"):
@@ -410,6 +455,8 @@ check_at_once()
 check_two_plans()
 check_other_updates()
 check_memory_elsewhere()
+check_without_machine_code()
+check_interrupted()
 check_given_up()
 check_threads()
 if RANK == 0:

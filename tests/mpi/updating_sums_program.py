@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
+import time
 from unittest import mock
 
 import numpy as np
@@ -409,6 +410,38 @@ def check_interrupted():
         bucket.check(number, WITHOUT_ONE)
 
 
+def check_delays(rounds, seed):
+    """Each rank comes at other times, now and then in Python; some leave variables, and all share them again."""
+    alike, own = np.random.default_rng(seed), np.random.default_rng([seed, RANK])
+    weights = [Weights(16_384 + 1001 * i) for i in range(5)]
+    several = [
+        Bucket([9, weights[0], weights[1]]),
+        Bucket([weights[2]], "bfloat16"),
+        Bucket([weights[3], 4, weights[4]]),
+    ]
+    updated = 0
+    for number in range(rounds):
+        if alike.random() < 0.3:
+            share(*weights)
+        factors = [float((r + number) % 4 + (number % 7 != 0)) for r in range(P)]
+        leaver, left = alike.integers(P), alike.integers(5)
+        if alike.random() < 0.3 and leaver == RANK:
+            weights[left].copies[number % 2].leave()
+        for one in several:
+            one.fill(number, factors)
+        for call in [*(one.start for one in several), *(one.wait for one in several)]:
+            activity.is_observed.value = own.random() < 0.15
+            if own.random() < 0.1:
+                time.sleep(own.random() * 0.004)
+            call()
+        activity.is_observed.value = 0
+        for one in several:
+            one.update()
+            one.check(number, factors)
+            updated += one.has_updated
+    assert 0 < updated < rounds * len(several)
+
+
 def check_given_up():
     """An error ended a step on all ranks while sums were under way; nothing of it is done later."""
     for goes in ("plan", "copies"):
@@ -443,6 +476,7 @@ def check_threads():
 
 
 assert int(sys.argv[1]) == P
+dt.config.set_single_copy(True)  # of few variables, too
 meeting.MOST_TAKEN = int(sys.argv[2])
 check_the_same_bits()
 check_sums_stay_with_who_made_them()
@@ -457,6 +491,7 @@ check_other_updates()
 check_memory_elsewhere()
 check_without_machine_code()
 check_interrupted()
+check_delays(40, seed=1)
 check_given_up()
 check_threads()
 if RANK == 0:

@@ -148,7 +148,8 @@ class _Search:
         return _Found(node, gradient, known, [reader for reader in readers if id(reader) not in before])
 
     def _may_be_shared(self, leaf: Node | None, spec: Spec) -> bool:
-        return leaf is not None and leaf.source.single_copy is not None and leaf.specs[0] == spec
+        copy = None if leaf is None else leaf.source.single_copy
+        return leaf is not None and copy is not None and copy.number > 0 and leaf.specs[0] == spec
 
     def _readers(self, node: Node) -> Iterator[Node]:
         """What reads the memory of a node: also through views of it."""

@@ -13,10 +13,19 @@ from disttensor.ops.registry import apply
 N = 8
 
 
-def variable(name, is_shared=True):
+def variable(name, number=1):
+    """A variable that ranks have shared as so many-th; 0 if never, None if they cannot."""
     made = dt.Variable(np.ones((N, N), np.float32), name=name)
-    made.single_copy = SimpleNamespace(name=name) if is_shared else None
+    made.single_copy = None if number is None else Copy(name, number)
     return made
+
+
+class Copy(SimpleNamespace):
+    def __init__(self, name, number):
+        super().__init__(name=name, number=number)
+
+    def leave(self, for_good):
+        """As is done where ranks do not sum in machine code."""
 
 
 def summed(gradient):
@@ -30,9 +39,9 @@ def summed(gradient):
 class Step:
     """A step of two layers with momentum, and a learning rate that is computed."""
 
-    def __init__(self, is_shared=True, kept=lambda step, mean: None, rate=None, direction=lambda mean: mean):
-        self.w, self.u = variable("w"), variable("u", is_shared)
-        self.v = variable("v", is_shared)
+    def __init__(self, number=1, kept=lambda step, mean: None, rate=None, direction=lambda mean: mean):
+        self.w, self.u = variable("w"), variable("u", number)
+        self.v = variable("v", number)
         self.count = dt.Variable(1.0)
         self.kept, self.rate, self.direction = kept, rate, direction
 
@@ -125,15 +134,16 @@ def test_other_updates_stay_as_they_are(spoilt):
     assert not graph.updated_in_sums & {step.u, step.v}
 
 
-def test_variables_that_cannot_be_shared_stay_as_they_are():
-    step = Step(is_shared=False)
+@pytest.mark.parametrize("number", [None, 0])
+def test_variables_that_are_not_shared_stay_as_they_are(number):
+    step = Step(number)
     graph = step.graph()
     assert [bool(start.attrs.get("updates")) for start in starts(graph)] == [False, True]
     assert graph.updated_in_sums == {step.w}
 
 
 def test_without_variables_that_can_be_shared_the_graph_is_what_it_was():
-    step = Step(is_shared=False)
+    step = Step(None)
     step.w.single_copy = None
     graph = step.graph()
     assert graph.history[-1][::2] == ("update_in_sums", False)

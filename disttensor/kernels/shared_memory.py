@@ -81,12 +81,13 @@ _KINDS = {
 class _Body:
     """The lines of a loop's body, with names for their results."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "t") -> None:
         self.lines: list[str] = []
+        self._name = name
 
     def emit(self, text: str) -> str:
-        self.lines.append(f"  %t{len(self.lines)} = {text}")
-        return f"%t{len(self.lines) - 1}"
+        self.lines.append(f"  %{self._name}{len(self.lines)} = {text}")
+        return f"%{self._name}{len(self.lines) - 1}"
 
     def do(self, text: str) -> None:
         self.lines.append(f"  {text}")
@@ -107,11 +108,32 @@ def _combine_source(dtype: str, op: str, sources: int, targets: int, weighted: b
             value = _widen(body, dtype, _narrow(body, dtype, product))
         total = _merge(body, dtype, op, kind, total, value) if total else value
     total = _narrow(body, dtype, total or "0.0")
+    size = _size(memory)
     for t in range(targets):
         address = body.emit(f"getelementptr {memory}, ptr %target{t}, i64 %i")
-        body.do(f"store {memory} {total}, ptr {address}, align {_size(memory)}, {_INDEPENDENT}")
-    parameter = "ptr %weights, " if weighted else ""
-    return _LOOP.format(parameter=parameter, head="\n".join(head), body="\n".join(body.lines))
+        body.do(f"store {memory} {total}, ptr {address}, align {size}, {_INDEPENDENT}")
+    values = [f"ptr %source{r}" for r in range(sources)] + [f"ptr %target{t}" for t in range(targets)]
+    if weighted:
+        values += [f"{kind} %weight{r}" for r in range(sources)]
+    parameters = {"values": ", ".join(values), "parameter": "ptr %weights, " if weighted else ""}
+    text = {**parameters, "head": "\n".join(head), "body": "\n".join(body.lines)}
+    # What has one target is short, or comes in pieces.
+    if targets == 1 or not 0 < sources <= _MOST_AHEAD:
+        return _STRETCH.format(name="rest", loop="!2", **text) + _PLAIN.format(**text) + _LOOPS
+    sizes = {"size": _BLOCK // size, "least": max(_FROM // (sources * size), _BLOCK), "most": _TO // (sources * size)}
+    stretches = [_STRETCH.format(name=name, loop=loop, **text) for name, loop in (("block", "!1"), ("rest", "!2"))]
+    return "".join(stretches) + _AHEAD_OF_BLOCKS.format(ahead=_fetching(memory, sources), **sizes, **text) + _LOOPS
+
+
+def _fetching(memory: str, sources: int) -> str:
+    """Ask for the lines of the block of each source that comes so much later than the one from `first` on."""
+    body = _Body("a")
+    for r in range(sources):
+        block = body.emit(f"getelementptr {memory}, ptr %source{r}, i64 %first")
+        for skip in range(_AHEAD, _AHEAD + _BLOCK, _LINE):
+            line = body.emit(f"getelementptr i8, ptr {block}, i64 {skip}")
+            body.do(f"call void @llvm.prefetch.p0(ptr {line}, i32 0, i32 3, i32 1)")
+    return "\n".join(body.lines)
 
 
 def _pointers(name: str, count: int) -> list[str]:
@@ -180,27 +202,75 @@ def _size(memory: str) -> int:
     return {"half": 2, "float": 4, "double": 8}.get(memory) or int(memory[1:]) // 8
 
 
+# A call that reads so many bytes fetches lines ahead. Fewer are in the cache, at pages whose addresses are at hand, and
+# more come from memory as fast as that can. In between the processor waits for each page's address, since by itself it
+# does not look beyond a page.
+_FROM, _TO = 8 << 20, 24 << 20
+_MOST_AHEAD = 8  # sources
+_AHEAD = 3072  # bytes
+_LINE, _BLOCK = 64, 256  # bytes
+
 _INDEPENDENT = "!llvm.access.group !0"
 
-_LOOP = """
-define void @combine(ptr %sources, ptr %targets, {parameter}i64 %start, i64 %stop) nounwind {{
+_STRETCH = """
+define internal void @{name}({values}, i64 %start, i64 %count) alwaysinline nounwind {{
 entry:
-{head}
-  %some = icmp slt i64 %start, %stop
+  %some = icmp slt i64 0, %count
   br i1 %some, label %each, label %end
 each:
-  %i = phi i64 [%start, %entry], [%i.next, %each]
+  %done = phi i64 [0, %entry], [%done.next, %each]
+  %i = add nsw i64 %start, %done
 {body}
-  %i.next = add nsw i64 %i, 1
-  %more = icmp slt i64 %i.next, %stop
-  br i1 %more, label %each, label %end, !llvm.loop !1
+  %done.next = add nsw i64 %done, 1
+  %more = icmp slt i64 %done.next, %count
+  br i1 %more, label %each, label %end, !llvm.loop {loop}
 end:
   ret void
 }}
+"""
 
-!0 = distinct !{{}}
-!1 = distinct !{{!1, !2}}
-!2 = !{{!"llvm.loop.parallel_accesses", !0}}
+_PLAIN = """
+define void @combine(ptr %sources, ptr %targets, {parameter}i64 %start, i64 %stop) nounwind {{
+{head}
+  %count = sub i64 %stop, %start
+  call void @rest({values}, i64 %start, i64 %count)
+  ret void
+}}
+"""
+
+_AHEAD_OF_BLOCKS = """
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
+
+define void @combine(ptr %sources, ptr %targets, {parameter}i64 %start, i64 %stop) nounwind {{
+entry:
+{head}
+  %count = sub i64 %stop, %start
+  %are.many = icmp sge i64 %count, {least}
+  %are.few = icmp sle i64 %count, {most}
+  %pays = and i1 %are.many, %are.few
+  br i1 %pays, label %ahead, label %behind
+ahead:
+  %first = phi i64 [%start, %entry], [%last, %ahead]
+{ahead}
+  call void @block({values}, i64 %first, i64 {size})
+  %last = add nsw i64 %first, {size}
+  %next.last = add nsw i64 %last, {size}
+  %fits = icmp sle i64 %next.last, %stop
+  br i1 %fits, label %ahead, label %behind
+behind:
+  %from = phi i64 [%start, %entry], [%last, %ahead]
+  %left = sub i64 %stop, %from
+  call void @rest({values}, i64 %from, i64 %left)
+  ret void
+}}
+"""
+
+_LOOPS = """
+!0 = distinct !{}
+!1 = distinct !{!1, !3, !4}
+!2 = distinct !{!2, !3}
+!3 = !{!"llvm.loop.parallel_accesses", !0}
+!4 = !{!"llvm.loop.unroll.disable"}
 """
 
 _PART = """

@@ -34,6 +34,20 @@ def test_combine_is_numpy_from_left_to_right(dtype, op):
     assert arrays[1][:5].tobytes() == before[:5].tobytes()
 
 
+@pytest.mark.parametrize("dtype", ["float32", "int16"])
+@pytest.mark.parametrize("nbytes", [4_200_000, 12_600_000])
+def test_arrays_longer_than_most_that_is_at_hand(dtype, nbytes):
+    """Some are combined block by block, with a rest, others as short ones are."""
+    count = nbytes // np.dtype(dtype).itemsize + 33
+    x, y = np.random.default_rng(0).integers(-99, 99, (2, count)).astype(dtype)
+    want, before = x + y, x.copy()
+    shared_memory.combine(dtype, "sum", 2, 2)(pointers(x, y), pointers(x, y), 7, count - 1)
+    for array, old in (x, before), (y, want - before):
+        assert array[7:-1].tobytes() == want[7:-1].tobytes()
+        assert array[:7].tobytes() == old[:7].tobytes()
+        assert array[-1] == old[-1]
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
 def test_special_values(dtype):
     values = np.array([np.inf, -np.inf, np.nan, 6e4, 1e-7, -0.0]).astype(dtypes.to_numpy(dtype))

@@ -180,6 +180,13 @@ def _allocate(shape: Shape, dtype: str) -> tuple[np.ndarray, SingleCopy | None]:
     return array, SingleCopy(array)
 
 
+def leave_all() -> None:
+    """Make all variables this rank's own, such as before it sums with other ranks than it shares with."""
+    with _lock:
+        for copy in list(_shared):
+            copy.leave()
+
+
 # --- sharing
 
 
@@ -310,8 +317,7 @@ def _after_fork_in_child() -> None:
     global _pipe
     pipe, _pipe = _pipe, None
     try:
-        for copy in list(_shared):
-            copy.leave()
+        leave_all()
     finally:
         _lock.release()
         for end in pipe or ():  # the parent sees that there is nobody left who could write to it

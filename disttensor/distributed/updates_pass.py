@@ -143,21 +143,21 @@ class _Search:
             return None
         known = [leaf for leaf in written if leaf is not None]
         readers = [reader for leaf in known for reader in self._readers(leaf) if reader is not node]
-        if any(id(reader) in self._follows for reader in readers):
-            return None
-        return _Found(node, gradient, known, [reader for reader in readers if id(reader) not in before])
+        if any(reader is None or id(reader) in self._follows for reader in readers):
+            return None  # it is read when the sum has changed it
+        early = [reader for reader in readers if reader is not None and id(reader) not in before]
+        return _Found(node, gradient, known, early)
 
     def _may_be_shared(self, leaf: Node | None, spec: Spec) -> bool:
         copy = None if leaf is None else leaf.source.single_copy
         return leaf is not None and copy is not None and copy.number > 0 and leaf.specs[0] == spec
 
-    def _readers(self, node: Node) -> Iterator[Node]:
-        """What reads the memory of a node: also through views of it."""
+    def _readers(self, node: Node) -> Iterator[Node | None]:
+        """What reads the memory of a node: also through views of it; None stands for who reads it behind all nodes."""
         for user in self._users[id(node)]:
-            if user is not None:
-                yield user
-                if user.op is not None and user.op.view_rule is not None:
-                    yield from self._readers(user)
+            yield user
+            if user is not None and user.op is not None and user.op.view_rule is not None:
+                yield from self._readers(user)
 
 
 def _start(start: Node, inputs: tuple[Value, ...], found: Sequence[_Found]) -> Node:

@@ -99,13 +99,23 @@ def use_communicator(replacement: Communicator) -> Iterator[Communicator]:
     ...     communicator() is comm
     True
     """
-    global _communicator, _grid
     saved = communicator(), _grid
-    _communicator, _grid = replacement, None
+    _regroup(replacement, None)
     try:
         yield replacement
     finally:
-        _communicator, _grid = saved
+        _regroup(*saved)
+
+
+def _regroup(comm: Communicator, grid: _Grid | None) -> None:
+    """Set the communicator and the grid; what ranks share, they share as the data group that they were."""
+    global _communicator, _grid
+    from disttensor.distributed import single_copy
+
+    before = data_group()
+    _communicator, _grid = comm, grid
+    if data_group() is not before:
+        single_copy.leave_all()
 
 
 def set_grid(model: int) -> None:
@@ -143,7 +153,6 @@ def set_grid(model: int) -> None:
     >>> distributed.size(distributed.model_group())
     1
     """
-    global _grid
     _not_while_tracing("set_grid")
     comm = communicator()
     if isinstance(model, bool) or not isinstance(model, int) or model < 1 or comm.size % model:
@@ -156,7 +165,7 @@ def set_grid(model: int) -> None:
     if _grid is None:
         alone = model == 1
         data = comm if alone else comm.split(comm.rank % model)
-        _grid = _Grid(data, _ALONE if alone else comm.split(comm.rank // model))
+        _regroup(comm, _Grid(data, _ALONE if alone else comm.split(comm.rank // model)))
 
 
 def data_group() -> Communicator:

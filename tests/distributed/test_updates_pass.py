@@ -134,6 +134,18 @@ def test_other_updates_stay_as_they_are(spoilt):
     assert not graph.updated_in_sums & {step.u, step.v}
 
 
+@pytest.mark.parametrize("read", [lambda value: value, lambda value: value[2:4], lambda value: ops.reshape(value, -1)])
+def test_a_sum_does_not_change_what_is_a_result_as_it_was(read):
+    class Keeping(Step):
+        def __call__(self, x):
+            old = read(self.u.value)
+            super().__call__(x)
+            return old
+
+    step = Keeping()
+    assert step.graph().updated_in_sums == {step.w}
+
+
 @pytest.mark.parametrize("number", [None, 0])
 def test_variables_that_are_not_shared_stay_as_they_are(number):
     step = Step(number)

@@ -96,22 +96,23 @@ def loaded(optimizer):
         return [v.numpy() for v in variables(model)]
 
 
-def by_hand(optimizer):
-    """A loop of one's own, traced, with steps that run eagerly among them."""
+def by_hand(optimizer, keeps_old=False):
+    """A loop of one's own, traced, with steps that run eagerly among them, and perhaps with weights for a result."""
     keras.utils.set_random_seed(3)
     weight = keras.Variable(np.linspace(-1, 1, FEATURES * UNITS, dtype=np.float32).reshape(FEATURES, UNITS))
     own = optimizer()
 
     def step(x):
+        old = weight.value
         with keras.GradientTape() as tape:
             loss = keras.ops.mean(keras.ops.square(keras.ops.matmul(x, weight)))
         own.apply(tape.gradient(loss, [weight]), [weight])
-        return loss
+        return loss, old if keeps_old else loss
 
     traced = keras.function(step)
     rows = X[comm.rank * 20 : comm.rank * 20 + 20]
-    losses = [float((step if i % 5 == 2 else traced)(rows)) for i in range(10)]
-    return [losses, weight.numpy(), *(v.numpy() for v in own.variables)]
+    results = [np.asarray(x) for i in range(10) for x in (step if i % 5 == 2 else traced)(rows)]
+    return [*results, weight.numpy(), *(v.numpy() for v in own.variables)]
 
 
 def adam(**options):
@@ -136,6 +137,7 @@ CASES = {
     "resumed": lambda: interrupted_and_resumed(adam()),
     "loaded": lambda: loaded(adam()),
     "by hand": lambda: by_hand(adam()),
+    "old weights are results": lambda: by_hand(adam(), keeps_old=True),
 }
 
 for name in sys.argv[1:] or CASES:

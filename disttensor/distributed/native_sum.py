@@ -125,10 +125,10 @@ class NativeSum:
         block = self._sum
         if block.number > self._reducer.ledger[meeting.COMPLETED]:
             raise left_open()
-        if block.updates is not None and block.updates.mode == 0:
-            self._leave(block.updates)
-        self._group.align(self._reducer.entered)
         with denormals.flushed():
+            if block.updates is not None and block.updates.must_leave:
+                self._leave(block.updates)
+            self._group.align(self._reducer.entered)
             weights = [(count, float(weight)) for count, weight in zip(block.runs, self._weights, strict=True)]
             self._handle = self._group.sum_and_update(self._reducer, self._array, weights, block.updates)
         block.number = self._reducer.entered

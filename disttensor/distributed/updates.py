@@ -98,14 +98,23 @@ class Updates:
 
     def _change(self) -> None:
         """A copy may have become common, or this rank's own."""
-        facts = [
-            (update.start, update.call.extent, [copy.number for copy in update.copies]) for update in self._updates
-        ]
         are_shared = all(copy.is_shared for copy in self._copies)
-        self.mode = zlib.crc32(repr(facts).encode()) & 0x7FFFFFFF or 1 if are_shared else 0
+        self.mode = self._name() if are_shared else 0
         self._notice.value = word_of(code_of(self._notice.value), self.mode)
         # Some may be shared still, and this rank is about to update all for itself.
         self._leaves.value = not are_shared
+
+    def _name(self) -> int:
+        """A number for what is updated, the same on all ranks."""
+        facts = [
+            (update.start, update.call.extent, [copy.number for copy in update.copies]) for update in self._updates
+        ]
+        return zlib.crc32(repr(facts).encode()) & 0x7FFFFFFF or 1
+
+    @property
+    def must_leave(self) -> bool:
+        """Whether this rank has left some variables, and therefore has to `leave` the others before the next sum."""
+        return bool(self._leaves.value)
 
     def leave(self) -> None:
         """Have all variables for oneself from now on; not while a sum that may update them is under way."""

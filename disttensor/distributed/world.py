@@ -57,9 +57,9 @@ def initialize() -> None:
         if environment.is_supervised():  # alone; ranks have the watchdog's files, for one another too
             stacks.answer()
         return
-    from disttensor.distributed import abort, mpi, single_copy, watchdog
+    from disttensor.distributed import abort, connection, single_copy, watchdog
 
-    _communicator = mpi.connect(found)
+    _communicator = connection.connect(found)
     environment.claim_rank()
     watchdog.install(_communicator)
     abort.install()

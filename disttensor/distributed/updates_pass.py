@@ -7,8 +7,8 @@ is still in its cache, and no rank does what another does. The loops themselves 
 the ranks find that some of the variables are not shared (`native_sum`).
 
 Any rank may then change a variable as soon as all have started the sum. So a rank does not start it before it has
-computed the loops' numbers, such as the learning rate, and all that reads one of their variables. What reads a new
-value comes behind the wait, as always.
+computed the loops' numbers, such as the learning rate, all that reads one of their variables, and all that may raise,
+since a step that raises has changed nothing. What reads a new value comes behind the wait, as always.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from disttensor.distributed import buckets, world
 from disttensor.distributed.buckets import LoopUpdate, all_reduce_start, all_reduce_wait, unpack
 from disttensor.graph import Graph, Node, Value, register_last
 from disttensor.graph.passes.fusion import EXAMPLE, fused
+from disttensor.graph.passes.update_early import what_may_raise
 from disttensor.kernels.native import Bound
 from disttensor.ops.core import fence
 from disttensor.ops.registry import Example, operator
@@ -40,7 +41,7 @@ class _Found(NamedTuple):
     leaves : list of Node
         The variables that it updates, one for each result,
     readers : list of Node
-        and what else reads one of them and might yet come behind the start of the bucket.
+        and what else reads one of them, or may raise, and might yet come behind the start of the bucket.
     """
 
     node: Node
@@ -84,6 +85,7 @@ class _Search:
         for variable, value in graph.updates.items():
             self._updated.setdefault((id(value.node), value.slot), []).append(variable)
         self._changes = {id(variable) for variable in graph.updates}
+        self._checks = what_may_raise(graph.nodes)
         self._outputs = {id(value.node) for value in graph.outputs}
         self._follows: set[int] = set()  # what needs something that ranks have summed in the background
         for node in graph.nodes:
@@ -142,7 +144,7 @@ class _Search:
         if not all(self._may_be_shared(leaf, spec) for leaf, spec in zip(written, node.specs, strict=True)):
             return None
         known = [leaf for leaf in written if leaf is not None]
-        readers = [reader for leaf in known for reader in self._readers(leaf) if reader is not node]
+        readers = [*self._checks, *(user for leaf in known for user in self._readers(leaf) if user is not node)]
         if any(reader is None or id(reader) in self._follows for reader in readers):
             return None  # it is read when the sum has changed it
         early = [reader for reader in readers if reader is not None and id(reader) not in before]

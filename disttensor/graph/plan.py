@@ -110,13 +110,15 @@ class Plan:
             if self._sharing != Variable.sharing_changes:
                 self._leave_shared()
             write(self._inputs)
-            self._program()
-            outputs = [read(array) for array in self.outputs]
-            if self._commits:
-                staged = [a.copy() for a in self._staged]
-                for memory, array, stage in self._commits:
-                    np.copyto(memory, array if stage is None else staged[stage])
-            Variable.touch_all(self._updated)
+            try:
+                self._program()
+                outputs = [read(array) for array in self.outputs]
+                if self._commits:
+                    staged = [a.copy() for a in self._staged]
+                    for memory, array, stage in self._commits:
+                        np.copyto(memory, array if stage is None else staged[stage])
+            finally:  # whatever ended it, some may be written
+                Variable.touch_all(self._updated)
         return outputs
 
     def repeats(self, fetch: Fetch) -> Callable[[int, Read], list[Any]] | None:

@@ -146,6 +146,19 @@ def test_a_sum_does_not_change_what_is_a_result_as_it_was(read):
     assert step.graph().updated_in_sums == {step.w}
 
 
+def test_what_may_raise_comes_before_the_sums():
+    class Looking(Step):
+        def __call__(self, x):
+            super().__call__(x)
+            return ops.take(dt.constant([1.0, 2.0]), ops.cast(x[0], "int32"))
+
+    graph = Looking().graph()
+    first, second = starts(graph)
+    for start in first, second:
+        assert start.attrs["updates"]
+        assert "gather" in names(needs(graph, start))
+
+
 @pytest.mark.parametrize("number", [None, 0])
 def test_variables_that_are_not_shared_stay_as_they_are(number):
     step = Step(number)

@@ -115,6 +115,32 @@ def by_hand(optimizer, keeps_old=False):
     return [*results, weight.numpy(), *(v.numpy() for v in own.variables)]
 
 
+def refused(optimizer):
+    """Steps that raise, on all ranks, have changed no weights, whatever is summed by then."""
+    keras.utils.set_random_seed(3)
+    weight = keras.Variable(np.linspace(-1, 1, FEATURES * UNITS, dtype=np.float32).reshape(FEATURES, UNITS))
+    names = keras.ops.convert_to_tensor(np.arange(4, dtype=np.float32))
+    own = optimizer()
+
+    def step(x, index):
+        with keras.GradientTape() as tape:
+            loss = keras.ops.mean(keras.ops.square(keras.ops.matmul(x, weight)))
+        own.apply(tape.gradient(loss, [weight]), [weight])
+        return keras.ops.take(names, index)
+
+    for _ in range(5):
+        traced = keras.function(step)
+        traced(X[comm.rank * 20 :][:20], np.array([3]))
+        before = weight.numpy()
+        comm.barrier()
+        try:
+            traced(X[:20], np.array([4]))
+            raise AssertionError("no error")
+        except keras.errors.OutOfRangeError:
+            np.testing.assert_array_equal(weight.numpy(), before)
+    return [weight.numpy(), *(v.numpy() for v in own.variables)]
+
+
 def adam(**options):
     return lambda: optimizers.Adam(0.01, **options)
 
@@ -137,6 +163,7 @@ CASES = {
     "resumed": lambda: interrupted_and_resumed(adam()),
     "loaded": lambda: loaded(adam()),
     "by hand": lambda: by_hand(adam()),
+    "refused": lambda: refused(adam()),
     "old weights are results": lambda: by_hand(adam(), keeps_old=True),
 }
 

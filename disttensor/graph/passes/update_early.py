@@ -32,7 +32,7 @@ def update_early(graph: Graph) -> Graph:
             needs = before.setdefault(id(value.node), [v.node for v in value.node.inputs])
             # Computed in the variable's own memory, the new value must come after all that read the old one.
             needs += [reader for reader in readers if reader is not None and reader is not value.node]
-    checks = _checks(nodes)
+    checks = what_may_raise(nodes)
     first = max(((*node.order[:1], 1) for node in checks), default=_FIRST)
     # Such as learning rates; but not those that the checks themselves wait for.
     numbers = _numbers(nodes) - {id(node) for node in _with_inputs(checks)}
@@ -48,7 +48,7 @@ def update_early(graph: Graph) -> Graph:
     return graph.reordered(orders)
 
 
-def _checks(nodes: list[Node]) -> list[Node]:
+def what_may_raise(nodes: list[Node]) -> list[Node]:
     """The operators that may raise, without those that look at what has been looked at before."""
     seen: set[tuple[int, int, int]] = set()
     found = []

@@ -84,6 +84,7 @@ class Updates:
     ) -> None:
         self._updates = sorted(updates, key=lambda update: update.start)
         assert all(a.stop <= b.start for a, b in itertools.pairwise(self._updates)), "updates overlap"
+        assert all(update.copies for update in self._updates), "updates of nothing that has one copy"
         self._copies = list({id(copy): copy for update in self._updates for copy in update.copies}.values())
         self._notice, self._applied, self._leaves = notice, applied, leaves
         self.mode = 0

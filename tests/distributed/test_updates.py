@@ -114,6 +114,11 @@ def test_modes_of_other_ranks():
         assert bool(applied.value) == is_applied
 
 
+def test_an_update_is_of_variables_that_may_have_one_copy():
+    with pytest.raises(AssertionError, match="one copy"):
+        updates_of(update(0, 8, Copy(1)), update(8, 8))
+
+
 def test_no_element_is_updated_twice():
     with pytest.raises(AssertionError, match="overlap"):
         updates_of(update(0, 9, Copy(1)), update(8, 8, Copy(2)))

@@ -22,25 +22,11 @@ from disttensor.distributed.collectives import part_of_mean, sync_sum
 from disttensor.distributed.rows import mean_of_gradient
 from disttensor.errors import ArgumentError, ShapeError
 from disttensor.optimizers.accumulation import EveryNth
+from disttensor.optimizers.clipping import clipped
 from disttensor.optimizers.schedules import LearningRateSchedule
+from disttensor.optimizers.sharing import sharing
 from disttensor.saving.registration import Configurable
 from disttensor.tensor import Tensor, Variable, convert_to_tensor
-
-
-def _sharing(build: Callable[..., None]) -> Callable[..., None]:
-    """A method `build` at whose end, if no other calls it, the ranks of a host share what it has made."""
-
-    @functools.wraps(build)
-    def sharing(self: Optimizer, variables: Sequence[Variable]) -> None:
-        is_outermost, self._is_building = not self._is_building, True
-        try:
-            build(self, variables)
-        finally:
-            self._is_building = not is_outermost
-        if is_outermost:
-            self.share_variables()
-
-    return sharing
 
 
 class Optimizer(Configurable):
@@ -132,7 +118,7 @@ class Optimizer(Configurable):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "build" in cls.__dict__:
-            cls.build = _sharing(cls.build)  # type: ignore[method-assign]
+            cls.build = sharing(cls.build)  # type: ignore[method-assign]
 
     def _check_arguments(self) -> None:
         clips = {n: getattr(self, n) for n in ("clipnorm", "clipvalue", "global_clipnorm")}
@@ -156,7 +142,7 @@ class Optimizer(Configurable):
 
     # --- what subclasses define
 
-    @_sharing
+    @sharing
     def build(self, variables: Sequence[Variable]) -> None:
         """Make the slots for these trainable variables.
 
@@ -424,7 +410,8 @@ class Optimizer(Configurable):
             )
 
     def _update(self, gradients: list[Tensor], variables: list[Variable]) -> None:
-        gradients = self._clip(gradients, variables)
+        clips = self.clipnorm, self.clipvalue, self.global_clipnorm
+        gradients = clipped(gradients, variables, *clips)
         rate = convert_to_tensor(self.learning_rate)
         rate = rate if self._guard is None else self._guard(rate)
         if self.weight_decay is not None:
@@ -457,18 +444,6 @@ class Optimizer(Configurable):
         self._update([t / is_update_step.n for t in totals], variables)
         for gradient_sum in sums:
             gradient_sum.assign(ops.zeros(gradient_sum.shape, gradient_sum.dtype))
-
-    def _clip(self, gradients: list[Tensor], variables: list[Variable]) -> list[Tensor]:
-        pairs = list(zip(gradients, variables, strict=True))
-        if self.clipnorm is not None:
-            return [_with_norm(g, ops.sqrt(_square_sum(g, v)), self.clipnorm) for g, v in pairs]
-        if self.clipvalue is not None:
-            return [ops.clip(g, -self.clipvalue, self.clipvalue) for g in gradients]
-        if self.global_clipnorm is not None:
-            squares = [_square_sum(ops.cast(g, "float32"), v) for g, v in pairs]
-            norm = ops.sqrt(ops.sum(ops.stack(squares)))
-            return [_with_norm(g, ops.cast(norm, g.dtype), self.global_clipnorm) for g in gradients]
-        return gradients
 
     # --- weight decay, moving averages, loss scale
 
@@ -526,14 +501,3 @@ def _number(learning_rate: Any) -> Any:
     ):
         raise ArgumentError(f"a learning rate must be a number or a LearningRateSchedule, got {learning_rate!r}.")
     return learning_rate
-
-
-def _square_sum(gradient: Tensor, variable: Variable) -> Tensor:
-    """Of the whole gradient, also of a variable that is divided among ranks."""
-    own = ops.sum(ops.square(gradient))
-    return own if variable.partition is None else distributed.reduce_from_group(own, variable.partition.group)
-
-
-def _with_norm(gradient: Tensor, norm: Tensor, largest: float) -> Tensor:
-    """The gradient scaled so that a norm above `largest` becomes it; NaN, not 0, if the norm is not finite."""
-    return gradient * (largest / ops.maximum(norm, largest) + (norm - norm))

@@ -52,7 +52,6 @@ _REFUSES, _WILLING, _SHARED = range(3)
 
 _lock = threading.RLock()
 _shared: weakref.WeakSet[SingleCopy] = weakref.WeakSet()
-_last_number = 0
 _is_possible = sys.platform == "linux"  # until it was tried, and failed
 
 
@@ -67,8 +66,8 @@ class SingleCopy:
     Attributes
     ----------
     number : int
-        Which of the variables that ever were shared it is, the same on all ranks; 0 if it never was one. It is another
-        one each time that it is shared.
+        Which of the variables that ever were shared on this host it is, the same on all ranks that share it; 0 if it
+        never was one. It is another one each time that it is shared: the number of the file, and which part of it.
     is_shared : bool
         Whether the memory is now the one that all ranks of the host see.
     address, nbytes, length : int
@@ -211,14 +210,12 @@ def share(variables: Iterable[Variable]) -> None:
 
 def _agreed(group: Communicator, sizes: list[int], copies: Sequence[SingleCopy | None]) -> Sequence[bool]:
     """Which of the variables are to be shared now: those that are not on all ranks, but may be."""
-    global _last_number
     wanted = config.single_copy()
     willing = _is_possible and (sum(sizes) >= _WORTH if wanted is None else wanted)
     states = np.array([c.state if c is not None and willing else _REFUSES for c in copies], np.uint8)
     digest = int.from_bytes(hashlib.blake2b(np.array(sizes, np.int64).tobytes(), digest_size=7).digest(), "little")
     least, most = (int(states.min()), int(states.max())) if states.size else (_SHARED, _SHARED)
-    facts = group.all_reduce(np.array([digest, -digest, least, most, -_last_number]), "min")
-    _last_number = -int(facts[4])
+    facts = group.all_reduce(np.array([digest, -digest, least, most]), "min")
     lists_are_equal = facts[0] == -facts[1]
     if not lists_are_equal or facts[2] == _SHARED or facts[3] == _REFUSES:
         return [False] * len(copies)
@@ -242,7 +239,7 @@ def _batches(copies: Iterable[SingleCopy]) -> Iterator[list[SingleCopy]]:
 
 def _share(group: Communicator, copies: Sequence[SingleCopy]) -> None:
     """Share variables that all ranks are willing to share; collective."""
-    global _last_number, _is_possible
+    global _is_possible
     if not _is_possible:  # it failed for those before, on all ranks
         return
     offsets = [0, *itertools.accumulate(copy.length for copy in copies)]
@@ -264,8 +261,7 @@ def _share(group: Communicator, copies: Sequence[SingleCopy]) -> None:
                 fits[:] = 1, *(pages.are_equal(mapped[i], copy.address, copy.nbytes) for i, copy in enumerate(copies))
         _is_possible, *takes = map(bool, group.all_reduce(fits, "min"))
         for i in itertools.compress(range(len(copies)), takes):
-            copies[i]._take(mapped.pop(i), _last_number + 1 + i)
-        _last_number += len(copies)
+            copies[i]._take(mapped.pop(i), identity[1] << 20 | i)
     finally:
         for i, place in mapped.items():
             pages.unmap(place, copies[i].length)

@@ -14,7 +14,7 @@ import numpy as np
 
 import disttensor as dt
 from disttensor import config, distributed
-from disttensor.distributed import pages, single_copy
+from disttensor.distributed import pages, single_copy, world
 from disttensor.distributed.single_copy import SMALLEST, share
 
 comm = distributed.communicator()
@@ -92,6 +92,23 @@ def check_again():
     assert second.single_copy.number not in numbers
     assert len(set(comm.all_gather_object(second.single_copy.number))) == 1
     assert is_one(second) in (True, None)
+
+
+def check_groups():
+    """Ranks that go on in a part of their group leave what they shared with the others, and share among themselves."""
+    v = variable()
+    share([v])
+    part = distributed.split(RANK % 2)
+    with world.use_communicator(part):
+        assert not v.single_copy.is_shared
+        v.assign(np.full(FLOATS, RANK % 2))
+        share([v])
+        assert v.single_copy.is_shared == (part.size > 1)
+    assert not v.single_copy.is_shared
+    comm.barrier()
+    np.testing.assert_array_equal(v.numpy(), np.full(FLOATS, RANK % 2))
+    numbers = comm.all_gather_object(v.single_copy.number)
+    assert P < 4 or len(set(numbers[::2])) == len(set(numbers[1::2])) == len(set(numbers)) - 1 == 1, numbers
 
 
 def check_leaving(write):
@@ -201,7 +218,8 @@ def check_watchers():
     number = v.single_copy.number
     v.single_copy.leave()
     share([v])
-    assert watcher.seen == [(True, number), (False, number), (True, number + 1)], watcher.seen
+    assert watcher.seen == [(True, number), (False, number), (True, v.single_copy.number)], watcher.seen
+    assert v.single_copy.number != number
     assert dt.Variable.sharing_changes == changes + 3
     seen = watcher.seen
     del watcher
@@ -328,6 +346,7 @@ def check_threads():
 
 check_sharing()
 check_again()
+check_groups()
 for write in (by_plan, in_place, lambda v: v.assign(np.full(FLOATS, 7))):
     check_leaving(write)
 check_broadcast()

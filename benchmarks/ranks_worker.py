@@ -172,6 +172,8 @@ def sharded(job: dict[str, Any]) -> dict[str, float]:
     import disttensor as keras
     from disttensor import distributed, layers
 
+    keras.config.set_single_copy(job["single_copy"])
+
     def network(width: int, depth: int) -> tuple[keras.Model, Any]:
         model = keras.Sequential([keras.Input((width,)), *(layers.Dense(width, "relu") for _ in range(depth))])
         optimizer: Any = keras.optimizers.Adam()

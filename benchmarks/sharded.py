@@ -1,9 +1,11 @@
-"""``python -m benchmarks sharded``: the memory of a rank where the optimizer's state is divided, beside a prediction.
+"""``python -m benchmarks sharded``: the memory of a rank where the optimizer's state is divided, or one copy serves a
+host, beside a prediction.
 
 For n bytes of weights, s times as many of state (2 for Adam), P ranks and messages of b bytes (`config.bucket_bytes`,
 or the largest weight), the prediction is
 
     whole      n + n + s·n
+    one copy   n/P + n + s·n/P
     stage 1    n + n + s·n/P
     stage 2    n + n/P + s·n/P + 3b
 
@@ -20,7 +22,7 @@ import statistics
 
 from benchmarks import machine, ranks, report
 
-STAGES = {0: "whole", 1: "stage 1", 2: "stage 2"}
+STAGES = {"whole": 0, "one copy": 0, "stage 1": 1, "stage 2": 2}
 
 
 def run(options: argparse.Namespace) -> None:
@@ -29,16 +31,16 @@ def run(options: argparse.Namespace) -> None:
     print(f"\nAdam, {options.depth} layers {options.width} wide, {options.rows} rows for each rank; MB on a rank\n")
     rows, results = [], []
     for count in options.ranks:
-        for stage, name in STAGES.items():
+        for name, stage in STAGES.items():
             job = {
-                "activity": "sharded", "stage": stage, "width": options.width, "depth": options.depth,
-                "rows": options.rows, "steps": options.steps,
+                "activity": "sharded", "stage": stage, "single_copy": name == "one copy", "width": options.width,
+                "depth": options.depth, "rows": options.rows, "steps": options.steps,
             }  # fmt: skip
             answers = ranks.run(ranks.OURS, count, job)
             found = {key: statistics.mean(answer[key] for answer in answers) for key in answers[0]}
             largest = 4 * options.width**2
-            predicted = prediction(found["weights"], 2, count, stage, max(largest, answers[0]["bucket"]))
-            results.append({"ranks": count, "stage": stage, "predicted": predicted, "answers": answers})
+            predicted = prediction(found["weights"], 2, count, name, max(largest, answers[0]["bucket"]))
+            results.append({"ranks": count, "state": name, "predicted": predicted, "answers": answers})
             figures = (found["weights"], found["state"], found["arena"], predicted, found["measured"])
             error = f"{found['measured'] / predicted - 1:+.0%}"
             rows.append(
@@ -52,10 +54,12 @@ def run(options: argparse.Namespace) -> None:
         report.write_json(options.json, {"machine": machine.describe(), "results": results})
 
 
-def prediction(weights: float, state: float, count: int, stage: int, message: float) -> float:
+def prediction(weights: float, state: float, count: int, way: str, message: float) -> float:
     """Bytes on each of so many ranks; `state` is how many times the weights' bytes the optimizer keeps."""
-    if stage == 0 or count == 1:
+    if way == "whole" or count == 1:
         return weights * (2 + state)
-    if stage == 1:
+    if way == "one copy":
+        return weights * (1 + (1 + state) / count)
+    if way == "stage 1":
         return weights * (2 + state / count)
     return weights * (1 + (1 + state) / count) + message * 3

@@ -24,7 +24,7 @@ _COMMANDS = {
     "overlap": "how much of the communication between two emulated hosts hides behind computing",
     "scaling": "throughput of ranks that train together, as a share of what they do alone",
     "determinism": "training whose bits do not depend on the number of ranks, beside the fast one",
-    "sharded": "memory of a rank where the optimizer's state is divided, beside what is predicted",
+    "sharded": "memory of a rank where the optimizer's state is divided, or one copy serves a host",
     "install": "install the peers into .venv-peers",
 }
 _ROUNDS = {"steps": 7, "start": 3, "replay": 3, "profile": 3, "scaling": 7, "determinism": 2}

@@ -63,6 +63,7 @@ def test_a_subclass_is_built_from_a_shape():
 
 def test_a_subclass_in_a_subclass_trains():
     keras.utils.set_random_seed(0)  # weights may begin so well that dropout makes them worse
+
     class Outer(keras.Model):
         def __init__(self):
             super().__init__()

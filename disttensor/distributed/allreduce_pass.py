@@ -40,7 +40,7 @@ from disttensor.distributed import world
 from disttensor.distributed.buckets import MAX_RUNS, all_reduce, all_reduce_start, all_reduce_wait, layout, unpack
 from disttensor.distributed.collectives import weighted_sum_of_ranks
 from disttensor.distributed.sharding import scatter_start, scatter_wait, whole_tensors
-from disttensor.graph import Graph, Node, Value, register
+from disttensor.graph import Graph, Node, Value, ancestors, register
 from disttensor.ops.core import fence
 
 _FINAL = -1
@@ -148,7 +148,7 @@ class _Buckets:
         starts = [*self.starts.values(), *(node for node in scatters if node.op is scatter_start)]
         stage = dict.fromkeys((id(node) for node in graph.nodes), len(starts))
         for number in reversed(range(len(starts))):
-            stage.update(dict.fromkeys(_ancestors(graph, [starts[number]]), number))
+            stage.update(dict.fromkeys(ancestors([starts[number]]), number))
         after: dict[int, int] = {}
         for node in graph.nodes:
             bucket = max((after.get(id(v.node), -1) for v in node.inputs), default=-1)
@@ -184,21 +184,12 @@ def _stages(graph: Graph) -> dict[int, int]:
     depth: dict[int, int] = {}
     for node in graph.nodes:
         depth[id(node)] = max((depth[id(v.node)] + _communicates(v.node) for v in node.inputs), default=0)
-    inner = _ancestors(graph, [v.node for node in graph.nodes if _communicates(node) for v in node.inputs])
+    inner = ancestors([v.node for node in graph.nodes if _communicates(node) for v in node.inputs])
     return {id(n): depth[id(n)] if id(n) in inner else _FINAL for n in graph.nodes if _communicates(n)}
 
 
 def _communicates(node: Node) -> bool:
     return node.op is not None and node.op.communicates
-
-
-def _ancestors(graph: Graph, nodes: Sequence[Node]) -> set[int]:
-    """These nodes and all that they depend on."""
-    found = {id(node) for node in nodes}
-    for node in reversed(graph.nodes):
-        if id(node) in found:
-            found.update(id(v.node) for v in node.inputs)
-    return found
 
 
 def _is_early(node: Node) -> bool:

@@ -2,13 +2,13 @@
 
 Ranks that train together have equal weights. Where they share a host, the weights and the optimizer's slots need be
 there once only: then whoever sums a part of the gradients can update the same part of the variables for all
-(`native_sum.Update`), and nobody does it again.
+(`updates.Update`), and nobody does it again.
 
 A variable that may become one of them lies on pages of its own. `share` puts pages that all ranks see in their place,
 and `SingleCopy.leave` pages of this process alone, both at the same address, so that no array, plan or pointer notices.
 Nothing but an update that all ranks take part in may write to the common pages: **everything else that writes to a
 variable asks for `Variable.writable`, which leaves them first**. To leave is a matter of one rank; how the others find
-out is described in `native_sum`.
+out is described in `updates`.
 
 The pages belong to no file: a process makes them (memfd_create), the others open them under its entry in ``/proc``.
 They are gone with the last process that maps them, whatever happens to it. Where that does not work (several hosts,

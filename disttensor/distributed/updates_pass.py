@@ -13,7 +13,7 @@ since a step that raises has changed nothing. What reads a new value comes behin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ import numpy as np
 from disttensor.context import Spec
 from disttensor.distributed import buckets, world
 from disttensor.distributed.buckets import LoopUpdate, all_reduce_start, all_reduce_wait, unpack
-from disttensor.graph import Graph, Node, Value, register_last
+from disttensor.graph import Graph, Node, Value, ancestors, register_last
 from disttensor.graph.passes.fusion import EXAMPLE, fused
 from disttensor.graph.passes.update_early import what_may_raise
 from disttensor.kernels.native import Bound
@@ -94,13 +94,7 @@ class _Search:
 
     def updates(self, start: Node) -> list[_Found]:
         """The loops for the bucket that is started here."""
-        before: set[int] = set()
-        stack = [start]
-        while stack:
-            for value in stack.pop().inputs:
-                if id(value.node) not in before:
-                    before.add(id(value.node))
-                    stack.append(value.node)
+        before = ancestors([start])
         waits = [node for node in self._users[id(start)] if node is not None and node.op is all_reduce_wait]
         parts = [node for wait in waits for node in self._users[id(wait)]]
         if any(part is None or part.op is not unpack for part in parts):
@@ -111,14 +105,14 @@ class _Search:
         ]
         return [each for each in found if each is not None]
 
-    def _update(self, gradient: Node, node: Node, before: set[int]) -> _Found | None:
+    def _update(self, gradient: Node, node: Node, before: Container[int]) -> _Found | None:
         """A loop that reads a part of a bucket, if it does nothing but to update variables that ranks can share.
 
         Parameters
         ----------
         gradient, node : Node
             The part, and the loop.
-        before : set of int
+        before : container of int
             The ids of all nodes that the start of the bucket needs.
         """
         if node.op is not fused or not node.attrs["loop"].is_flat or id(node) in self._outputs:

@@ -320,6 +320,18 @@ class Graph:
         return "\n".join([*lines, "}"])
 
 
+def ancestors(nodes: Sequence[Node]) -> dict[int, Node]:
+    """These nodes and all that they are computed of, by their ids."""
+    found = {id(node): node for node in nodes}
+    stack = list(nodes)
+    while stack:
+        for value in stack.pop().inputs:
+            if id(value.node) not in found:
+                found[id(value.node)] = value.node
+                stack.append(value.node)
+    return found
+
+
 def _name(value: Value, names: dict[int, str]) -> str:
     suffix = f".{value.slot}" if len(value.node.specs) > 1 else ""
     return names[id(value.node)] + suffix

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from disttensor.graph.graph import Graph, Node
+from disttensor.graph.graph import Graph, Node, ancestors
 from disttensor.graph.passes.fusion import fused
 
 _FIRST = (-1,)
@@ -35,7 +35,7 @@ def update_early(graph: Graph) -> Graph:
     checks = what_may_raise(nodes)
     first = max(((*node.order[:1], 1) for node in checks), default=_FIRST)
     # Such as learning rates; but not those that the checks themselves wait for.
-    numbers = _numbers(nodes) - {id(node) for node in _with_inputs(checks)}
+    numbers = _numbers(nodes) - ancestors(checks).keys()
     orders: dict[int, tuple[int, ...]] = {}
     for node in nodes:
         if node.kind in ("variable", "constant"):
@@ -43,7 +43,7 @@ def update_early(graph: Graph) -> Graph:
         elif id(node) in before and id(node) not in numbers:
             latest = max([first, *(orders.get(id(n), n.order) for n in before[id(node)] if id(n) not in numbers)])
             orders[id(node)] = (*latest[:1], 1)
-    needed = _with_inputs([node for needs in before.values() for node in needs])
+    needed = ancestors([node for needs in before.values() for node in needs]).values()
     orders.update((id(node), first) for node in needed if id(node) in numbers and node.kind == "operator")
     return graph.reordered(orders)
 
@@ -71,15 +71,3 @@ def _numbers(nodes: list[Node]) -> set[int]:
         if is_leaf or (is_number and all(id(v.node) in found for v in node.inputs)):
             found.add(id(node))
     return found
-
-
-def _with_inputs(nodes: list[Node]) -> list[Node]:
-    """The nodes and all that they are computed of."""
-    found = {id(node): node for node in nodes}
-    stack = list(nodes)
-    while stack:
-        for value in stack.pop().inputs:
-            if id(value.node) not in found:
-                found[id(value.node)] = value.node
-                stack.append(value.node)
-    return list(found.values())

@@ -76,9 +76,9 @@ def test_divided_state(hosts, python, ranks, algorithm):
 @pytest.mark.parametrize("algorithm", ["auto", "hierarchical"])
 def test_three_hosts_change_no_bit(hosts, python, algorithm):
     """In deterministic mode; hosts with 2, 1 and 1 ranks."""
-    program = "determinism_program.py"
-    command = [sys.executable, str(PROGRAMS / program), "null", "16", "arrays"]
+    program, job = "determinism_program.py", '["arrays", 16, null]'
+    command = [sys.executable, str(PROGRAMS / program), job]
     alone = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout
-    output = run(hosts, python, (2, 1, 1), program, "null", "16", "arrays", algorithm=algorithm)
-    assert "ranks 4" in output, output
+    output = run(hosts, python, (2, 1, 1), program, job, algorithm=algorithm)
+    assert "on 4 ranks" in output, output
     assert re.findall("digest .*", output) == re.findall("digest .*", alone), output

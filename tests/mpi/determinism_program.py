@@ -1,6 +1,6 @@
-"""Trains in deterministic mode and prints one digest of weights, history and predictions, the same on all ranks.
+"""Trains in deterministic mode and prints digests of weights, history and predictions, the same on all ranks.
 
-Arguments: how many virtual shards each rank holds, as JSON, or null; rows of a batch; what is trained.
+Each argument is a training, in JSON: what is trained, rows of a batch, how many virtual shards each rank holds or null.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import numpy as np
 import disttensor as keras
 from disttensor import distributed, layers, optimizers
 
-keras.config.enable_determinism(shards=8, per_rank=json.loads(sys.argv[1]))
-BATCH, KIND = int(sys.argv[2]), sys.argv[3]
 rng = np.random.default_rng(9)
 ROWS = 37
 X = rng.normal(size=(ROWS, 64)).astype("float32")
 Y = rng.integers(0, 4, ROWS)
 WEIGHTS = rng.uniform(0.2, 2.0, ROWS).astype("float32")
+WORDS = rng.integers(0, 60, (ROWS, 8)) * 10
 
 
 class Augmented(keras.data.Dataset):
@@ -92,28 +91,43 @@ def divided() -> keras.Model:
     return keras.Model(inputs, layers.Dense(4, "softmax")(x))
 
 
-if KIND == "embedding":
-    X = rng.integers(0, 60, (ROWS, 8)) * 10
-keras.utils.set_random_seed(12)
-if KIND == "divided":
-    distributed.set_grid(model=2)
-kinds = {"synchronized": synchronized, "divided": divided, "embedding": embedding, "perceptron": perceptron}
-model = kinds.get(KIND, convolutional)()
-model.compile(
-    optimizers.Adam(0.003, clipnorm=1.0), "sparse_categorical_crossentropy", metrics=["accuracy"],
-    weighted_metrics=[keras.metrics.SparseCategoricalCrossentropy(name="entropy")],
-)  # fmt: skip
-if KIND == "augmented":
-    data = {"x": Augmented(ROWS, BATCH, shuffle=True, workers=2)}
-else:
-    data = {"x": X, "y": Y, "sample_weight": WEIGHTS, "batch_size": BATCH}
-history = model.fit(
-    **data, epochs=3, verbose=0, validation_data=(X, Y, WEIGHTS), validation_batch_size=16
-).history  # fmt: skip
-arrays = [*model.get_weights(), *map(np.array, history.values()), model.predict(X, batch_size=10, verbose=0)]
-digest = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()
-assert len(set(distributed.communicator().all_gather_object(digest))) == 1
-is_native = all(plan.repeats(lambda memory: []) is not None for plan in model.train_function.plans)
-if distributed.is_main():
-    print(f"native {is_native}")
-    print(f"ranks {distributed.size()} digest {digest} loss {history['loss'][-1]!r}")
+KINDS = {
+    "arrays": convolutional,
+    "augmented": convolutional,
+    "synchronized": synchronized,
+    "perceptron": perceptron,
+    "embedding": embedding,
+    "divided": divided,
+}
+
+
+def train(kind: str, batch: int, per_rank: list[int] | None) -> None:
+    """Print how it was trained, and the digest."""
+    keras.config.enable_determinism(shards=8, per_rank=per_rank)
+    keras.utils.set_random_seed(12)
+    if kind == "divided":
+        distributed.set_grid(model=2)
+    model = KINDS[kind]()
+    model.compile(
+        optimizers.Adam(0.003, clipnorm=1.0), "sparse_categorical_crossentropy", metrics=["accuracy"],
+        weighted_metrics=[keras.metrics.SparseCategoricalCrossentropy(name="entropy")],
+    )  # fmt: skip
+    x = WORDS if kind == "embedding" else X
+    if kind == "augmented":
+        data = {"x": Augmented(ROWS, batch, shuffle=True, workers=2)}
+    else:
+        data = {"x": x, "y": Y, "sample_weight": WEIGHTS, "batch_size": batch}
+    history = model.fit(
+        **data, epochs=3, verbose=0, validation_data=(x, Y, WEIGHTS), validation_batch_size=16
+    ).history  # fmt: skip
+    arrays = [*model.get_weights(), *map(np.array, history.values()), model.predict(x, batch_size=10, verbose=0)]
+    digest = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in arrays)).hexdigest()
+    assert len(set(distributed.communicator().all_gather_object(digest))) == 1
+    is_native = all(plan.repeats(lambda memory: []) is not None for plan in model.train_function.plans)
+    if distributed.is_main():
+        print(f"{kind} on {distributed.size()} ranks, native {is_native}, loss {history['loss'][-1]!r}")
+        print(f"digest {digest}", flush=True)
+
+
+for job in sys.argv[1:]:
+    train(*json.loads(job))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 import subprocess
 import sys
@@ -16,50 +17,61 @@ from tests.mpi.libraries import open_mpi_alone
 PROGRAM = Path(__file__).with_name("determinism_program.py")
 
 
+Job = tuple[str, int, list[int] | None]
+"""What is trained, rows of a batch, and how many virtual shards each rank holds, if not equally many."""
+KINDS = ("arrays", "augmented", "synchronized", "perceptron", "embedding")
+ARRAYS, AUGMENTED, SYNCHRONIZED, PERCEPTRON, EMBEDDING = ((kind, 16, None) for kind in KINDS)
+
+
+def digests(output: str) -> list[str]:
+    return re.findall(r"^digest ([0-9a-f]{64})$", output, re.MULTILINE)
+
+
 @functools.cache
-def digest_of_one_process(batch: int, kind: str = "arrays") -> str:
-    command = [sys.executable, str(PROGRAM), "null", str(batch), kind]
-    return digest(subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout)
+def digests_of_one_process() -> dict[tuple[str, int], str]:
+    jobs = [*((kind, 16) for kind in KINDS), ("arrays", 5)]
+    command = [sys.executable, str(PROGRAM), *(json.dumps([*job, None]) for job in jobs)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout
+    return dict(zip(jobs, digests(output), strict=True))
 
 
-def digest(output: str) -> str:
-    found = re.findall(r"digest ([0-9a-f]{64})", output)
-    assert len(found) == 1, output
-    return found[0]
+def train(mpirun: Any, n: int, *jobs: Job, **options: Any) -> tuple[str, list[str]]:
+    """What the ranks printed, and the digests in it."""
+    code, output = mpirun(n, PROGRAM, *map(json.dumps, jobs), **options)
+    assert code == 0, output
+    return output, digests(output)
 
 
 @pytest.mark.parametrize(
-    ("mpirun", "n", "per_rank", "batch", "kind"),
+    ("mpirun", "n", "jobs"),
     [
-        *(("openmpi", n, "null", 16, "arrays") for n in (2, 3, 4, 8, 10)),
-        ("openmpi", 3, "[5,0,3]", 16, "arrays"),
-        ("openmpi", 3, "null", 5, "arrays"),
-        *(("openmpi", n, "null", 16, "augmented") for n in (3, 4)),
-        ("openmpi", 4, "null", 16, "synchronized"),
-        *(("mpich", n, "null", 16, "arrays") for n in (2, 3, 4, 8)),
-        ("mpich", 3, "null", 16, "synchronized"),
-        *(("openmpi", n, held, 16, "embedding") for n, held in ((2, "null"), (3, "[1,0,7]"))),
-        ("mpich", 4, "null", 16, "embedding"),
-        *(("openmpi", n, "null", 16, "perceptron") for n in (2, 3, 4, 8)),
-        *(("mpich", n, "null", 16, "perceptron") for n in (2, 4)),
+        ("openmpi", 2, [ARRAYS, EMBEDDING, PERCEPTRON]),
+        ("openmpi", 3, [ARRAYS, ("arrays", 16, [5, 0, 3]), ("arrays", 5, None), AUGMENTED]),
+        ("openmpi", 3, [("embedding", 16, [1, 0, 7]), PERCEPTRON]),
+        ("openmpi", 4, [ARRAYS, AUGMENTED, SYNCHRONIZED, PERCEPTRON]),
+        ("openmpi", 8, [ARRAYS, PERCEPTRON]),
+        ("openmpi", 10, [ARRAYS]),
+        ("mpich", 2, [ARRAYS, PERCEPTRON]),
+        ("mpich", 3, [ARRAYS, SYNCHRONIZED]),
+        ("mpich", 4, [ARRAYS, EMBEDDING, PERCEPTRON]),
     ],
     indirect=["mpirun"],
 )
-def test_ranks_change_no_bit(mpirun: Any, n: int, per_rank: str, batch: int, kind: str) -> None:
-    code, output = mpirun(n, PROGRAM, per_rank, str(batch), kind)
-    assert code == 0, output
-    assert digest(output) == digest_of_one_process(batch, kind)
-    if n in (2, 4, 8) and kind == "perceptron":
-        assert "native True" in output  # as a step without virtual shards
+def test_ranks_change_no_bit(mpirun: Any, n: int, jobs: list[Job]) -> None:
+    output, found = train(mpirun, n, *jobs)
+    expected = digests_of_one_process()
+    for (kind, batch, per_rank), digest in zip(jobs, found, strict=True):
+        assert digest == expected[kind, batch], (kind, batch, per_rank)
+    if n in (2, 4, 8) and PERCEPTRON in jobs:
+        assert f"perceptron on {n} ranks, native True" in output  # as a step without virtual shards
 
 
 @open_mpi_alone
 @pytest.mark.parametrize(("bucket_bytes", "algorithm"), [("100", "shared"), ("100000000", "mpi")])
 def test_how_messages_are_sent_changes_no_bit(mpirun: Any, bucket_bytes: str, algorithm: str) -> None:
     env = {"DISTTENSOR_BUCKET_BYTES": bucket_bytes, "DISTTENSOR_ALLREDUCE": algorithm}
-    code, output = mpirun(4, PROGRAM, "null", "16", "arrays", env=env)
-    assert code == 0, output
-    assert digest(output) == digest_of_one_process(16)
+    _, found = train(mpirun, 4, ARRAYS, env=env)
+    assert found == [digests_of_one_process()["arrays", 16]]
 
 
 _of_one_team: dict[str, str] = {}  # by MPI library
@@ -70,13 +82,11 @@ def test_teams_that_divide_a_model_have_the_bits_of_one_team(mpirun: Any, sizes:
     """Not those of one process, which adds up in one product what a team of two adds up as two."""
     found = set()
     for n in sizes:
-        code, output = mpirun(n, PROGRAM, "null", "16", "divided")
-        assert code == 0, output
-        found.add(digest(output))
+        found.update(train(mpirun, n, ("divided", 16, None))[1])
     (_of_one_team[mpirun.mpi],) = found
     assert len(set(_of_one_team.values())) == 1
 
 
 def test_the_batch_size_does_change_them() -> None:
     """The digest sees what differs."""
-    assert digest_of_one_process(16) != digest_of_one_process(5)
+    assert digests_of_one_process()["arrays", 16] != digests_of_one_process()["arrays", 5]

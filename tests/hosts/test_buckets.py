@@ -42,8 +42,14 @@ def run(hosts, python, ranks, program, *arguments, algorithm="auto"):
 
 
 @pytest.mark.parametrize(
-    ("ranks", "algorithm"),
-    [((1, 1), "mpi"), ((1, 1), "auto"), ((2, 2), "hierarchical"), ((2, 1, 1), "auto"), ((1, 2, 1), "hierarchical")],
+    ("python", "ranks", "algorithm"),
+    [
+        *((mpi, (1, 1), algorithm) for mpi in ("openmpi", "mpich") for algorithm in ("mpi", "auto")),
+        *((mpi, (2, 2), "hierarchical") for mpi in ("openmpi", "mpich")),
+        ("openmpi", (2, 1, 1), "auto"),
+        ("mpich", (1, 2, 1), "hierarchical"),
+    ],
+    indirect=["python"],
 )
 def test_buckets_between_hosts(hosts, python, ranks, algorithm):
     output = run(hosts, python, ranks, "bucket_program.py", algorithm, algorithm=algorithm)

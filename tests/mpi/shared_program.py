@@ -152,7 +152,7 @@ def check_disagreement():
 def check_disagreement_of_short_and_long():
     """The same, where some ranks sum at once what is short, and others what is long, or in the background."""
     for shorter in (0, P - 1, None):
-        for late in range(P + 1):
+        for late in sorted({0, 1, P - 1, P}):  # the first, an odd number of them, the last, none
             size = 4 if shorter in (RANK, None) else 70_000
             under_way = [comm.all_reduce_async(place(3000, "float32", True)) for _ in range(late % 2)]
             time.sleep(0.25 * (late == RANK))
@@ -202,8 +202,10 @@ def check_waited_for(size):
         comm.all_reduce(place(size, "float32", True))
     activity.enter(activity.COMPUTING)
     before = activity.spent()
+    array = place(size, "float32", True)
     time.sleep(0.3 * (RANK == 1))
-    comm.all_reduce(place(size, "float32", True))
+    began = time.monotonic()
+    comm.all_reduce(array)
     comm.all_reduce(place(8, "float32", True), out=np.empty(8, "f4"))
     after = activity.spent()
     activity.enter(activity.OTHER)
@@ -212,7 +214,8 @@ def check_waited_for(size):
         for seconds in ((before.total, after.total), (before.blocked, after.blocked))
     )
     assert blocked <= total + 0.01, (blocked, total)
-    assert RANK == 1 or blocked > 0.25, blocked
+    late = comm.broadcast_object(began, root=1) - began  # 0.3 s, unless this rank had to wait for a core
+    assert RANK == 1 or blocked > late - 0.05, (blocked, late)
 
 
 def check_parts_that_wait():
@@ -253,9 +256,11 @@ def check_memory():
     """What is given back is used again; what does not fit lies elsewhere and works as well."""
     size = 8 << 20
     used = comm._memory._touched
+    mine, want = data(RANK, size // 4, "float32"), reduced(size // 4, "float32")
     for _ in range(20):
-        array = place(size // 4, "float32", True)
-        equal(comm.all_reduce(array), reduced(size // 4, "float32"))
+        array = comm.shared_empty(mine.shape, np.float32)
+        array[...] = mine
+        equal(comm.all_reduce(array), want)
     assert comm._memory._touched < used + 4 * size
     large = comm.shared_empty((comm._memory.size // 4 + 1,), np.float32)
     assert comm._memory.offset(large) == -1

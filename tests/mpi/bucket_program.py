@@ -8,7 +8,7 @@ import numpy as np
 
 import disttensor as keras
 from disttensor import config, distributed
-from disttensor.distributed.communicator import SerialCommunicator
+from tests.mpi.alone import alone
 
 comm = distributed.communicator()
 ROWS = 23  # the last batch has 2, fewer than there may be ranks
@@ -46,8 +46,7 @@ def check_as_alone():
         {"normalize": True},
     ]
     for options in cases:
-        with distributed.use_communicator(SerialCommunicator()):
-            _, want, history = train(**options)
+        want, history = alone(lambda options=options: train(**options)[1:])
         _, got, found = train(50_000, **options)
         close(got, want, options, 1e-3 if "normalize" in options else 1e-4)
         assert abs(found["loss"][-1] - history["loss"][-1]) < 1e-4, (options, found, history)

@@ -11,8 +11,8 @@ import numpy as np
 
 import disttensor as keras
 from disttensor import config, distributed, layers, ops, optimizers
-from disttensor.distributed.communicator import SerialCommunicator
 from disttensor.errors import OutOfRangeError
+from tests.mpi.alone import alone
 
 comm = distributed.communicator()
 in_rank_order = sys.argv[1] == "shared" or comm.size == 2
@@ -67,12 +67,6 @@ def train(
     return model
 
 
-def alone(compute: Callable[[], Any]) -> Any:
-    """What one process without any others computes."""
-    with distributed.use_communicator(SerialCommunicator()):
-        return compute()
-
-
 def packs(model: keras.Model) -> list[int]:
     """How many gradients each plan sends by rows."""
     return [[node.name for node in plan.graph].count("pack_rows") for plan in model.train_function.plans]
@@ -114,7 +108,7 @@ def check_optimizers() -> None:
         trained = train(optimizer=optimizer)
         assert sorted(packs(trained)) == [0, 1], (name, packs(trained))  # the last batch is uneven
         same_on_all_ranks(trained.get_weights())
-        close(trained.get_weights(), alone(lambda o=optimizer: train(optimizer=o)).get_weights(), name)
+        close(trained.get_weights(), alone(lambda o=optimizer: train(optimizer=o).get_weights()), name)
         if comm.size == 2:
             same(trained.get_weights(), train(optimizer=optimizer, eagerly=True).get_weights(), name)
     for name, optimizer in WHOLE.items():
@@ -129,7 +123,7 @@ def check_tables() -> None:
         trained = train(make)
         assert sorted(set(packs(trained))) == sorted({0, expected}), packs(trained)
         same_on_all_ranks(trained.get_weights())
-        close(trained.get_weights(), alone(lambda m=make: train(m)).get_weights(), make)
+        close(trained.get_weights(), alone(lambda m=make: train(m).get_weights()), make)
         if comm.size == 2:
             same(trained.get_weights(), train(make, eagerly=True).get_weights(), make)
 
@@ -140,7 +134,7 @@ def check_choice() -> None:
     assert packs(trained) == [0]  # 600 look-ups of a table of 500 rows
     trained = train(rows=1)
     assert packs(trained) == [0]
-    close(trained.get_weights(), alone(lambda: train(rows=1)).get_weights(), "one row")
+    close(trained.get_weights(), alone(lambda: train(rows=1).get_weights()), "one row")
 
 
 def check_buckets() -> None:
@@ -178,7 +172,7 @@ def check_refused_steps() -> None:
 
 def check_dtype() -> None:
     config.set_floatx("float64")
-    close(train().get_weights(), alone(train).get_weights(), "float64")
+    close(train().get_weights(), alone(lambda: train().get_weights()), "float64")
     config.set_floatx("float32")
 
 

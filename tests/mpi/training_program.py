@@ -1,7 +1,4 @@
-"""What every rank of `test_training` runs: training on all ranks against training by one process.
-
-One process is this rank alone, under the communicator of one rank.
-"""
+"""What every rank of `test_training` runs: training on all ranks against training by one process."""
 
 from __future__ import annotations
 
@@ -15,10 +12,10 @@ import numpy as np
 
 import disttensor as keras
 from disttensor import callbacks, config, distributed, layers, ops, optimizers
-from disttensor.distributed.communicator import SerialCommunicator
 from disttensor.errors import SerializationError
 from disttensor.training import loop, pace
 from disttensor.training.pace import Pace
+from tests.mpi.alone import alone
 
 comm = distributed.communicator()
 FOLDER = Path(sys.argv[1])
@@ -27,12 +24,6 @@ ROWS = 37
 X = rng.normal(size=(ROWS, 64)).astype("float32")
 Y = rng.integers(0, 4, ROWS)
 WEIGHTS = rng.uniform(0.2, 2.0, ROWS).astype("float32")
-
-
-def alone(compute: Callable[[], Any]) -> Any:
-    """What one process without any others computes."""
-    with distributed.use_communicator(SerialCommunicator()):
-        return compute()
 
 
 def close(got: Any, want: Any, what: str, tolerance: float = 1e-5) -> None:
@@ -86,7 +77,7 @@ def train(make: Callable[[], keras.Model], **options: Any) -> tuple[keras.Model,
 
 def check_curves() -> None:
     for make in (mlp, convnet):
-        _, expected = alone(lambda make=make: train(make))
+        expected = alone(lambda make=make: train(make)[1])
         model, history = train(make)
         assert set(history) == set(expected)
         for name, values in expected.items():

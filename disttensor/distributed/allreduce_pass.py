@@ -39,8 +39,10 @@ from disttensor.context import Spec
 from disttensor.distributed import world
 from disttensor.distributed.buckets import MAX_RUNS, all_reduce, all_reduce_start, all_reduce_wait, layout, unpack
 from disttensor.distributed.collectives import weighted_sum_of_ranks
+from disttensor.distributed.finite import require_finite
 from disttensor.distributed.sharding import scatter_start, scatter_wait, whole_tensors
 from disttensor.graph import Graph, Node, Value, ancestors, register
+from disttensor.graph.passes.update_early import what_may_raise
 from disttensor.ops.core import fence
 
 _FINAL = -1
@@ -150,9 +152,16 @@ class _Buckets:
         for number in reversed(range(len(starts))):
             stage.update(dict.fromkeys(ancestors([starts[number]]), number))
         after: dict[int, int] = {}
+        # A step that raises leaves no sum open. If the sums tell that it does, what waits for any waits for all;
+        behind_all = len(self.members) if any(node.op is require_finite for node in graph.nodes) else -1
         for node in graph.nodes:
             bucket = max((after.get(id(v.node), -1) for v in node.inputs), default=-1)
-            after[id(node)] = max(bucket, self._waits.get(id(node), -1))
+            after[id(node)] = self._waits.get(id(node), bucket if bucket < 0 else max(bucket, behind_all))
+        # what else may raise comes before the first start.
+        for check in what_may_raise(graph.nodes):
+            needed = ancestors([check])
+            if not any(_communicates(node) for node in needed.values()):
+                stage.update((key, -1) for key in needed if stage[key] > 0)
         # What is computed for updates alone, such as decayed weights, comes with them, to be one loop.
         users = graph.users()
         for node in reversed(graph.nodes):

@@ -13,6 +13,7 @@ from disttensor.context import state
 from disttensor.distributed.collectives import part_of_mean, parts, sync_sum
 from disttensor.distributed.partition import Term
 from disttensor.errors import ArgumentError
+from disttensor.optimizers.checking import check_gradients
 from disttensor.optimizers.optimizer import Optimizer
 from disttensor.optimizers.wrapping_optimizer import WrappingOptimizer
 from disttensor.saving.registration import Configurable, serialize_keras_object
@@ -148,7 +149,7 @@ class CompressedOptimizer(WrappingOptimizer):
         if parts() == 1:
             return self.inner_optimizer.mean_gradients(grads, trainable_variables)
         variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)
-        self._check(list(grads), variables)
+        check_gradients(self.name, list(grads), variables, known=self._index)
         pairs = [(g, v) for g, v in zip(grads, variables, strict=True) if g is not None]
         return [self._exchanged(g, self._index[id(v)]) for g, v in pairs], [v for _, v in pairs]
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import re
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -20,8 +19,9 @@ from disttensor.context import state
 from disttensor.distributed import finite, single_copy
 from disttensor.distributed.collectives import part_of_mean, sync_sum
 from disttensor.distributed.rows import mean_of_gradient
-from disttensor.errors import ArgumentError, ShapeError
+from disttensor.errors import ArgumentError
 from disttensor.optimizers.accumulation import EveryNth
+from disttensor.optimizers.checking import check_gradients
 from disttensor.optimizers.clipping import clipped
 from disttensor.optimizers.schedules import LearningRateSchedule
 from disttensor.optimizers.sharing import sharing
@@ -380,34 +380,8 @@ class Optimizer(Configurable):
         variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)
         if not self.built:
             self.build(variables)
-        self._check(grads, variables)
+        check_gradients(self.name, grads, variables, known=self._index)
         return grads, variables
-
-    def _check(self, gradients: list[Any], variables: list[Variable]) -> None:
-        if len(gradients) != len(variables):
-            raise ArgumentError(f"{self.name}: apply() got {len(gradients)} gradients for {len(variables)} variables.")
-        unknown = [v.path for v in variables if id(v) not in self._index]
-        if unknown:
-            raise ArgumentError(
-                f"{self.name} was built for other variables and does not know {', '.join(unknown)}. Make a new "
-                "optimizer, or call build() with all variables before the first step."
-            )
-        missing = [v.path for g, v in zip(gradients, variables, strict=True) if g is None]
-        if len(missing) == len(variables):
-            raise ArgumentError(
-                f"{self.name}: there is no gradient for any of {', '.join(missing) or 'no variables'}. Does the loss "
-                "depend on them, and was it computed within the tape?"
-            )
-        for gradient, variable in zip(gradients, variables, strict=True):
-            if gradient is not None and gradient.shape != variable.shape:
-                raise ShapeError(
-                    f"{self.name}: the gradient of {variable.path!r} has shape {gradient.shape}, not {variable.shape}."
-                )
-        if missing:
-            warnings.warn(
-                f"{self.name}: these variables have no gradient and stay as they are: {', '.join(missing)}.",
-                stacklevel=4,
-            )
 
     def _update(self, gradients: list[Tensor], variables: list[Variable]) -> None:
         clips = self.clipnorm, self.clipvalue, self.global_clipnorm

@@ -199,9 +199,9 @@ class _Runs:
                 return  # machine code gave up, and a signal raised before Python took over
             calls, position = [(call, late) for part, late in calls for call in part], self._all.position  # type: ignore[union-attr]
         if not calls[position][1]:
-            for call, is_late in calls[position + 1 :]:
-                if is_late:
-                    call()
+            # As sequences, in which a call may have others left out.
+            for call in segments([call for call, is_late in calls[position + 1 :] if is_late]):
+                call()
 
 
 def _chained(entries: Sequence[Entry]) -> list[tuple[Bound, bool]]:

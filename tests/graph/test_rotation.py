@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from disttensor.graph.rotation import Entry, Rotation, interleaved
 from disttensor.kernels import copying, machine
 from disttensor.kernels.dealing import Dealer
-from disttensor.kernels.native import NativeCall
+from disttensor.kernels.native import NativeCall, NativeSequence
 
 WORDS = 12
 """Of the memory that the programs of these tests work on."""
@@ -102,7 +102,7 @@ def test_what_is_left_of_the_run_before_is_completed_if_a_run_fails(is_native, f
         assert isinstance(call, NativeCall)
         return Entry(call if is_native else call.__call__, (read,), (part,), **facts)
 
-    asks = NativeCall(_gives_up(), (1,), otherwise=trouble) if is_native else trouble
+    asks = NativeCall(_says(1), (1,), otherwise=trouble) if is_native else trouble
     checks = Entry(asks, (memory[2:],), (), is_late=fails == "late")
     takes, gives = copy(2, 0), copy(1, 2, is_late=True)
     early, late = ([checks, takes], [gives]) if fails == "early" else ([takes], [checks, gives])
@@ -110,6 +110,25 @@ def test_what_is_left_of_the_run_before_is_completed_if_a_run_fails(is_native, f
         Rotation([memory[:1]], early, late).repetition(copying.bind(memory[:1], one))(3)
     assert len(runs) == 2
     assert memory[1] == (1 if fails == "early" else 7)
+
+
+def test_what_a_call_leaves_out_stays_left_out_if_a_run_fails():
+    memory, one, fails = np.zeros(3), np.ones(1), [False, True]
+
+    def trouble() -> None:
+        if fails.pop(0):
+            raise ValueError("no")
+
+    checks = Entry(NativeCall(_says(1), (1,), otherwise=trouble), (memory[2:],), ())
+    takes = Entry(copying.bind(memory[2:], memory[:1]), (memory[:1],), (memory[2:],))
+    # The end copies a number, and leaves out what would overwrite the copy.
+    spoils = copying.bind(memory[1:2], np.full(1, 9.0))
+    skips = NativeCall(_says(-1), (0,), otherwise=trouble)
+    ends = NativeSequence([copying.bind(memory[1:2], memory[2:]), skips, spoils])
+    gives = Entry(ends, (memory[2:],), (memory[1:2],), is_late=True)
+    with pytest.raises(ValueError, match="no"):
+        Rotation([memory[:1]], [checks, takes], [gives]).repetition(copying.bind(memory[:1], one))(3)
+    assert memory.tolist() == [1, 1, 1]
 
 
 @pytest.mark.parametrize("comes_in", [1, 2, 3])
@@ -159,8 +178,7 @@ end:
     return machine.load(text)["raises"]
 
 
-def _gives_up() -> int:
-    text = (
-        "define void @never_does(ptr %arguments, i64 %start, i64 %stop) {\n store i64 1, ptr %arguments\n ret void\n}"
-    )
-    return machine.load(text)["never_does"]
+def _says(status: int) -> int:
+    """What does nothing, and gives up (1), or leaves out calls behind it (less than 0)."""
+    text = f"define void @says(ptr %block, i64 %start, i64 %stop) {{\n store i64 {status}, ptr %block\n ret void\n}}"
+    return machine.load(text)["says"]

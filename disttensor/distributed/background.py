@@ -29,7 +29,7 @@ from disttensor.kernels import denormals
 if TYPE_CHECKING:
     from disttensor.distributed.mpi import MPICommunicator
     from disttensor.distributed.native_sum import NativeSum
-    from disttensor.distributed.updates import Update
+    from disttensor.distributed.updates import Behind, Update
 
 
 def start(array: np.ndarray, weights: Weights) -> Handle:
@@ -51,11 +51,12 @@ def sum_now(array: np.ndarray, weights: Weights) -> None:
 
 def native(
     array: np.ndarray, runs: Sequence[int], weights: Sequence[np.ndarray], *, at_once: bool,
-    updates: Sequence[Update] = (),
+    updates: Sequence[Update] = (), behind: Sequence[Behind] = (),
 ) -> NativeSum | None:  # fmt: skip
     """What `start`, or with `at_once` `sum_now`, does with an array again and again, as machine code; None if it can't.
 
-    Other ranks may do it the other way. Where it is None, variables of `updates` stay this rank's own from now on.
+    Other ranks may do it the other way. Where it is None, variables of `updates` and `behind` stay this rank's own from
+    now on.
 
     Parameters
     ----------
@@ -65,13 +66,15 @@ def native(
         Scalars, read each time.
     at_once : bool
     updates : sequence of Update
+    behind : sequence of Behind
         See `native_sum.make`.
     """
     channel = _channels.get(id(world.data_group()), (None, None))[1]
-    found = channel.native(array, runs, weights, at_once, updates) if isinstance(channel, _Within) else None
+    found = channel.native(array, runs, weights, at_once, updates, behind) if isinstance(channel, _Within) else None
     if found is None:
-        for copy in [copy for update in updates for copy in update.copies]:
-            copy.leave(for_good=True)
+        for copies in (*(update.copies for update in updates), *(one.copies for one in behind)):
+            for copy in copies:
+                copy.leave(for_good=True)
     return found
 
 
@@ -122,11 +125,12 @@ class _Within:
 
     def native(
         self, array: np.ndarray, runs: Sequence[int], weights: Sequence[np.ndarray], at_once: bool,
-        updates: Sequence[Update],
+        updates: Sequence[Update], behind: Sequence[Behind],
     ) -> NativeSum | None:  # fmt: skip
         from disttensor.distributed import native_sum
 
-        return native_sum.make(self._at_once if at_once else self._started, array, runs, weights, updates)
+        group = self._at_once if at_once else self._started
+        return native_sum.make(group, array, runs, weights, updates, behind)
 
 
 def aligned(group: MPICommunicator) -> MPICommunicator:

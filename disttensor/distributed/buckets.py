@@ -21,7 +21,7 @@ from disttensor.context import Shape, Spec
 from disttensor.distributed import background, world
 from disttensor.distributed.communicator import Handle
 from disttensor.distributed.notices import left_open
-from disttensor.distributed.updates import Update
+from disttensor.distributed.updates import Behind, Update
 from disttensor.distributed.weights import MAX_RUNS, Weights, scale_into
 from disttensor.graph.passes.fusion import fused
 from disttensor.kernels import copying
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MAX_RUNS", "LoopUpdate", "all_reduce", "all_reduce_start", "all_reduce_wait", "layout", "part_of_flat",
-    "shared_zeros", "unless_updated", "unpack",
+    "native_of", "shared_zeros", "unless_updated", "unpack",
 ]  # fmt: skip
 
 _LINE = 64
@@ -127,10 +127,11 @@ def all_reduce_start(
     runs: tuple[int, ...],
     factors: tuple[float, ...],
     updates: tuple[LoopUpdate, ...] = (),
+    behind: tuple[Behind, ...] = (),
 ) -> None:
     """Begin `all_reduce`; the result is for `all_reduce_wait` alone.
 
-    Behind the weights come the arrays that `updates` need.
+    Behind the weights come the arrays that `updates` need. What ranks share out `behind` the wait is for `native_of`.
     """
     _prepared(out, arrays, starts, runs, factors, _start)()
 
@@ -181,12 +182,12 @@ def _copies(
 
 def _bound(
     out: np.ndarray, arrays: Sequence[np.ndarray], starts: Sequence[int], runs: Sequence[int], factors: Sequence[float],
-    send: Callable[[np.ndarray, Weights], None], updates: Sequence[LoopUpdate],
+    send: Callable[[np.ndarray, Weights], None], updates: Sequence[LoopUpdate], behind: Sequence[Behind],
 ) -> Bound:  # fmt: skip
     """`_prepared`, in machine code as far as possible."""
     weights, more = arrays[len(starts) :][: len(runs)], arrays[len(starts) + len(runs) :]
     bound = [update.bound(out, more) for update in updates]
-    native = background.native(out, runs, weights, at_once=send is _sum, updates=bound)
+    native = background.native(out, runs, weights, at_once=send is _sum, updates=bound, behind=behind)
     if native is None:
         return _prepared(out, arrays, starts, runs, factors, send)
     calls: list[Bound] = [
@@ -223,9 +224,10 @@ for _sender, _send in (all_reduce, _sum), (all_reduce_start, _start):
         runs: tuple[int, ...],
         factors: tuple[float, ...],
         updates: tuple[LoopUpdate, ...] = (),
+        behind: tuple[Behind, ...] = (),
         send: Callable[..., Any] = _send,
     ) -> Bound:
-        return _bound(out, arrays, starts, runs, factors, send, updates)
+        return _bound(out, arrays, starts, runs, factors, send, updates, behind)
 
 
 @operator(communicates=True, waits=True, in_place=True)
@@ -240,6 +242,11 @@ def all_reduce_wait(out: np.ndarray, x: np.ndarray) -> None:
 def _(out: np.ndarray, x: np.ndarray) -> Bound:
     native = _native.get(address_of(x))
     return functools.partial(all_reduce_wait.kernel, out, x) if native is None else native.wait()
+
+
+def native_of(bucket: np.ndarray) -> NativeSum | None:
+    """What sums a bucket that is started; None where Python does."""
+    return _native.get(address_of(bucket))
 
 
 def unless_updated(gradient: np.ndarray, start: int, update: Bound) -> Bound:

@@ -238,6 +238,11 @@ class MPICommunicator:
         assert self.reducer is not None
         self._call("all_reduce", array, self.reducer.finish_native, number, number=number)
 
+    def finish_chunks(self, number: int, loop: int, count: int) -> None:
+        """Wait for what the other ranks do of a loop behind the sum that machine code entered as number so many."""
+        assert self.reducer is not None
+        self._call("all_reduce", None, self.reducer.finish_chunks, number, loop, count, number=number)
+
     def _choose(self, array: np.ndarray, op: str) -> None:
         """Decide what sums, if an array is long enough to matter, or one of many; all ranks do at the same call.
 

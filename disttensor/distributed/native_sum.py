@@ -23,8 +23,8 @@ from disttensor.distributed.communicator import Handle
 from disttensor.distributed.notices import REAL, left_open
 from disttensor.distributed.operation import EVERYTHING, Operation
 from disttensor.distributed.shared_reduce import SharedReducer
-from disttensor.distributed.updates import Places, Terms, Update, Updates, combination, stretches
-from disttensor.kernels import denormals, meeting, shared_memory
+from disttensor.distributed.updates import Behind, Places, Terms, Update, Updates, combination, stretches
+from disttensor.kernels import chunks, denormals, meeting, shared_memory
 from disttensor.kernels.native import NativeCall, NativeSequence
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _FLOATING = ("float32", "float64", "float16", "bfloat16")
 
 def make(
     group: MPICommunicator, array: np.ndarray, runs: Sequence[int], weights: Sequence[np.ndarray],
-    updates: Sequence[Update] = (),
+    updates: Sequence[Update] = (), behind: Sequence[Behind] = (),
 ) -> NativeSum | None:  # fmt: skip
     """A native sum, or None where this rank has to do it in Python; the other ranks need not.
 
@@ -51,6 +51,8 @@ def make(
         The weight of each run, a scalar that is read when the sum is entered.
     updates : sequence of Update
         Of elements that nobody else reads; applied by the sum while all their variables have one copy on this host.
+    behind : sequence of Behind
+        What `shared_out` is for, under the same condition; at most `chunks.MOST_LOOPS`.
     """
     reducer = group.reducer
     weights = [np.asarray(weight) for weight in weights]
@@ -59,7 +61,7 @@ def make(
     possible = reducer is not None and known and dtype in _FLOATING and reducer.takes(array.dtype)
     if reducer is None or not possible or not array.size or reducer.offset(array) < 0:
         return None
-    return NativeSum(group, reducer, array, runs, weights, updates)
+    return NativeSum(group, reducer, array, runs, weights, updates, behind)
 
 
 class NativeSum:
@@ -67,13 +69,13 @@ class NativeSum:
 
     def __init__(
         self, group: MPICommunicator, reducer: SharedReducer, array: np.ndarray, runs: Sequence[int],
-        weights: Sequence[np.ndarray], updates: Sequence[Update] = (),
+        weights: Sequence[np.ndarray], updates: Sequence[Update] = (), behind: Sequence[Behind] = (),
     ) -> None:  # fmt: skip
         self._group, self._reducer = group, reducer
         self._array, self._weights = array, weights
         self._handle: Handle | None = None
         kind = "sum", dtypes.standardize_dtype(array.dtype)
-        self._sum = _Block(reducer, kind, array.nbytes, runs, weights, updates)
+        self._sum = _Block(reducer, kind, array.nbytes, runs, weights, updates, behind)
         self._sum.array = array
         self._sum.offset = reducer.offset(array)
         # Who completes it in Python must know of it, even if the plan ends before.
@@ -100,6 +102,30 @@ class NativeSum:
             return NativeSequence(calls)
         first = self._instruction("unless_updated", 0, len(calls), otherwise=_never)
         return NativeSequence([first, *(call.apart() for call in calls)])
+
+    def shared_out(self, update: NativeCall, loop: int) -> NativeSequence:
+        """A call, to be run behind `wait`, that ranks share out where they have agreed on updates.
+
+        Parameters
+        ----------
+        update : NativeCall
+            It may be cut at each multiple of its grain, and computes the same on all ranks.
+        loop : int
+            Which one of those `behind` the sum it is.
+        """
+        if self._sum.updates is None:
+            return NativeSequence([update])
+        least = update.grain or max(update.extent, 1)
+        size = least * -(-update.extent // (least * chunks.MOST_CHUNKS)) or 1
+        count = -(-update.extent // size)
+        place, kernel = chunks.place(loop), (update.address, update.block)
+        words = 0, self._sum.address, place, *kernel, update.extent, size, count, 0
+        take = NativeCall(chunks.addresses()["take"], words, count, 1, (self, update))
+        wait = NativeCall(
+            chunks.addresses()["all_done"], words, keep=self,
+            otherwise=lambda: self._group.finish_chunks(self._sum.number, loop, count),
+        )  # fmt: skip
+        return NativeSequence([*self.unless_updated([update]), take, wait])
 
     def _with_part(self, name: str, part: int, otherwise: Callable[[], None], more: int = 0) -> list[NativeCall]:
         """An instruction, and what adds a part behind it: without updates, and with them if there are any.
@@ -163,7 +189,7 @@ class _Block:
 
     def __init__(
         self, reducer: SharedReducer, kind: tuple[str, str], nbytes: int, runs: Sequence[int],
-        weights: Sequence[np.ndarray], updates: Sequence[Update] = (),
+        weights: Sequence[np.ndarray], updates: Sequence[Update] = (), behind: Sequence[Behind] = (),
     ) -> None:  # fmt: skip
         self.array: np.ndarray | None = None  # that is being summed
         self.runs = list(runs)
@@ -184,12 +210,12 @@ class _Block:
             words[meeting.WEIGHTS_AT + i] = weight.ctypes.data
             words[meeting.IS_DOUBLE + i] = weight.dtype == np.float64
         self.updates: Updates | None = None
-        if updates:
-            own = (
+        if updates or behind:
+            notice, applied, leaves = (
                 ctypes.c_int64.from_buffer(words, 8 * word)
                 for word in (meeting.NOTICE, meeting.UPDATED, meeting.LEAVES)
             )
-            self.updates = Updates(updates, *own)
+            self.updates = Updates(updates, notice, applied, leaves, behind)
 
     @property
     def offset(self) -> int:

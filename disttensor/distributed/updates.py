@@ -1,4 +1,4 @@
-"""Updates that follow a bucket's sum part by part, where variables have one copy on a host.
+"""Updates that the ranks of a host make together, where variables have one copy there.
 
 Whoever combines a part of a bucket applies the optimizer's update to it as well, while it is in the cache, and writes
 the sum to no other rank's array: what each rank keeps for itself without messages elsewhere (Rajbhandari et al., "ZeRO:
@@ -7,9 +7,14 @@ It needs one copy of the variables (`SingleCopy.is_shared`) on all ranks alike. 
 whether it has them, and what it would update: its *mode*. Where modes differ, or are 0, all ranks sum in the ordinary
 way, and each updates for itself.
 
-When a sum may update: a rank enters it only when it has read the variables for the last time in a step, a part is
-combined only when all have entered, and whoever has completed the sum finds all parts updated. Between its steps a rank
-thus sees variables that nobody changes, as the others need it for their next sum.
+What needs the sum as a whole, such as the loop that adds up the rows of a table, is shared out *behind* the wait: each
+rank takes chunks of it until none is left (`disttensor.kernels.chunks`), on its own copy of the sum. The mode is about
+both.
+
+When variables may be updated: a rank enters the sum only when it has read them for the last time in a step, a part is
+combined, and a chunk begun, only when all have entered, and whoever has completed the sum finds all parts updated, as
+who has come behind the loop finds all chunks. Between its steps a rank thus sees variables that nobody changes, as the
+others need it for their next sum.
 """
 
 from __future__ import annotations
@@ -60,6 +65,21 @@ class Update(NamedTuple):
         return self.start + self.call.extent
 
 
+class Behind(NamedTuple):
+    """An update that ranks share out behind the wait for a sum.
+
+    Attributes
+    ----------
+    description : str
+        Of all that decides which elements a chunk has.
+    copies : tuple of SingleCopy
+        Of all variables that it writes.
+    """
+
+    description: str
+    copies: tuple[SingleCopy, ...]
+
+
 class Updates:
     """All updates of one bucket, as a block of machine code knows them (see `meeting`).
 
@@ -70,6 +90,7 @@ class Updates:
     notice, applied, leaves : ctypes.c_int64
         Words of the block: what the notice says first, which gets this rank's mode; whether the last sum has updated;
         and whether to call `leave` before the next one.
+    behind : sequence of Behind
 
     Attributes
     ----------
@@ -80,12 +101,15 @@ class Updates:
     """
 
     def __init__(
-        self, updates: Iterable[Update], notice: ctypes.c_int64, applied: ctypes.c_int64, leaves: ctypes.c_int64
-    ) -> None:
+        self, updates: Iterable[Update], notice: ctypes.c_int64, applied: ctypes.c_int64, leaves: ctypes.c_int64,
+        behind: Sequence[Behind] = (),
+    ) -> None:  # fmt: skip
         self._updates = sorted(updates, key=lambda update: update.start)
         assert all(a.stop <= b.start for a, b in itertools.pairwise(self._updates)), "updates overlap"
-        assert all(update.copies for update in self._updates), "updates of nothing that has one copy"
-        self._copies = list({id(copy): copy for update in self._updates for copy in update.copies}.values())
+        self._behind = tuple(behind)
+        copies = [*(update.copies for update in self._updates), *(one.copies for one in self._behind)]
+        assert all(copies), "updates of nothing that has one copy"
+        self._copies = list({id(copy): copy for copy in itertools.chain.from_iterable(copies)}.values())
         self._notice, self._applied, self._leaves = notice, applied, leaves
         self.mode = 0
         self.differed = False
@@ -108,7 +132,8 @@ class Updates:
     def _name(self) -> int:
         """A number for what is updated, the same on all ranks."""
         facts = [
-            (update.start, update.call.extent, [copy.number for copy in update.copies]) for update in self._updates
+            *((update.start, update.call.extent, _numbers(update.copies)) for update in self._updates),
+            *((one.description, _numbers(one.copies)) for one in self._behind),
         ]
         return zlib.crc32(repr(facts).encode()) & 0x7FFFFFFF or 1
 
@@ -162,6 +187,10 @@ class Updates:
             keep += [sources, factors]
         cut = stretches(start, stop, [last - first for first, last, _ in runs], self._updates)
         return combination(dtype, cut, terms, places, ctypes.addressof(go), keep)
+
+
+def _numbers(copies: Iterable[SingleCopy]) -> list[int]:
+    return [copy.number for copy in copies]
 
 
 class Terms(NamedTuple):

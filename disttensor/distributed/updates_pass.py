@@ -1,43 +1,54 @@
-"""The pass that lets whoever adds up a part of a bucket of gradients update that part of the weights, too.
+"""The pass that lets the ranks of a host update variables together, of which they have one copy (`single_copy`).
 
-Behind the wait for a bucket come the loops in which the optimizer computes new weights and slots of it. Where these lie
-in memory that the ranks of a host share (`single_copy`), nobody needs the gradients' sums but those loops. So the
-start of the sum is told what the loops are: they are run part by part, each by the rank that adds up this part, on what
-is still in its cache, and no rank does what another does. The loops themselves stay where they are, for steps in which
-the ranks find that some of the variables are not shared (`native_sum`).
+Behind the wait for a bucket come the loops in which the optimizer computes new weights and slots of it. Often nobody
+needs the gradients' sums but those loops. Then the start of the sum is told what the loops are: they are run part by
+part, each by the rank that adds up this part, on what is still in its cache, and no rank does what another does. The
+loops themselves stay where they are, for steps in which the ranks find that some of the variables are not shared
+(`native_sum`).
+
+Other loops need more than their elements' sums: a norm, say, or the order of the rows that all ranks have looked up in
+a table (`rows`). Where every rank computes that by itself, of sums alone, a loop is **divided** among them where it is:
+each does some of it (`divided`).
 
 Any rank may then change a variable as soon as all have started the sum. So a rank does not start it before it has
-computed the loops' numbers, such as the learning rate, all that reads one of their variables, and all that may raise,
-since a step that raises has changed nothing. What reads a new value comes behind the wait, as always.
+computed the numbers of loops within it, such as the learning rate, all that reads one of the variables, and all that
+may raise, since a step that raises has changed nothing. What reads a new value comes behind the wait, as always.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from disttensor.context import Spec
 from disttensor.distributed import buckets, world
-from disttensor.distributed.buckets import LoopUpdate, all_reduce_start, all_reduce_wait, unpack
+from disttensor.distributed.buckets import LoopUpdate, all_reduce, all_reduce_start, all_reduce_wait, unpack
+from disttensor.distributed.divided import can_be_divided, description, fused_divided
+from disttensor.distributed.updates import Behind
 from disttensor.graph import Graph, Node, Value, ancestors, register_last
 from disttensor.graph.passes.fusion import EXAMPLE, fused
 from disttensor.graph.passes.update_early import what_may_raise
+from disttensor.kernels.chunks import MOST_LOOPS
 from disttensor.kernels.native import Bound
 from disttensor.ops.core import fence
 from disttensor.ops.registry import Example, operator
 
+if TYPE_CHECKING:
+    from disttensor.distributed.single_copy import SingleCopy
+
 
 class _Found(NamedTuple):
-    """A loop that updates what the bucket holds a gradient of.
+    """A loop that updates variables by what the bucket holds.
 
     Attributes
     ----------
     node : Node
         The loop,
     gradient : Node
-        and the part of the bucket that it reads.
+        and the part of the bucket that it reads; of one that is divided, what waits for the bucket.
     leaves : list of Node
         The variables that it updates, one for each result,
     readers : list of Node
@@ -49,6 +60,11 @@ class _Found(NamedTuple):
     leaves: list[Node]
     readers: list[Node]
 
+    @property
+    def copies(self) -> tuple[SingleCopy, ...]:
+        """Those of the variables."""
+        return tuple(leaf.source.single_copy for leaf in self.leaves)
+
 
 @register_last
 def update_in_sums(graph: Graph) -> Graph:
@@ -58,21 +74,32 @@ def update_in_sums(graph: Graph) -> Graph:
     search = _Search(graph)
     found = {id(node): search.updates(node) for node in graph.nodes if node.op is all_reduce_start}
     loops = {id(each.node): each for updates in found.values() for each in updates}
-    if not loops:
+    divided = search.divided(loops)
+    numbered = {id(each.node): (number, each) for some in divided.values() for number, each in enumerate(some)}
+    if not loops and not divided:
         return graph
 
+    def divide(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value] | None:
+        if id(node) not in numbered:
+            return None
+        number, each = numbered[id(node)]
+        attrs = {**node.attrs, "number": number, "copies": each.copies}
+        arguments = [*inputs, Value(each.gradient)]
+        return Node("operator", node.specs, fused_divided, arguments, attrs, order=node.order).outputs
+
     def rule(node: Node, inputs: tuple[Value, ...]) -> Sequence[Value] | None:
-        if found.get(id(node)):
-            return _start(node, inputs, found[id(node)]).outputs
+        if found.get(id(node)) or id(node) in divided:
+            return _start(node, inputs, found[id(node)], divided.get(id(node), [])).outputs
         if (each := loops.get(id(node))) is None:
             return None
         number = [value.node for value in node.inputs].index(each.gradient)
         attrs = {**node.attrs, "gradient": number, "start": each.gradient.attrs["start"]}
         return Node("operator", node.specs, fused_unless_summed, inputs, attrs, order=node.order).outputs
 
-    result = graph.rewrite(rule)
+    result = graph.rewrite(divide).rewrite(rule)
     result = result.reordered(dict(_orders_of_numbers(result)))
-    result.updated_in_sums = frozenset(leaf.source for each in loops.values() for leaf in each.leaves)
+    together = [*loops.values(), *(each for _, each in numbered.values())]
+    result.updated_in_sums = frozenset(leaf.source for each in together for leaf in each.leaves)
     return result
 
 
@@ -88,9 +115,26 @@ class _Search:
         self._checks = what_may_raise(graph.nodes)
         self._outputs = {id(value.node) for value in graph.outputs}
         self._follows: set[int] = set()  # what needs something that ranks have summed in the background
+        self._nodes = graph.nodes
+        self._waits: list[Node] = []
+        # What is the same on all ranks, as it is computed of sums alone, with the number of the last of their waits.
+        self._alike: dict[int, int] = {}
         for node in graph.nodes:
             if node.op in (all_reduce_start, all_reduce_wait) or any(id(v.node) in self._follows for v in node.inputs):
                 self._follows.add(id(node))
+            if node.op is all_reduce_wait:
+                self._alike[id(node)] = len(self._waits)
+                self._waits.append(node)
+            elif node.op is all_reduce or node.kind == "constant" or self._is_number(node):
+                self._alike[id(node)] = -1
+            elif node.op is not None and not node.op.communicates and node.inputs:
+                numbers = [self._alike.get(id(value.node)) for value in node.inputs]
+                if None not in numbers:
+                    self._alike[id(node)] = max(number for number in numbers if number is not None)
+
+    @staticmethod
+    def _is_number(node: Node) -> bool:
+        return node.kind == "variable" and math.prod(node.specs[0].shape) == 1
 
     def updates(self, start: Node) -> list[_Found]:
         """The loops for the bucket that is started here."""
@@ -105,17 +149,49 @@ class _Search:
         ]
         return [each for each in found if each is not None]
 
-    def _update(self, gradient: Node, node: Node, before: Container[int]) -> _Found | None:
+    def divided(self, others: Container[int]) -> dict[int, list[_Found]]:
+        """The loops that ranks can divide among themselves, by the id of what starts the last sum that they need.
+
+        Parameters
+        ----------
+        others : container of int
+            The ids of nodes that are updates within sums.
+        """
+        found: dict[int, list[_Found]] = {}
+        before: dict[int, Container[int]] = {}
+        for node in self._nodes:
+            if id(node) in others or not can_be_divided(node):
+                continue
+            last = max(self._alike.get(id(value.node), -1) for value in node.inputs)
+            if last < 0:
+                continue
+            start = self._waits[last].inputs[0].node
+            if id(start) not in before:
+                before[id(start)] = ancestors([start])
+            each = self._update(self._waits[last], node, before[id(start)], is_divided=True)
+            if each is not None:
+                found.setdefault(id(start), []).append(each)
+        # The longest, if there are too many.
+        for some in found.values():
+            some.sort(key=lambda each: -each.node.specs[0].nbytes)
+            del some[MOST_LOOPS:]
+        return found
+
+    def _update(self, gradient: Node, node: Node, before: Container[int], is_divided: bool = False) -> _Found | None:
         """A loop that reads a part of a bucket, if it does nothing but to update variables that ranks can share.
 
         Parameters
         ----------
         gradient, node : Node
-            The part, and the loop.
+            See `_Found`.
         before : container of int
             The ids of all nodes that the start of the bucket needs.
+        is_divided : bool, default False
+            Whether the loop is to be divided, and need not be done within the sum.
         """
-        if node.op is not fused or not node.attrs["loop"].is_flat or id(node) in self._outputs:
+        if not is_divided and (node.op is not fused or not node.attrs["loop"].is_flat):
+            return None
+        if id(node) in self._outputs:
             return None
         loop, shape = node.attrs["loop"], node.attrs["shape"]
         variables = [self._updated.get((id(node), slot), []) for slot in range(len(node.specs))]
@@ -123,13 +199,13 @@ class _Search:
             return None
         leaves: dict[int, Node] = {}
         for value, (_, access) in zip(node.inputs, loop.inputs, strict=True):
-            if access == "scalar":
-                fits = id(value.node) not in self._follows
-            elif value.node.kind == "variable":
+            if access == "scalar" and id(value.node) not in self._follows:
+                continue
+            if value.node.kind == "variable":
                 leaves[id(value.node.source)] = value.node
-                fits = value.spec.shape == shape
+                fits = access == "full" and value.spec.shape == shape
             else:
-                fits = value.node is gradient
+                fits = id(value.node) in self._alike if is_divided else access != "scalar" and value.node is gradient
             if not fits:
                 return None
         written = [leaves.pop(id(variable), None) for (variable,) in variables]
@@ -156,22 +232,24 @@ class _Search:
                 yield from self._readers(user)
 
 
-def _start(start: Node, inputs: tuple[Value, ...], found: Sequence[_Found]) -> Node:
-    """The start of a bucket with the updates that are to be done within its sum."""
+def _start(start: Node, inputs: tuple[Value, ...], found: Sequence[_Found], divided: Sequence[_Found]) -> Node:
+    """The start of a bucket with the updates that are to be done within its sum, and that are divided behind it."""
     more: dict[Value, int] = {}
     updates = []
-    for node, gradient, leaves, _ in found:
+    for each in found:
+        node, gradient, leaves, _ = each
         numbers = tuple(-1 if v.node is gradient else more.setdefault(v, len(more)) for v in node.inputs)
         results = tuple(more[Value(leaf)] for leaf in leaves)
-        copies = tuple(leaf.source.single_copy for leaf in leaves)
-        updates.append(LoopUpdate(gradient.attrs["start"], node.attrs, numbers, results, copies))
-    values = list(more)
-    readers = {id(reader): reader for each in found for reader in each.readers}
+        updates.append(LoopUpdate(gradient.attrs["start"], node.attrs, numbers, results, each.copies))
+    arguments = [*inputs, *more]
+    readers = {id(reader): reader for each in (*found, *divided) for reader in each.readers}
     if readers:
-        behind = [values[0], *(Value(reader) for reader in readers.values())]
-        values[0] = Node("operator", [values[0].spec], fence, behind, order=start.order).outputs[0]
+        first = len(start.attrs["starts"])  # of the weights
+        behind = [arguments[first], *(Value(reader) for reader in readers.values())]
+        arguments[first] = Node("operator", [behind[0].spec], fence, behind, order=start.order).outputs[0]
     attrs = {**start.attrs, "updates": tuple(updates)}
-    return Node("operator", start.specs, start.op, [*inputs, *values], attrs, order=start.order)
+    attrs["behind"] = tuple(Behind(description(each.node), each.copies) for each in divided)
+    return Node("operator", start.specs, start.op, arguments, attrs, order=start.order)
 
 
 def _orders_of_numbers(graph: Graph) -> Iterator[tuple[int, tuple[int, ...]]]:
@@ -180,7 +258,7 @@ def _orders_of_numbers(graph: Graph) -> Iterator[tuple[int, tuple[int, ...]]]:
     for start in graph.nodes:
         if start.op is not all_reduce_start or "updates" not in start.attrs:
             continue
-        stack = [value.node for value in start.inputs[len(start.attrs["starts"]) + len(start.attrs["runs"]) :]]
+        stack = [value.node for value in start.inputs[len(start.attrs["starts"]) :]]
         while stack:
             node = stack.pop()
             if id(node) not in seen and node.order > start.order:

@@ -116,8 +116,8 @@ class Graph:
     Attributes
     ----------
     updated_in_sums : frozenset of Variable
-        Those that operators of the graph update while ranks sum, see `disttensor.distributed.single_copy`: ranks may
-        share their memory. A pass that sets it is the last: graphs made of others have none.
+        Those that ranks update together, while they sum or behind, see `disttensor.distributed.single_copy`: they may
+        share the memory. A pass that sets it is the last: graphs made of others have none.
     history : tuple of (str, Counter, bool)
         The names of the passes that made this graph, first "traced", each with the operators that there were after it,
         and whether it changed anything; empty if it did not go through `passes.optimize`.

@@ -106,8 +106,9 @@ def _is_element(node: Node, operand: int | None = None, result: int = 0) -> bool
     """Whether an operand, or a result, of an elementwise node has a number for each element of its loop."""
     if (loop := loop_of(node)) is None:
         return True
-    level = loop.inputs[operand][1] if operand is not None else loop.levels[loop.outputs[result]]
-    return bool(level == "full")
+    if operand is not None:
+        return operand < len(loop.inputs) and bool(loop.inputs[operand][1] == "full")
+    return bool(loop.levels[loop.outputs[result]] == "full")
 
 
 def _reads_by_element(node: Node, value: Value) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from disttensor.distributed.notices import code_of, mode_of, word_of
-from disttensor.distributed.updates import Stretch, Update, Updates, stretches
+from disttensor.distributed.updates import Behind, Stretch, Update, Updates, stretches
 from disttensor.kernels.native import NativeCall
 
 
@@ -26,9 +26,9 @@ class Copy:
         self._callback()
 
 
-def updates_of(*updates):
+def updates_of(*updates, behind=()):
     words = ctypes.c_int64(7), ctypes.c_int64(5), ctypes.c_int64(5)
-    return Updates(updates, *words), *words
+    return Updates(updates, *words, behind), *words
 
 
 def test_elements_are_cut_at_runs_and_updates():
@@ -87,6 +87,30 @@ def test_the_mode_says_what_would_be_updated():
     assert updates_of(one, other)[0].mode == updates_of(other, one)[0].mode
 
 
+def test_the_mode_says_what_would_be_updated_behind():
+    copies = Copy(1), Copy(2)
+    modes = {updates_of(*given, behind=behind)[0].mode for given, behind in (
+        ([], [Behind("a", copies)]), ([], [Behind("b", copies)]), ([], [Behind("a", copies[:1])]),
+        ([], [Behind("a", copies), Behind("b", copies)]), ([], [Behind("b", copies), Behind("a", copies)]),
+        ([update(0, 8, Copy(3))], [Behind("a", copies)]), ([update(0, 8, Copy(3))], []),
+    )}  # fmt: skip
+    assert len(modes) == 7
+    assert all(0 < mode < 2**31 for mode in modes)
+
+
+def test_copies_of_what_is_updated_behind_are_left_with_the_others():
+    within, behind = Copy(1), Copy(2)
+    for first in (within, behind):
+        within.is_shared = behind.is_shared = True
+        updates, _, _, leaves = updates_of(update(0, 8, within), behind=[Behind("a", (behind,))])
+        assert updates.mode
+        first.leave()
+        assert (updates.mode, leaves.value) == (0, 1)
+        updates.leave()
+        assert not within.is_shared
+        assert not behind.is_shared
+
+
 def test_who_has_left_one_copy_says_so_and_is_to_leave_the_others():
     copies = Copy(1), Copy(2)
     updates, notice, _, leaves = updates_of(update(0, 8, copies[0]), update(8, 8, copies[1]))
@@ -117,6 +141,8 @@ def test_modes_of_other_ranks():
 def test_an_update_is_of_variables_that_may_have_one_copy():
     with pytest.raises(AssertionError, match="one copy"):
         updates_of(update(0, 8, Copy(1)), update(8, 8))
+    with pytest.raises(AssertionError, match="one copy"):
+        updates_of(behind=[Behind("a", ())])
 
 
 def test_no_element_is_updated_twice():

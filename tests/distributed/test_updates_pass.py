@@ -46,6 +46,7 @@ class Step:
         self.kept, self.rate, self.direction = kept, rate, direction
 
     def __call__(self, x):
+        Step.x = x
         h = ops.matmul(x, self.w)
         g = ops.tanh(ops.matmul(h, self.u))
         mean = summed(ops.matmul(ops.transpose(h), g))
@@ -79,6 +80,10 @@ def needs(graph, node):
                 found.add(id(value.node))
                 stack.append(value.node)
     return [other for other in graph if id(other) in found]
+
+
+def leaf(graph, variable):
+    return next(node for node in graph if node.source is variable)
 
 
 def test_a_sum_is_told_which_loops_update_what():
@@ -118,11 +123,62 @@ def test_what_a_sum_changes_is_known():
         assert changed == [2 + number for number in update.outputs]
 
 
+DIVIDED = {  # and how many sums are needed
+    "the sum is read elsewhere": ({"kept": lambda step, mean: ops.sum(mean)}, 1),
+    "elements depend on others": ({"direction": lambda mean: mean / ops.norm(mean)}, 1),
+    "elements depend on others of their row": ({"direction": lambda mean: ops.softmax(mean)}, 1),
+    "the rate depends on a sum": ({"rate": lambda other: 0.1 / ops.sqrt(ops.sum(other))}, 2),
+}
+
+
+@pytest.mark.parametrize(("case", "sums"), DIVIDED.values(), ids=DIVIDED.keys())
+def test_loops_that_need_more_than_their_elements_are_divided(case, sums):
+    step = Step(**case)
+    graph = step.graph()
+    assert not starts(graph)[0].attrs.get("updates"), graph
+    start = starts(graph)[sums - 1]
+    behind = start.attrs["behind"]
+    loops = [node for node in graph if node.name == "fused_divided"]
+    assert [loop.attrs["copies"] for loop in loops] == [one.copies for one in behind]
+    ours = next(loop for loop in loops if len(loop.specs) == 2)
+    assert {copy.name for copy in ours.attrs["copies"]} == {"u", "v"}
+    assert ours.inputs[-1].node.op is all_reduce_wait
+    assert ours.inputs[-1].node.inputs[0].node is start
+    assert graph.updated_in_sums == {step.u, step.v, step.w}
+    # What reads old values comes before the sum.
+    views = [node for node in graph if node.name == "permute" and node.inputs[0].node.source is step.u]
+    both = [
+        n
+        for n in needs(graph, start)
+        if n.name == "matrix_product" and n.inputs[1].node in (*views, leaf(graph, step.u))
+    ]
+    assert len(both) == 2
+
+
+def test_the_longest_loops_are_divided_if_there_are_many():
+    tables = []
+    for i, rows in enumerate((1, 5, 2, 4, 3)):
+        tables.append(dt.Variable(np.ones((rows, N), np.float32), name=f"{rows} rows"))
+        tables[-1].single_copy = Copy(f"{rows} rows", i + 1)
+
+    def step(x):
+        mean = summed(ops.matmul(ops.transpose(x), x))
+        for table in tables:
+            rows = mean[: table.shape[0]]
+            table.assign_sub(rows / ops.norm(rows))
+
+    graph = dt.function(step).graph(dt.constant(np.ones((3, N), np.float32)))
+    (start,) = starts(graph)
+    assert [one.copies[0].name for one in start.attrs["behind"]] == ["5 rows", "4 rows", "3 rows"]
+    numbers = {n.attrs["copies"][0].name: n.attrs["number"] for n in graph if n.name == "fused_divided"}
+    assert numbers == {"5 rows": 0, "4 rows": 1, "3 rows": 2}
+    assert graph.updated_in_sums == {table for table in tables if table.shape[0] > 2}
+
+
 SPOILT = {
-    "the sum is read elsewhere": {"kept": lambda step, mean: ops.sum(mean)},
     "the new value is read": {"kept": lambda step, mean: ops.sum(step.v.value)},
-    "the rate depends on a sum": {"rate": lambda other: 0.1 / ops.sqrt(ops.sum(other))},
-    "elements depend on others": {"direction": lambda mean: mean / ops.norm(mean)},
+    "the rate is this rank's own": {"rate": lambda other: ops.sum(other) * ops.sum(Step.x)},
+    "the direction is this rank's own": {"direction": lambda mean: mean / ops.norm(mean) + Step.x[0]},
 }
 
 

@@ -62,6 +62,30 @@ def fitted(optimizer, eager=False, callbacks=(), **fit):
     return [history["loss"], *(v.numpy() for v in variables(model))]
 
 
+def with_tables(optimizer, rows=4000):
+    """Tables whose gradients ranks exchange by rows, in steps that follow each other, and that somebody looks at."""
+    keras.utils.set_random_seed(3)
+    words = keras.Input((6,), dtype="int32")
+    layers = keras.layers
+    both = layers.Concatenate()([layers.Embedding(rows, 32)(words), layers.Embedding(rows // 2, 40)(words)])
+    model = keras.Model(words, layers.Dense(4)(layers.Flatten()(both)))
+    model.compile(optimizer(), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    x = np.random.default_rng(8).integers(0, rows // 2, (ROWS, 6)) ** 2 % (rows // 2)  # some more often than others
+    model.fit(x, Y, batch_size=24, epochs=3, verbose=0)
+    if config.single_copy():
+        # Of a batch whose rows cannot be divided equally whole tables are summed.
+        updates = [[node.name for node, _ in plan.calls] for plan in model.train_function.plans]
+        assert max(names.count("fused_divided") for names in updates) >= 2
+        assert all(names.count("fused_divided") + names.count("fused_unless_summed") >= 2 for names in updates)
+        tables = [v for v in variables(model) if v.memory.nbytes >= 1 << 16]
+        assert len(tables) in (4, 6)
+        assert all(v.single_copy.is_shared for v in tables), [v.path for v in tables]
+    model.fit(x, Y, batch_size=24, epochs=2, verbose=0, callbacks=[Reading()])
+    model.set_weights([0.9 * w for w in model.get_weights()])
+    model.fit(x, Y, batch_size=24, epochs=2, verbose=0)
+    return [v.numpy() for v in variables(model)]
+
+
 def deterministic(optimizer):
     config.enable_determinism(4)
     try:
@@ -159,6 +183,10 @@ CASES = {
     "eager": lambda: fitted(adam(), eager=True),
     "callbacks that write": lambda: fitted(adam(), callbacks=[Shrinking]),
     "callbacks that read": lambda: fitted(adam(), callbacks=[Reading], validation_data=(X[:24], Y[:24])),
+    "tables": lambda: with_tables(adam()),
+    "tables, momentum": lambda: with_tables(lambda: optimizers.SGD(0.05, momentum=0.9)),
+    "tables, clipped": lambda: with_tables(adam(global_clipnorm=0.1)),
+    "clipped": lambda: fitted(adam(clipnorm=0.1)),
     "deterministic": lambda: deterministic(adam()),
     "resumed": lambda: interrupted_and_resumed(adam()),
     "loaded": lambda: loaded(adam()),

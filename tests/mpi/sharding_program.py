@@ -146,6 +146,10 @@ if __name__ == "__main__":
     if JOB == "compare":
         for check in (check_equality, check_options, check_messages, check_eager_and_scaled):
             check()
+    elif JOB == "communicate":
+        compare(lambda: optimizers.Adam(0.01), "Adam")
+        check_messages()
+        check_eager_and_scaled()
     elif JOB == "messages":
         check_messages()
     elif JOB == "deterministic":

@@ -7,8 +7,13 @@ et al., "PyTorch Distributed: Experiences on Accelerating Data Parallel Training
 Sums on which no other communication depends, such as those of gradients, start where the last member of their bucket is
 computed, and run beside what comes after. What a bucket needs is computed before what only later buckets need, and what
 depends on the sums, such as the optimizer's update, comes at the end, sorted by bucket: the update of one bucket runs
-while others travel. (To run it earlier, between gradients, would only make later buckets start later.) All other sums
-are waited for where they are.
+while others travel. (To run it earlier, between gradients, would only make later buckets start later.)
+
+**Inner sums**, those on which other communication depends, such as the two of a batch normalization's backward pass,
+are waited for where they are, and whoever is held up for a moment would hold up all at each of them. But what was
+computed right before, and is not needed for the sum, may as well come between its start and its wait: in a backward
+pass that is the gradient of the layer's kernel behind. So each meeting has the slack of one product, the ranks' delays
+average out, and between hosts the sum travels meanwhile. Nothing that may raise is moved: it would leave the sum open.
 
 **The tail.** The next step needs the first layers' weights first, but their gradients are the last that a backward pass
 comes to, and would be waited for as soon as they are there: whoever was held up for a moment would hold up all. So
@@ -37,11 +42,20 @@ import numpy as np
 from disttensor import config
 from disttensor.context import Spec
 from disttensor.distributed import world
-from disttensor.distributed.buckets import MAX_RUNS, all_reduce, all_reduce_start, all_reduce_wait, layout, unpack
+from disttensor.distributed.buckets import (
+    MAX_RUNS,
+    all_reduce_start,
+    all_reduce_wait,
+    inner_all_reduce_start,
+    inner_all_reduce_wait,
+    layout,
+    unpack,
+)
 from disttensor.distributed.collectives import weighted_sum_of_ranks
 from disttensor.distributed.finite import require_finite
 from disttensor.distributed.sharding import scatter_start, scatter_wait, whole_tensors
 from disttensor.graph import Graph, Node, Value, ancestors, register
+from disttensor.graph.passes.recipes import recipe_of
 from disttensor.graph.passes.update_early import what_may_raise
 from disttensor.ops.core import fence
 
@@ -67,7 +81,8 @@ def insert_allreduce(graph: Graph) -> Graph:
     graph = graph.contract(buckets.members, buckets.build)
     calls = _calls(graph)
     orders = buckets.orders(graph, [node for node in calls if node.op in (scatter_start, scatter_wait)])
-    return _in_order(graph, [calls, list(buckets.starts.values())], orders)
+    moved = _moved_into_waits(graph, [node for node in calls if node.op is inner_all_reduce_start], orders)
+    return _in_order(graph, [calls, list(buckets.starts.values()), *moved], orders)
 
 
 class _Buckets:
@@ -120,15 +135,17 @@ class _Buckets:
             "factors": tuple(float(w.node.source) if w.node.kind == "constant" else 1.0 for w in weights),
         }
         arguments = [*values, *(ONE if weights[i].node.kind == "constant" else weights[i] for i in firsts)]
-        spec = all_reduce.infer_rule(*[v.spec for v in arguments], **attrs)
+        spec = all_reduce_start.infer_rule(*[v.spec for v in arguments], **attrs)
         order = max(node.order for node in bucket)
-        if self._stages[id(bucket[0])] == _FINAL:
-            start = Node("operator", [spec], all_reduce_start, arguments, attrs, order=(*order, 0))
-            summed = Node("operator", [spec], all_reduce_wait, start.outputs, order=(*order, 0))
+        is_final = self._stages[id(bucket[0])] == _FINAL
+        begin, end = (
+            (all_reduce_start, all_reduce_wait) if is_final else (inner_all_reduce_start, inner_all_reduce_wait)
+        )
+        start = Node("operator", [spec], begin, arguments, attrs, order=(*order, 0))
+        summed = Node("operator", [spec], end, start.outputs, order=(*order, 0))
+        if is_final:
             number = self._numbers[id(bucket[0])]
             self._starts[number], self._waits[id(summed)] = start, number
-        else:
-            summed = Node("operator", [spec], all_reduce, arguments, attrs, order=(*order, 0))
         parts: dict[int, Sequence[Value]] = {}
         for node, first in zip(members, starts, strict=True):
             place = {"start": first, "shape": node.specs[0].shape}
@@ -250,8 +267,8 @@ def _by_weight(bucket: Sequence[Node]) -> list[list[Node]]:
 def _calls(graph: Graph) -> list[Node]:
     """The communication that is waited for where it is: in program order as far as one does not need another.
 
-    A scatter comes as early as it can. It is waited for right behind the next one, so that it travels while the
-    gradients of the next are computed.
+    The wait for an inner sum comes behind its start. A scatter comes as early as it can. It is waited for right behind
+    the next one, so that it travels while the gradients of the next are computed.
     """
     calls: list[Node] = []
     waits: dict[int, Node] = {}
@@ -260,7 +277,7 @@ def _calls(graph: Graph) -> list[Node]:
         needs[id(node)] = 0
         for value in node.inputs:
             needs[id(node)] |= needs[id(value.node)]
-        if node.op is scatter_wait:
+        if node.op in (scatter_wait, inner_all_reduce_wait):
             waits[id(node.inputs[0].node)] = node
         elif _communicates(node) and node.op not in (all_reduce_start, all_reduce_wait):
             calls.append(node)
@@ -275,16 +292,63 @@ def _calls(graph: Graph) -> list[Node]:
         done |= 1 << place[1]
     starts = [node for node in ordered if node.op is scatter_start]
     behind = {id(b): [waits[id(a)]] for a, b in itertools.pairwise(starts)}
+    behind |= {id(node): [waits[id(node)]] for node in ordered if node.op is inner_all_reduce_start}
     if starts:
         behind.setdefault(id(starts[-1]), []).append(waits[id(starts[-1])])
     return [call for node in ordered for call in (node, *behind.get(id(node), ()))]
+
+
+def _moved_into_waits(
+    graph: Graph, starts: Sequence[Node], orders: dict[int, tuple[int, ...]]
+) -> list[tuple[Node, Node]]:
+    """What comes between the start of an inner sum and its wait, behind that start.
+
+    That is what no loop computes, and stands before the start, of the same section, without being needed for it. As its
+    place is before that of the wait, it need only be held back until the start.
+
+    Parameters
+    ----------
+    graph : Graph
+    starts : sequence of Node
+        Those of all inner sums, in the order in which they are called.
+    orders : dict of int to tuple of int
+        The places in the program; nothing is moved if there are none.
+    """
+    number = {id(start): i for i, start in enumerate(starts)}
+    needed: dict[int, int] = {}  # for which sum first
+    for node in reversed(graph.nodes):
+        first = number.get(id(node), needed.get(id(node), len(starts)))
+        for value in node.inputs:
+            needed[id(value.node)] = min(first, needed.get(id(value.node), first))
+    moved = []
+    for node in graph.nodes:
+        if id(node) in orders and _may_be_moved(node):
+            place = orders[id(node)]
+            behind = (i for i, start in enumerate(starts) if orders[id(start)] > place)
+            at = next(behind, len(starts))
+            if at < needed.get(id(node), len(starts)) and orders[id(starts[at])][:2] == place[:2]:
+                moved.append((starts[at], node))
+    return moved
+
+
+def _may_be_moved(node: Node) -> bool:
+    """Whether a node takes time of its own and neither meets other ranks nor may raise."""
+    op = node.op
+    return (
+        op is not None
+        and not op.communicates
+        and op.view_rule is None
+        and op.refuses_rule is None
+        and recipe_of(node) is None
+    )
 
 
 def _in_order(graph: Graph, chains: Sequence[Sequence[Node]], orders: dict[int, tuple[int, ...]]) -> Graph:
     """The graph with fences that keep the nodes of each chain in order, and with these places in the program."""
     if not orders and not any(chains):
         return graph
-    before = {id(b): a for chain in chains for a, b in itertools.pairwise(chain)}
+    pairs = [(a, b) for chain in chains for a, b in itertools.pairwise(chain)]
+    before = {id(b): a for a, b in pairs if all(value.node is not a for value in b.inputs)}
     new: dict[int, Node] = {}
     pending = graph.nodes
     while pending:

@@ -8,7 +8,8 @@ library makes no progress unless it is called. The thread sleeps most of the tim
 share its core with what it serves.
 
 Either way there is a group of its own for this. So where a rank begins one, between the other collectives that it
-calls, need not be the same on all ranks; only the order of those begun here must be.
+calls, need not be the same on all ranks; only the order of those begun here must be. *Inner* sums, which are waited for
+while others are still under way, do not stand in line with these.
 """
 
 from __future__ import annotations
@@ -44,16 +45,16 @@ def start(array: np.ndarray, weights: Weights) -> Handle:
     return _channel_of(world.data_group()).send(array, weights)
 
 
-def sum_now(array: np.ndarray, weights: Weights) -> None:
-    """Sum an array over all ranks, in place; see `start`."""
-    _channel_of(world.data_group()).sum_now(array, weights)
+def start_inner(array: np.ndarray, weights: Weights) -> Handle:
+    """As `start`, a sum that need not wait for those that were started before it."""
+    return _channel_of(world.data_group()).send_inner(array, weights)
 
 
 def native(
-    array: np.ndarray, runs: Sequence[int], weights: Sequence[np.ndarray], *, at_once: bool,
+    array: np.ndarray, runs: Sequence[int], weights: Sequence[np.ndarray], *, inner: bool,
     updates: Sequence[Update] = (), behind: Sequence[Behind] = (),
 ) -> NativeSum | None:  # fmt: skip
-    """What `start`, or with `at_once` `sum_now`, does with an array again and again, as machine code; None if it can't.
+    """What `start`, or `start_inner`, does with an array again and again, as machine code; None if it cannot.
 
     Other ranks may do it the other way. Where it is None, variables of `updates` and `behind` stay this rank's own from
     now on.
@@ -64,13 +65,13 @@ def native(
     runs : sequence of int
     weights : sequence of ndarray
         Scalars, read each time.
-    at_once : bool
+    inner : bool
     updates : sequence of Update
     behind : sequence of Behind
         See `native_sum.make`.
     """
     channel = _channels.get(id(world.data_group()), (None, None))[1]
-    found = channel.native(array, runs, weights, at_once, updates, behind) if isinstance(channel, _Within) else None
+    found = channel.native(array, runs, weights, inner, updates, behind) if isinstance(channel, _Within) else None
     if found is None:
         for copies in (*(update.copies for update in updates), *(one.copies for one in behind)):
             for copy in copies:
@@ -100,19 +101,19 @@ def open_channel(comm: Communicator) -> None:
 
 
 class _Within:
-    """All-reduces of the ranks of one host: those that are started, and those that are waited for at once."""
+    """All-reduces of the ranks of one host."""
 
     def __init__(self, comm: Any) -> None:
         self._started: MPICommunicator = comm.split(0)
-        self._at_once: MPICommunicator = comm.split(0)
+        self._inner: MPICommunicator = comm.split(0)
         self._started.sum_in_memory(natively=True)
-        self._at_once.sum_in_memory(natively=True)
+        self._inner.sum_in_memory(natively=True)
 
     def send(self, array: np.ndarray, weights: Weights) -> Handle:
         return aligned(self._started).all_reduce_async(array, weights=weights)
 
-    def sum_now(self, array: np.ndarray, weights: Weights) -> None:
-        aligned(self._at_once).all_reduce(array, weights=weights)
+    def send_inner(self, array: np.ndarray, weights: Weights) -> Handle:
+        return aligned(self._inner).all_reduce_async(array, weights=weights)
 
     def scatter(self, message: np.ndarray) -> Handle:
         group = aligned(self._started)
@@ -124,12 +125,12 @@ class _Within:
         return Handle(row, whole.wait, whole.test)
 
     def native(
-        self, array: np.ndarray, runs: Sequence[int], weights: Sequence[np.ndarray], at_once: bool,
+        self, array: np.ndarray, runs: Sequence[int], weights: Sequence[np.ndarray], inner: bool,
         updates: Sequence[Update], behind: Sequence[Behind],
     ) -> NativeSum | None:  # fmt: skip
         from disttensor.distributed import native_sum
 
-        group = self._at_once if at_once else self._started
+        group = self._inner if inner else self._started
         return native_sum.make(group, array, runs, weights, updates, behind)
 
 
@@ -145,7 +146,7 @@ def _scatter(group: Communicator, message: np.ndarray) -> None:
 
 
 class _Courier:
-    """A thread that sums arrays in the order in which they were handed over."""
+    """A thread that sums arrays in the order in which they were handed over; inner sums are the MPI library's."""
 
     def __init__(self, comm: Any) -> None:
         self._comm: Communicator = comm
@@ -154,8 +155,8 @@ class _Courier:
         self._tasks: queue.SimpleQueue[_Task] = queue.SimpleQueue()
         threading.Thread(target=self._work, name="disttensor-communication", daemon=True).start()
 
-    def sum_now(self, array: np.ndarray, weights: Weights) -> None:
-        self._comm.all_reduce(array, weights=weights)
+    def send_inner(self, array: np.ndarray, weights: Weights) -> Handle:
+        return self._comm.all_reduce_async(array, weights=weights)
 
     def send(self, array: np.ndarray, weights: Weights) -> Handle:
         return self._put(array, lambda: self._group.all_reduce(array, weights=weights))

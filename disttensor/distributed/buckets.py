@@ -1,7 +1,7 @@
 """Buckets: many values that ranks sum, in one piece of memory and one message.
 
-A bucket is the result of `all_reduce` or `all_reduce_start`, and lies in memory that the ranks of a host share, where
-there is any. A plan lets its members be computed there (`Operator.destinations_rule`), so that nothing is copied. A
+A bucket is the result of an operator that starts a sum, and lies in memory that the ranks of a host share, where there
+is any. A plan lets its members be computed there (`Operator.destinations_rule`), so that nothing is copied. A
 member as long as a line of the cache begins at one. Members with equal weights lie together in a *run*, and each rank's
 weight for a run is a factor in the sum itself.
 """
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from disttensor.distributed.single_copy import SingleCopy
 
 __all__ = [
-    "MAX_RUNS", "LoopUpdate", "all_reduce", "all_reduce_start", "all_reduce_wait", "layout", "part_of_flat",
-    "native_of", "shared_zeros", "unless_updated", "unpack",
+    "MAX_RUNS", "LoopUpdate", "all_reduce_start", "all_reduce_wait", "inner_all_reduce_start", "inner_all_reduce_wait",
+    "layout", "native_of", "part_of_flat", "shared_zeros", "unless_updated", "unpack",
 ]  # fmt: skip
 
 _LINE = 64
@@ -66,26 +66,6 @@ def shared_zeros(spec: Spec) -> np.ndarray:
     array = world.data_group().shared_empty(spec.shape, dtypes.to_numpy(spec.dtype))
     array.fill(0)
     return array
-
-
-@operator(communicates=True)
-def all_reduce(
-    out: np.ndarray, *arrays: np.ndarray, starts: tuple[int, ...], runs: tuple[int, ...], factors: tuple[float, ...]
-) -> None:
-    """The sum over ranks of a bucket: Σᵣ wᵣ·fᵣ·xᵣ for each member.
-
-    Parameters
-    ----------
-    *arrays : ndarray
-        The members, and a weight for each run.
-    starts : tuple of int
-        Where each member begins.
-    runs : tuple of int
-        How many elements each run has.
-    factors : tuple of float
-        By which each member is multiplied first.
-    """
-    _prepared(out, arrays, starts, runs, factors, _sum)()
 
 
 class LoopUpdate(NamedTuple):
@@ -129,11 +109,32 @@ def all_reduce_start(
     updates: tuple[LoopUpdate, ...] = (),
     behind: tuple[Behind, ...] = (),
 ) -> None:
-    """Begin `all_reduce`; the result is for `all_reduce_wait` alone.
+    """Begin the sum over ranks of a bucket, Σᵣ wᵣ·fᵣ·xᵣ for each member; the result is for `all_reduce_wait` alone.
 
-    Behind the weights come the arrays that `updates` need. What ranks share out `behind` the wait is for `native_of`.
+    Parameters
+    ----------
+    *arrays : ndarray
+        The members, a weight for each run, and what `updates` need.
+    starts : tuple of int
+        Where each member begins.
+    runs : tuple of int
+        How many elements each run has.
+    factors : tuple of float
+        By which each member is multiplied first.
+    updates : tuple of LoopUpdate
+        What may be updated within the sum.
+    behind : tuple of Behind
+        What ranks share out behind the wait, for `native_of`.
     """
-    _prepared(out, arrays, starts, runs, factors, _start)()
+    _prepared(out, arrays, starts, runs, factors, background.start)()
+
+
+@operator(communicates=True)
+def inner_all_reduce_start(
+    out: np.ndarray, *arrays: np.ndarray, starts: tuple[int, ...], runs: tuple[int, ...], factors: tuple[float, ...]
+) -> None:
+    """`all_reduce_start` of a sum in the midst of a program; the result is for `inner_all_reduce_wait` alone."""
+    _prepared(out, arrays, starts, runs, factors, background.start_inner)()
 
 
 @all_reduce_start.changes
@@ -143,31 +144,23 @@ def _(
     return [len(starts) + len(runs) + number for update in updates for number in update.outputs]
 
 
-def _sum(out: np.ndarray, weights: Weights) -> None:
-    background.sum_now(out, weights)
-
-
-def _start(out: np.ndarray, weights: Weights) -> None:
-    if address_of(out) in _under_way:
-        raise left_open()
-    _under_way[address_of(out)] = background.start(out, weights)
-
-
 def _prepared(
     out: np.ndarray,
     arrays: Sequence[np.ndarray],
     starts: Sequence[int],
     runs: Sequence[int],
     factors: Sequence[float],
-    send: Callable[[np.ndarray, Weights], None],
+    begin: Callable[[np.ndarray, Weights], Handle],
 ) -> Callable[[], None]:
-    """A function that brings members to their places, where they are not there yet, and sends the bucket."""
+    """A function that brings members to their places, where they are not there yet, and begins to sum the bucket."""
     copies, weights = _copies(out, arrays, starts, factors), arrays[len(starts) :][: len(runs)]
 
     def call() -> None:
         for place, x, factor in copies:
             scale_into(place, x, factor)
-        send(out, [(count, float(weight)) for count, weight in zip(runs, weights, strict=True)])
+        if address_of(out) in _under_way:
+            raise left_open()
+        _under_way[address_of(out)] = begin(out, [(n, float(w)) for n, w in zip(runs, weights, strict=True)])
 
     return call
 
@@ -182,33 +175,31 @@ def _copies(
 
 def _bound(
     out: np.ndarray, arrays: Sequence[np.ndarray], starts: Sequence[int], runs: Sequence[int], factors: Sequence[float],
-    send: Callable[[np.ndarray, Weights], None], updates: Sequence[LoopUpdate], behind: Sequence[Behind],
+    begin: Callable[[np.ndarray, Weights], Handle], updates: Sequence[LoopUpdate], behind: Sequence[Behind],
 ) -> Bound:  # fmt: skip
     """`_prepared`, in machine code as far as possible."""
     weights, more = arrays[len(starts) :][: len(runs)], arrays[len(starts) + len(runs) :]
     bound = [update.bound(out, more) for update in updates]
-    native = background.native(out, runs, weights, at_once=send is _sum, updates=bound, behind=behind)
+    native = background.native(out, runs, weights, inner=begin is background.start_inner, updates=bound, behind=behind)
     if native is None:
-        return _prepared(out, arrays, starts, runs, factors, send)
+        return _prepared(out, arrays, starts, runs, factors, begin)
     calls: list[Bound] = [
         copying.bind(place, x) if factor == 1 else functools.partial(scale_into, place, x, factor)
         for place, x, factor in _copies(out, arrays, starts, factors)
     ]
-    if send is _sum:
-        return sequence([*calls, native.start(), native.wait()])
     _native[address_of(out)] = native
     return sequence([*calls, native.start()])
 
 
-for _sender, _send in (all_reduce, _sum), (all_reduce_start, _start):
+for _starter, _begin in (all_reduce_start, background.start), (inner_all_reduce_start, background.start_inner):
 
-    @_sender.infer
+    @_starter.infer
     def _(*specs: Spec, runs: tuple[int, ...], **attrs: Any) -> Spec:
         return Spec((sum(runs),), specs[0].dtype)
 
-    _sender.allocate(shared_zeros)
+    _starter.allocate(shared_zeros)
 
-    @_sender.destinations
+    @_starter.destinations
     def _(
         out: np.ndarray, *specs: Spec, starts: tuple[int, ...], factors: tuple[float, ...], **attrs: Any
     ) -> list[np.ndarray | None]:
@@ -216,7 +207,7 @@ for _sender, _send in (all_reduce, _sum), (all_reduce_start, _start):
         parts = [part_of_flat(out, start, spec.shape) if factor == 1 else None for start, spec, factor in members]
         return [*parts, *[None] * (len(specs) - len(parts))]
 
-    @_sender.bind
+    @_starter.bind
     def _(
         out: np.ndarray,
         *arrays: np.ndarray,
@@ -225,9 +216,9 @@ for _sender, _send in (all_reduce, _sum), (all_reduce_start, _start):
         factors: tuple[float, ...],
         updates: tuple[LoopUpdate, ...] = (),
         behind: tuple[Behind, ...] = (),
-        send: Callable[..., Any] = _send,
+        begin: Callable[[np.ndarray, Weights], Handle] = _begin,
     ) -> Bound:
-        return _bound(out, arrays, starts, runs, factors, send, updates, behind)
+        return _bound(out, arrays, starts, runs, factors, begin, updates, behind)
 
 
 @operator(communicates=True, waits=True, in_place=True)
@@ -238,10 +229,22 @@ def all_reduce_wait(out: np.ndarray, x: np.ndarray) -> None:
         np.copyto(out, x)
 
 
-@all_reduce_wait.bind
-def _(out: np.ndarray, x: np.ndarray) -> Bound:
-    native = _native.get(address_of(x))
-    return functools.partial(all_reduce_wait.kernel, out, x) if native is None else native.wait()
+@operator(communicates=True, in_place=True)
+def inner_all_reduce_wait(out: np.ndarray, x: np.ndarray) -> None:
+    """What `inner_all_reduce_start` began, once it is complete."""
+    all_reduce_wait.kernel(out, x)
+
+
+for _waiter in all_reduce_wait, inner_all_reduce_wait:
+
+    @_waiter.infer
+    def _(x: Spec) -> Spec:
+        return x
+
+    @_waiter.bind
+    def _(out: np.ndarray, x: np.ndarray) -> Bound:
+        native = _native.get(address_of(x))
+        return functools.partial(all_reduce_wait.kernel, out, x) if native is None else native.wait()
 
 
 def native_of(bucket: np.ndarray) -> NativeSum | None:
@@ -253,11 +256,6 @@ def unless_updated(gradient: np.ndarray, start: int, update: Bound) -> Bound:
     """A call that updates by a gradient, which begins at `start` in its bucket, unless that is done within the sum."""
     native = _native.get(address_of(gradient) - start * gradient.itemsize)
     return update if native is None else native.unless_updated(list(update))  # type: ignore[arg-type]
-
-
-@all_reduce_wait.infer
-def _(x: Spec) -> Spec:
-    return x
 
 
 @operator(examples=[Example((6,), start=2, shape=(2, 2)), Example((6,), start=0, shape=())])

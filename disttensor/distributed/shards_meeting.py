@@ -22,7 +22,14 @@ import numpy as np
 from disttensor.context import Spec
 from disttensor.distributed import background, world
 from disttensor.distributed.allreduce_pass import ONE
-from disttensor.distributed.buckets import all_reduce, layout, part_of_flat, shared_zeros, unpack
+from disttensor.distributed.buckets import (
+    inner_all_reduce_start,
+    inner_all_reduce_wait,
+    layout,
+    part_of_flat,
+    shared_zeros,
+    unpack,
+)
 from disttensor.distributed.collectives import gather_of_shards
 from disttensor.distributed.communicator import Communicator
 from disttensor.distributed.shards_together import along_tree, stacked
@@ -73,7 +80,9 @@ def met(
     # Of two addends the order does not matter.
     if group.size == 2 and all(len(part) == 1 for part in own):
         attrs = {"starts": starts, "runs": (length,), "factors": (1.0,) * len(nodes)}
-        whole = Node("operator", [Spec((length,), dtype)], all_reduce, [*parts[0], ONE], attrs, order=(*order, 0))
+        spec, members = Spec((length,), dtype), [*parts[0], ONE]
+        start = Node("operator", [spec], inner_all_reduce_start, members, attrs, order=(*order, 0))
+        whole = Node("operator", [spec], inner_all_reduce_wait, start.outputs, order=(*order, 1))
     elif pairs_of(group, held):
         spec = Spec((length,), dtype)
         attrs = {"starts": starts, "spec": spec}

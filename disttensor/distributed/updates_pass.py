@@ -25,7 +25,7 @@ import numpy as np
 
 from disttensor.context import Spec
 from disttensor.distributed import buckets, world
-from disttensor.distributed.buckets import LoopUpdate, all_reduce, all_reduce_start, all_reduce_wait, unpack
+from disttensor.distributed.buckets import LoopUpdate, all_reduce_start, all_reduce_wait, inner_all_reduce_wait, unpack
 from disttensor.distributed.divided import can_be_divided, description, fused_divided
 from disttensor.distributed.updates import Behind
 from disttensor.graph import Graph, Node, Value, ancestors, register_last
@@ -125,7 +125,7 @@ class _Search:
             if node.op is all_reduce_wait:
                 self._alike[id(node)] = len(self._waits)
                 self._waits.append(node)
-            elif node.op is all_reduce or node.kind == "constant" or self._is_number(node):
+            elif node.op is inner_all_reduce_wait or node.kind == "constant" or self._is_number(node):
                 self._alike[id(node)] = -1
             elif node.op is not None and not node.op.communicates and node.inputs:
                 numbers = [self._alike.get(id(value.node)) for value in node.inputs]

@@ -286,7 +286,7 @@ def check_without_machine_code():
     if RANK == P - 1:
         elsewhere = np.zeros(bucket.array.size, "f4")
         behind = [Behind("", table.copies)]
-        assert background.native(elsewhere, [elsewhere.size], [np.ones(())], at_once=False, behind=behind) is None
+        assert background.native(elsewhere, [elsewhere.size], [np.ones(())], inner=False, behind=behind) is None
     for number in range(1, 4):
         bucket.step(number)
         assert not bucket.has_updated

@@ -89,7 +89,7 @@ def check_accumulation() -> None:
 
 
 def bytes_sent(node: keras.Node) -> int:
-    if node.op is None or not node.op.communicates or node.name == "all_reduce_wait":
+    if node.op is None or not node.op.communicates or node.name.endswith("all_reduce_wait"):
         return 0
     return sum(int(np.prod(s.shape)) * np.dtype(s.dtype).itemsize for s in node.specs)
 

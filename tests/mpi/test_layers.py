@@ -83,7 +83,7 @@ for options, array, mask in (({}, near, None), ({"axis": 1}, near.transpose(0, 2
     np.testing.assert_allclose(layer.moving_mean.numpy(), seen.mean(axes), rtol=1e-6)
     np.testing.assert_allclose(layer.moving_variance.numpy(), seen.var(axes), rtol=1e-3)
     names = [node.name for node in step.graph(*parts)]
-    assert names.count("all_reduce") + names.count("all_reduce_start") == 2, names
+    assert names.count("inner_all_reduce_start") + names.count("all_reduce_start") == 2, names
 
     # The gradient by the formula, on all rows.
     z = np.moveaxis(array, options.get("axis", -1), -1).astype("float64")

@@ -398,7 +398,7 @@ def check_without_machine_code():
     if RANK == P - 1:
         elsewhere, updates = np.zeros(bucket.size, "f4"), list(bucket.sum._sum.updates)
         arguments = elsewhere, [elsewhere.size], [np.ones(())]
-        assert background.native(*arguments, at_once=False, updates=updates) is None
+        assert background.native(*arguments, inner=False, updates=updates) is None
     for number in range(1, 4):
         bucket.step(number)
         assert not bucket.has_updated

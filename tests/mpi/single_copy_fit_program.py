@@ -27,7 +27,6 @@ OPTIMIZERS = {
     "amsgrad": lambda: keras.optimizers.Adam(0.01, amsgrad=True),
     "nadam": lambda: keras.optimizers.Nadam(0.01),
 }
-UPDATED_IN_SUMS = OPTIMIZERS.keys() - {"clipped"}
 
 
 def build(name, policy="float32", dropout=0.0):
@@ -80,12 +79,11 @@ def check(what, name, *, is_shared=True, **options):
 
 def check_optimizers():
     for name in OPTIMIZERS:
-        model = check(name, name, is_shared=name in UPDATED_IN_SUMS)
-        if name in UPDATED_IN_SUMS:
-            variables = [v for v in model.optimizer.replicated_variables if v.size > 1 << 14]
-            if name != "average":  # which `fit` puts in the weights' place when it ends
-                variables += [v for v in model.trainable_variables if v.size > 1 << 14]
-            assert shared(model) == {v.path for v in variables}, (name, shared(model) ^ {v.path for v in variables})
+        model = check(name, name)
+        variables = [v for v in model.optimizer.replicated_variables if v.size > 1 << 14]
+        if name != "average":  # which `fit` puts in the weights' place when it ends
+            variables += [v for v in model.trainable_variables if v.size > 1 << 14]
+        assert shared(model) == {v.path for v in variables}, (name, shared(model) ^ {v.path for v in variables})
 
 
 def check_buckets():

@@ -1,4 +1,4 @@
-"""Weights of which a host has one copy, updated within the sums of their gradients: the same training to the bit."""
+"""Weights of which a host has one copy, which its ranks update together: the same training to the bit."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from disttensor.distributed.collectives import sync_mean, sync_sum
 from disttensor.distributed.communicator import Communicator, Handle, SerialCommunicator
 from disttensor.distributed.environment import Launcher, launcher
 from disttensor.distributed.functional import all_gather, all_reduce, broadcast, reduce_scatter
+from disttensor.distributed.helping_pass import offer_products  # before the updates are part of the starts
 from disttensor.distributed.replicated import (
     copy_to_group,
     gather_from_group,
@@ -68,6 +69,7 @@ __all__ = [
     "local_rank",
     "local_size",
     "model_group",
+    "offer_products",
     "rank",
     "reduce_from_group",
     "reduce_scatter",

@@ -28,9 +28,11 @@ from disttensor.distributed.weights import Weights
 from disttensor.kernels import denormals
 
 if TYPE_CHECKING:
+    from disttensor.distributed.helping import OfferedWork
     from disttensor.distributed.mpi import MPICommunicator
     from disttensor.distributed.native_sum import NativeSum
     from disttensor.distributed.updates import Behind, Update
+    from disttensor.kernels.native import Bound
 
 
 def start(array: np.ndarray, weights: Weights) -> Handle:
@@ -77,6 +79,14 @@ def native(
             for copy in copies:
                 copy.leave(for_good=True)
     return found
+
+
+def offered(
+    bind: Callable[[], Sequence[Bound]], results: Sequence[np.ndarray], operands: Sequence[np.ndarray]
+) -> OfferedWork | Sequence[Bound]:
+    """What offers calls to the ranks of this host until the next array is started; see `helping.make`."""
+    channel = _channels.get(id(world.data_group()), (None, None))[1]
+    return channel.offered(bind, results, operands) if isinstance(channel, _Within) else bind()
 
 
 def start_scatter(message: np.ndarray) -> Handle:
@@ -132,6 +142,13 @@ class _Within:
 
         group = self._inner if inner else self._started
         return native_sum.make(group, array, runs, weights, updates, behind)
+
+    def offered(
+        self, bind: Callable[[], Sequence[Bound]], results: Sequence[np.ndarray], operands: Sequence[np.ndarray]
+    ) -> OfferedWork | Sequence[Bound]:
+        from disttensor.distributed import helping
+
+        return helping.make(self._started, bind, results, operands)
 
 
 def aligned(group: MPICommunicator) -> MPICommunicator:

@@ -18,7 +18,7 @@ import numpy as np
 
 from disttensor import dtypes
 from disttensor.context import Shape, Spec
-from disttensor.distributed import background, world
+from disttensor.distributed import background, helping, world
 from disttensor.distributed.communicator import Handle
 from disttensor.distributed.notices import left_open
 from disttensor.distributed.updates import Behind, Update
@@ -222,8 +222,11 @@ for _starter, _begin in (all_reduce_start, background.start), (inner_all_reduce_
 
 
 @operator(communicates=True, waits=True, in_place=True)
-def all_reduce_wait(out: np.ndarray, x: np.ndarray) -> None:
-    """What `all_reduce_start` began, once it is complete."""
+def all_reduce_wait(out: np.ndarray, x: np.ndarray, *work: np.ndarray) -> None:
+    """What `all_reduce_start` began, once it is complete.
+
+    Moreover this rank may do what others have offered while it offered `work` (see `offered_products`).
+    """
     _under_way.pop(address_of(x)).wait()
     if out is not x:
         np.copyto(out, x)
@@ -238,13 +241,19 @@ def inner_all_reduce_wait(out: np.ndarray, x: np.ndarray) -> None:
 for _waiter in all_reduce_wait, inner_all_reduce_wait:
 
     @_waiter.infer
-    def _(x: Spec) -> Spec:
+    def _(x: Spec, *work: Spec) -> Spec:
         return x
 
     @_waiter.bind
-    def _(out: np.ndarray, x: np.ndarray) -> Bound:
+    def _(out: np.ndarray, x: np.ndarray, *work: np.ndarray) -> Bound:
         native = _native.get(address_of(x))
-        return functools.partial(all_reduce_wait.kernel, out, x) if native is None else native.wait()
+        if native is None:
+            return functools.partial(all_reduce_wait.kernel, out, x)
+        offered = helping.works.get(address_of(work[0])) if work else None
+        if offered is None:
+            return native.wait()
+        # Before the wait for the sum that the work is for; behind the wait for the one before: others offer it then.
+        return sequence([offered.help(), native.wait()] if offered.is_for(x) else [native.wait(), offered.help()])
 
 
 def native_of(bucket: np.ndarray) -> NativeSum | None:

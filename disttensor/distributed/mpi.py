@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import platform
@@ -46,6 +47,7 @@ from disttensor.distributed.shared_reduce import SharedReducer
 from disttensor.distributed.updates import Updates
 from disttensor.distributed.weights import Weights, check_weights
 from disttensor.errors import DistributedError
+from disttensor.kernels.native import NativeCall
 from disttensor.tensor import aligned_empty
 
 _READY = 256  # kinds of arrays whose sum is kept ready
@@ -243,6 +245,11 @@ class MPICommunicator:
         assert self.reducer is not None
         self._call("all_reduce", None, self.reducer.finish_chunks, number, loop, count, number=number)
 
+    def go_on(self, call: NativeCall) -> None:
+        """Repeat a call that gives up while others keep it waiting, before the next collective, until it does not."""
+        assert self.reducer is not None
+        self._call("all_reduce", None, _until_done, call, number=self.reducer.entered + 1)
+
     def _choose(self, array: np.ndarray, op: str) -> None:
         """Decide what sums, if an array is long enough to matter, or one of many; all ranks do at the same call.
 
@@ -430,3 +437,10 @@ class MPICommunicator:
             return
         facts = self.all_gather_object([str(array.dtype), list(compared), call])
         raise disagreement(facts, self.members, self.rank, "" if shape is None else "after the first axis ")
+
+
+def _until_done(call: NativeCall) -> None:
+    status = ctypes.c_int64.from_address(call.block)
+    status.value = 1
+    while status.value == 1:
+        call()

@@ -46,7 +46,7 @@ from disttensor.distributed.notices import CODES, NAPS, code_of, disagreement, m
 from disttensor.distributed.operation import EVERYTHING, Operation, Run
 from disttensor.distributed.updates import Updates
 from disttensor.distributed.weights import Weights
-from disttensor.kernels import meeting, shared_memory, waiting
+from disttensor.kernels import helping, meeting, shared_memory, waiting
 from disttensor.kernels.meeting import COMPLETED, ENTERED, FIRST_WEIGHT, LEDGER_WORDS, NOTICES, OWNERS, ROOM, WAITED
 from disttensor.kernels.native import NativeSequence, address_of
 
@@ -83,6 +83,8 @@ class SharedReducer:
     ----------
     usable : bool
         Whether every rank of the group got the memory it needs; the same on all.
+    areas : ctypes array
+        The address of each rank's area of work that it offers; see `disttensor.kernels.helping`.
     """
 
     def __init__(
@@ -122,7 +124,9 @@ class SharedReducer:
 
     def _share(self, mpi: Any) -> bool:
         """Lay out this rank's counters, notices and staging area, and find those of the others."""
-        head = (_COUNTERS + NOTICES) * LINE + BYTES
+        marks = (_COUNTERS + NOTICES) * LINE
+        areas = marks + BYTES
+        head = areas + helping.AREA_BYTES
         size = head + 2 * self._piece
         self._block = CommonBlock(mpi, self._memory, self._local, self._segments, size, head)
         blocks = self._block.addresses
@@ -133,7 +137,8 @@ class SharedReducer:
         places = [[start + (_COUNTERS + i) * LINE for i in range(NOTICES)] for start in blocks]
         self._notices = [[(ctypes.c_int64 * 8).from_address(place) for place in row] for row in places]
         self._weights = [[(ctypes.c_double * 8).from_address(place) for place in row] for row in places]
-        self._marks = Marks([start + head - BYTES for start in blocks], self._me)
+        self._marks = Marks([start + marks for start in blocks], self._me)
+        self.areas = pointers([start + areas for start in blocks])
         self._staging = [[start + head + i * self._piece for start in blocks] for i in (0, 1)]
         self._meet = waiting.meet()
         self._fill_ledger()

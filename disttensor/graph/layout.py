@@ -4,6 +4,7 @@ variable, or of a part of a larger result, and the place of all others in one ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -234,6 +235,7 @@ def allocate(layout: Layout) -> tuple[dict[Key, np.ndarray], int, list[Buffer]]:
     lives: dict[Key, list[int]] = {}
     specs: dict[Key, Spec] = {}
     outside = _outside_of_arena(layout)
+    apart: dict[Key, Callable[[Spec], np.ndarray]] = {}
     for node in layout.nodes:
         for i, spec in enumerate(node.specs):
             key = (id(node), i)
@@ -245,6 +247,12 @@ def allocate(layout: Layout) -> tuple[dict[Key, np.ndarray], int, list[Buffer]]:
                 lives[key], specs[key] = [first, last], spec
             else:
                 lives[base[key]][1] = max(lives[base[key]][1], last)
+        if node.op is not None and (rule := node.op.allocate_operands_rule) is not None:
+            owners = [layout.root[key_of(value)] for value in node.inputs]
+            apart.update({base[owner]: rule for owner in owners if owner in base})
+    memory = {key: rule(specs[key]) for key, rule in apart.items()}
+    for key in memory:
+        del lives[key]
     # What the program's end reads, or makes, is not overwritten by the beginning of the next run, if that is cheap.
     tail = next((at for at, n in enumerate(layout.nodes) if n.op is not None and n.op.waits), end + 1)
     for key, life in lives.items():
@@ -274,6 +282,8 @@ def allocate(layout: Layout) -> tuple[dict[Key, np.ndarray], int, list[Buffer]]:
                 continue
             elif key in outside:
                 arrays[key] = outside[key]
+            elif base[key] in memory:
+                arrays[key] = memory[base[key]]
             else:
                 start = offset_of[base[key]]
                 raw = arena[start : start + spec.nbytes]

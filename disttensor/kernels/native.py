@@ -46,12 +46,14 @@ a shim of IR that takes the block apart, one for each list of types. The kernel 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import ctypes
 import itertools
 import math
 import struct
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -136,6 +138,11 @@ class NativeCall:
     def block(self) -> int:
         """The address of the block of arguments, which lives as long as the call."""
         return ctypes.addressof(self._words)
+
+    @property
+    def words(self) -> list[int]:
+        """The block of arguments."""
+        return list(self._words)
 
     def apart(self) -> NativeCall:
         """The same call, which no other may become one with, for instance since it may be left out."""
@@ -227,8 +234,24 @@ def segments(calls: Sequence[Bound]) -> list[Bound]:
     return result
 
 
+_Allocate = Callable[[tuple[int, ...], np.dtype], np.ndarray]
+_allocate: ContextVar[_Allocate | None] = ContextVar("allocate", default=None)
+
+
+@contextlib.contextmanager
+def memory_from(allocate: _Allocate) -> Iterator[None]:
+    """Within it, `aligned` asks this function, which gets a shape and a dtype, for memory."""
+    token = _allocate.set(allocate)
+    try:
+        yield
+    finally:
+        _allocate.reset(token)
+
+
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """Memory that begins at a line of the cache."""
+    """Memory that begins at a line of the cache, for what a call keeps for itself or for the next one."""
+    if (allocate := _allocate.get()) is not None:
+        return allocate(shape, dtype)
     size = math.prod(shape) * dtype.itemsize
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64

@@ -136,6 +136,9 @@ class Operator:
         old values later or in the operator itself. (Elementwise operators do so without being told.)
     allocate_rule : callable or None
         ``allocate_rule(spec)`` gives the memory in which a plan puts the result; None: in its arena.
+    allocate_operands_rule : callable or None
+        ``allocate_operands_rule(spec)`` gives the memory in which a plan puts what other operators compute for this
+        one; None: in its arena.
     changes_rule : callable or None
         ``changes_rule(*specs, **attrs)`` gives the numbers of those inputs whose memory, a variable's, it may write to.
     destinations_rule : callable or None
@@ -164,6 +167,7 @@ class Operator:
     overwrites: tuple[tuple[int, int], ...] = ()
     into_variables: bool = False
     allocate_rule: Callable[[Spec], np.ndarray] | None = None
+    allocate_operands_rule: Callable[[Spec], np.ndarray] | None = None
     destinations_rule: Callable[..., Sequence[np.ndarray | None]] | None = None
     changes_rule: Callable[..., Sequence[int]] | None = None
 
@@ -198,6 +202,11 @@ class Operator:
     def allocate(self, rule: Callable[[Spec], np.ndarray]) -> Callable[[Spec], np.ndarray]:
         """Decorator: where a plan puts the result."""
         self.allocate_rule = rule
+        return rule
+
+    def allocate_operands(self, rule: Callable[[Spec], np.ndarray]) -> Callable[[Spec], np.ndarray]:
+        """Decorator: the memory for its operands in a plan."""
+        self.allocate_operands_rule = rule
         return rule
 
     def destinations(self, rule: Callable[..., Any]) -> Callable[..., Any]:

@@ -34,6 +34,7 @@ def test_each_pass_says_what_it_changed():
         "fuse_elementwise: 4 → 3 operators: gone 2 add, multiply; new 2 fused",
         "recompute_cheap: nothing to do",
         "update_early: nothing to do",
+        "offer_products: nothing to do",
         "update_in_sums: nothing to do",
     ]
 

@@ -34,6 +34,26 @@ def gather():
     del OPERATORS["gather_for_test"]
 
 
+@pytest.fixture
+def reader():
+    """An operator that reads operands in memory that it gave for them, with the arrays that it gave, and got."""
+    given, got = [], []
+
+    @operator()
+    def read_for_test(out, *arrays):
+        got[:] = arrays
+        out[...] = sum(np.sum(array) for array in arrays)
+
+    def allocate(spec):
+        given.append(np.full(spec.shape, np.nan, spec.dtype))
+        return given[-1]
+
+    read_for_test.infer(lambda *specs: Spec((), specs[0].dtype))
+    read_for_test.allocate_operands(allocate)
+    yield read_for_test, given, got
+    del OPERATORS["read_for_test"]
+
+
 lifetimes = st.lists(
     st.tuples(st.integers(0, 1000), st.integers(0, 20), st.integers(0, 10)).map(lambda t: (t[0], t[1], t[1] + t[2])),
     max_size=30,
@@ -278,3 +298,28 @@ def test_random_programs_give_the_same_bits_eagerly_and_planned(program, seed):
         twice = [runner(Tensor(start)), runner(Tensor(start))]
         results.append([t.numpy().tobytes() for pair in twice for t in pair] + [variable.numpy().tobytes()])
     assert results[0] == results[1]
+
+
+def test_operands_lie_in_memory_that_their_reader_gives(reader):
+    """Also views of them, those that others read before, and those that are computed in place of something else."""
+    read, given, got = reader
+
+    @function
+    def step(x):
+        product = ops.matmul(x, x)
+        last = ops.tanh(product)
+        total = apply(read, [last, ops.reshape(ops.matmul(last, x), -1), x], {})
+        return total, ops.exp(last)
+
+    x = np.linspace(-1, 1, 36, dtype=np.float32).reshape(6, 6)
+    product = ops.matmul(x, x).numpy()
+    last = np.tanh(product)
+    plan = step.plan(x)
+    for _ in range(2):
+        total, exponentials = plan.run([x])
+        np.testing.assert_allclose(total, last.sum() + (last @ x).sum() + x.sum(), rtol=1e-4)
+        np.testing.assert_allclose(exponentials, np.exp(last), rtol=1e-6)
+    assert len(given) == 2, "what is not computed in the plan stays where it is"
+    for memory, array in zip(given, got, strict=False):
+        assert np.shares_memory(memory, array)
+    assert plan.arena_bytes < 3 * x.nbytes

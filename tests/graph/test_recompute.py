@@ -254,4 +254,5 @@ def test_virtual_shards_keep_their_bits(monkeypatch):
 
 def test_the_pass_is_in_the_history():
     graph = trace(lambda x: x + 1, ((InputSpec(Spec((2,), "float32")),), {})).graph
-    assert [name for name, _, _ in optimize(graph).history][-3:-1] == ["recompute_cheap", "update_early"]
+    names = [name for name, _, _ in optimize(graph).history]
+    assert names.index("fuse_elementwise") + 1 == names.index("recompute_cheap") == names.index("update_early") - 1

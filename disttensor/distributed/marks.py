@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Sequence
 
 from disttensor.distributed.combining import pointers
-from disttensor.kernels import chunks, meeting, waiting
+from disttensor.kernels import meeting, waiting
 from disttensor.kernels.meeting import NOTICES
 from disttensor.kernels.native import NativeCall
 
@@ -54,11 +54,6 @@ class Marks:
         """Whether all parts are done, after some waiting (see `waiting.meet`)."""
         row = ctypes.addressof(self.table) + number % NOTICES * self._ranks * ctypes.sizeof(ctypes.c_void_p)
         return bool(self._meet(row, self._ranks, self._unread, 0, number, looks, naps))
-
-    def all_chunks_done(self, number: int, loop: int, count: int, looks: int, naps: int) -> bool:
-        """Whether all chunks of a loop that ranks share out are done (see `chunks`), after some waiting."""
-        done = pointers([self._of(number, 0) + chunks.place(loop) + 8])
-        return bool(self._meet(done, 1, self._unread, 0, chunks.goal(number, count), looks, naps))
 
     def _of(self, number: int, part: int) -> int:
         address: int = self.table[number % NOTICES * self._ranks + part]

@@ -240,11 +240,6 @@ class MPICommunicator:
         assert self.reducer is not None
         self._call("all_reduce", array, self.reducer.finish_native, number, number=number)
 
-    def finish_chunks(self, number: int, loop: int, count: int) -> None:
-        """Wait for what the other ranks do of a loop behind the sum that machine code entered as number so many."""
-        assert self.reducer is not None
-        self._call("all_reduce", None, self.reducer.finish_chunks, number, loop, count, number=number)
-
     def go_on(self, call: NativeCall) -> None:
         """Repeat a call that gives up while others keep it waiting, before the next collective, until it does not."""
         assert self.reducer is not None

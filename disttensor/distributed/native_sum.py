@@ -121,10 +121,8 @@ class NativeSum:
         place, kernel = chunks.place(loop), (update.address, update.block)
         words = 0, self._sum.address, place, *kernel, update.extent, size, count, 0
         take = NativeCall(chunks.addresses()["take"], words, count, 1, (self, update))
-        wait = NativeCall(
-            chunks.addresses()["all_done"], words, keep=self,
-            otherwise=lambda: self._group.finish_chunks(self._sum.number, loop, count),
-        )  # fmt: skip
+        again = NativeCall(chunks.addresses()["all_done"], words, keep=self)
+        wait = NativeCall(again.address, words, keep=self, otherwise=lambda: self._group.go_on(again))
         return NativeSequence([*self.unless_updated([update]), take, wait])
 
     def _with_part(self, name: str, part: int, otherwise: Callable[[], None], more: int = 0) -> list[NativeCall]:

@@ -271,11 +271,6 @@ class SharedReducer:
         for operation in [o for o in self._queue if o.number == number]:
             self.finish(operation)
 
-    def finish_chunks(self, number: int, loop: int, count: int) -> None:
-        """Wait for all chunks of a loop that ranks share out behind operation number so many."""
-        while not self._marks.all_chunks_done(number, loop, count, self._looks, NAPS):
-            pass
-
     def test(self, operation: Operation) -> bool:
         """Move on, without waiting for others; whether the operation is complete."""
         return self._progress(operation, 0)

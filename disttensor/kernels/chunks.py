@@ -34,11 +34,6 @@ def place(number: int) -> int:
     return 16 * (1 + number)
 
 
-def goal(operation: int, count: int) -> int:
-    """What the second counter says when so many chunks are done."""
-    return operation * MOST_CHUNKS + count
-
-
 @functools.cache
 def addresses() -> Mapping[str, int]:
     """Where the instructions are, by their names."""

@@ -31,6 +31,11 @@ end:
 """
 
 
+def counted(operation, count):
+    """What a counter says of so many chunks."""
+    return operation * chunks.MOST_CHUNKS + count
+
+
 class Ranks:
     """What ranks share, and for each of them instructions about a loop over some elements."""
 
@@ -85,7 +90,7 @@ def test_each_element_is_done_once(size, chunk, loop):
         for thread in threads:
             thread.join()
         assert (ranks.elements == before + 1).all()
-        assert ranks.pairs[number % 64].tolist() == [chunks.goal(number, ranks.count)] * 2
+        assert ranks.pairs[number % 64].tolist() == [counted(number, ranks.count)] * 2
 
 
 def test_who_comes_when_all_is_done_finds_nothing_left():
@@ -114,7 +119,7 @@ def test_nothing_is_shared_out_where_ranks_have_not_agreed():
 def test_chunks_of_others_are_waited_for():
     ranks = Ranks(2, 100, 10)
     ranks.begin(3)
-    ranks.pairs[3] = chunks.goal(3, 1), chunks.goal(3, 0)  # another is at the first chunk
+    ranks.pairs[3] = counted(3, 1), counted(3, 0)  # another is at the first chunk
     NativeSequence(ranks.calls[0])()
     assert ranks.elements.tolist() == [0] * 10 + [1] * 90
     assert ranks.given_up == [0]

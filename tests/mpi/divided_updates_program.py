@@ -209,7 +209,7 @@ def check_who_waits_sees_to_signals():
         if slow != RANK:
             time.sleep(0.05)  # it has begun
         asked = []
-        go_on = group.finish_chunks
+        go_on = group.go_on
 
         def interrupted(*arguments, asked=asked, go_on=go_on):
             asked.append(arguments)
@@ -217,7 +217,7 @@ def check_who_waits_sees_to_signals():
                 raise KeyboardInterrupt
             go_on(*arguments)
 
-        with mock.patch.object(type(group), "finish_chunks", lambda self, *arguments: interrupted(*arguments)):
+        with mock.patch.object(type(group), "go_on", lambda self, *arguments: interrupted(*arguments)):
             for _ in range(2):
                 with contextlib.suppress(KeyboardInterrupt):
                     bucket.update()

@@ -145,7 +145,7 @@ class OfferedWork:
 
     def help(self) -> NativeCall:
         """Do what others offer, as long as there is any."""
-        return NativeCall(helping.addresses()["help"], (0, ctypes.addressof(self._words)), keep=self)
+        return self._instruction("help")
 
     def is_for(self, bucket: np.ndarray) -> bool:
         """Whether the results lie in this array."""
@@ -159,10 +159,18 @@ class OfferedWork:
 
     def _resumable(self, name: str) -> NativeCall:
         def otherwise() -> None:
-            self._group.go_on(again)
+            try:
+                self._group.go_on(again)
+            except BaseException:  # of a signal: the step ends here, and the arrays may not live much longer
+                self._instruction("close")()
+                raise
 
-        again = NativeCall(helping.addresses()[name], (0, ctypes.addressof(self._words)), keep=self)
-        return NativeCall(again.address, (0, ctypes.addressof(self._words)), keep=self, otherwise=otherwise)
+        again = self._instruction(name)
+        return self._instruction(name, otherwise)
+
+    def _instruction(self, name: str, otherwise: Callable[[], None] | None = None) -> NativeCall:
+        words = 0, ctypes.addressof(self._words)
+        return NativeCall(helping.addresses()[name], words, keep=self, otherwise=otherwise)
 
 
 def _length(call: NativeCall) -> int:

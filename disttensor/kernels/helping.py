@@ -55,10 +55,11 @@ _LOOKS = 300  # for an offer that is about to be made
 def addresses() -> Mapping[str, int]:
     """Where the instructions are; their arguments are a word for the status, and the address of a block.
 
-    ``offer`` gives up while others are at work on what was offered before, and ``work`` if they keep this rank waiting
-    for units that they have taken: either may be called again. ``help`` never does.
+    ``close`` ends what was offered before: no more units are taken. ``offer`` gives up while others are at work on what
+    was offered before, and ``work`` if they keep this rank waiting for units that they have taken: either may be called
+    again. The others never do.
     """
-    functions = [_unit(), _offer(), _help()]
+    functions = [_unit(), _close(), _offer(), _help()]
     return machine.load(ir.module(functions, waiting.source(), _LOOK, _UNITS, _WORK))
 
 
@@ -69,13 +70,21 @@ def _instruction(name: str) -> tuple[Function, Value, Value]:
     return f, block, f.field(block, LEDGER, "ptr")
 
 
-def _offer() -> Function:
-    """Offer units for the sum that is entered next."""
-    f, block, ledger = _instruction("offer")
+def _close() -> Function:
+    f, block, ledger = _instruction("close")
     area = _of_rank(f, f.field(block, AREAS, "ptr"), f.field(ledger, ME))
     taken = f.emit("i64", f"atomicrmw xchg {f.at(area, 8 * TAKEN)}, i64 {_CLOSED} acq_rel, align 8")
     with f.unless(taken.equals(_CLOSED)):
         f.store(taken, f.at(area, 8 * ENDED), 8)
+    f.store(f.integer(0), f["arguments"], 8)
+    return f
+
+
+def _offer() -> Function:
+    """Offer units for the sum that is entered next."""
+    f, block, ledger = _instruction("offer")
+    area = _of_rank(f, f.field(block, AREAS, "ptr"), f.field(ledger, ME))
+    f.call("@close", f["arguments"], 0, 1)
     done = f.emit("i64", f"load atomic i64, {f.at(area, 8 * DONE)} acquire, align 8")
     is_over = done.equals(f.field(area, ENDED))
     f.store(f.select(is_over, f.integer(0), 1), f["arguments"], 8)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import itertools
 import sys
 import time
+from unittest import mock
 
 import numpy as np
 
@@ -157,6 +159,33 @@ def check_who_helps_is_waited_for():
     one.check()
 
 
+def check_a_signal_ends_the_offer():
+    """While rank 1 waits for a unit that another has taken; nobody takes one of the others then."""
+    one = Products()
+    one.begin()
+    comm.barrier()
+    area, before = (ctypes.c_int64 * 64).from_address(reducer.areas[1]), one.offered.helped
+    if RANK == 0:
+        area[helping.TAKEN] += 1
+    comm.barrier()
+    if RANK == 1:
+        signal = mock.patch.object(type(group), "go_on", mock.Mock(side_effect=KeyboardInterrupt))
+        with signal, contextlib.suppress(KeyboardInterrupt):
+            one.work()
+            raise AssertionError("it did not wait")
+    comm.barrier()
+    if RANK == 0:
+        area[helping.DONE] += 1
+    if RANK != 1:
+        one.work()
+    in_turn(0, one.help)
+    assert RANK or one.offered.helped == before
+    next_number()
+    one.begin()
+    one.work()
+    one.check()
+
+
 def held_up(work):
     """An offer, and the work behind it, which each rank in its turn begins when somebody has helped, or after 0.1 s."""
     turns = itertools.count()
@@ -220,6 +249,7 @@ check_others_do_it_all()
 check_all_at_once()
 check_other_work_is_left_alone()
 check_who_helps_is_waited_for()
+check_a_signal_ends_the_offer()
 check_training()
 if RANK == 0:
     print("every check passed")

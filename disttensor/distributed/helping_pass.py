@@ -17,10 +17,11 @@ from disttensor.context import Spec
 from disttensor.distributed import background, helping, world
 from disttensor.distributed.buckets import all_reduce_start, all_reduce_wait, shared_zeros
 from disttensor.graph import Graph, Node, Value, register_last
+from disttensor.kernels import copying
 from disttensor.kernels.native import Bound, address_of, sequence
 from disttensor.ops.convolution import convolve_kernel_gradient
 from disttensor.ops.linalg import matrix_product
-from disttensor.ops.registry import Operator, operator
+from disttensor.ops.registry import Example, Operator, operator
 
 _PRODUCTS = (matrix_product, convolve_kernel_gradient)
 """What is offered: their calls know no memory but operands, results, and what they got from `native.aligned`."""
@@ -82,7 +83,9 @@ def _joined(tail: Sequence[Node], inputs: Sequence[Sequence[Value]]) -> dict[int
     return {id(node): [Value(joined, i)] for i, node in enumerate(tail)}
 
 
-@operator()
+@operator(
+    examples=[Example((2, 3), (3, 4), (2, 3), (3, 2), products=(Product(matrix_product, {}, 2),) * 2)], kinds=("int",)
+)
 def offered_products(out: tuple[np.ndarray, ...], *operands: np.ndarray, products: tuple[Product, ...]) -> None:
     """Several products, in a plan with the help of ranks that have nothing else to do.
 
@@ -112,11 +115,13 @@ def _(out: tuple[np.ndarray, ...], *operands: np.ndarray, products: tuple[Produc
             for result, mine, product in _each(out, operands, products)
         ]
 
-    offered = background.offered(bind, out[:-1], operands)
+    *results, work = out
+    offered = background.offered(bind, results, operands)
+    zero = copying.bind(work, np.zeros_like(work))
     if not isinstance(offered, helping.OfferedWork):
-        return sequence(offered)
-    helping.works[address_of(out[-1])] = offered
-    return offered.work()
+        return sequence([*offered, zero])
+    helping.works[address_of(work)] = offered
+    return sequence([offered.work(), zero])
 
 
 def _each(

@@ -290,6 +290,7 @@ class Graph:
         fuse_elementwise: 3 → 2 operators: gone multiply, subtract; new fused
         recompute_cheap: nothing to do
         update_early: nothing to do
+        offer_products: nothing to do
         update_in_sums: nothing to do
         <BLANKLINE>
         operators, in the order in which they run:

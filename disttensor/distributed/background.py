@@ -82,11 +82,11 @@ def native(
 
 
 def offered(
-    bind: Callable[[], Sequence[Bound]], results: Sequence[np.ndarray], operands: Sequence[np.ndarray]
+    what: str, bind: Callable[[], Sequence[Bound]], results: Sequence[np.ndarray], operands: Sequence[np.ndarray]
 ) -> OfferedWork | Sequence[Bound]:
     """What offers calls to the ranks of this host until the next array is started; see `helping.make`."""
     channel = _channels.get(id(world.data_group()), (None, None))[1]
-    return channel.offered(bind, results, operands) if isinstance(channel, _Within) else bind()
+    return channel.offered(what, bind, results, operands) if isinstance(channel, _Within) else bind()
 
 
 def start_scatter(message: np.ndarray) -> Handle:
@@ -144,11 +144,15 @@ class _Within:
         return native_sum.make(group, array, runs, weights, updates, behind)
 
     def offered(
-        self, bind: Callable[[], Sequence[Bound]], results: Sequence[np.ndarray], operands: Sequence[np.ndarray]
+        self,
+        what: str,
+        bind: Callable[[], Sequence[Bound]],
+        results: Sequence[np.ndarray],
+        operands: Sequence[np.ndarray],
     ) -> OfferedWork | Sequence[Bound]:
         from disttensor.distributed import helping
 
-        return helping.make(self._started, bind, results, operands)
+        return helping.make(self._started, what, bind, results, operands)
 
 
 def aligned(group: MPICommunicator) -> MPICommunicator:

@@ -33,7 +33,7 @@ _MOST_PARTS = 16
 
 
 def make(
-    group: MPICommunicator, bind: Callable[[], Sequence[Bound]], results: Sequence[np.ndarray],
+    group: MPICommunicator, what: str, bind: Callable[[], Sequence[Bound]], results: Sequence[np.ndarray],
     operands: Sequence[np.ndarray],
 ) -> OfferedWork | Sequence[Bound]:  # fmt: skip
     """What offers calls to the other ranks of a host; the calls themselves where that is not possible.
@@ -42,6 +42,8 @@ def make(
     ----------
     group : MPICommunicator
         In which the sum is entered that comes next.
+    what : str
+        What is computed of arrays of which shapes and dtypes: ranks help those alone who say the same.
     bind : callable
         Makes the calls. They are known to need nothing but their arguments, the results, the operands and the memory
         that they get from `native.aligned`, and to keep no addresses elsewhere.
@@ -63,7 +65,8 @@ def make(
     if len(native) < len(bound) or any(call.otherwise is not None for each in native for call in each):
         return bound
     found = _Tables.of(reducer, native, arrays)
-    return bound if found is None else OfferedWork(group, reducer, found, results)
+    layout = [(array.shape, array.strides, array.dtype.str) for array in arrays]
+    return bound if found is None else OfferedWork(group, reducer, found, f"{what} {layout}", results)
 
 
 class _Tables:
@@ -115,26 +118,24 @@ class _Tables:
         row[:] = call.address, call.block, len(words), table.ctypes.data, len(table), copy.ctypes.data
         return {array for _, array, _ in moved}
 
-    @property
-    def facts(self) -> int:
+    def facts(self, what: str) -> int:
         """A number that is the same for ranks whose calls differ by the places of their arrays alone."""
         moved = [table.tolist() for table in self.keep[::2]]
-        sizes = [(call.extent, call.grain, len(call.words)) for call in self.calls]
-        return zlib.crc32(repr((self.units.tolist(), sizes, moved)).encode()) or 1
+        return zlib.crc32(repr((what, self.units.tolist(), moved)).encode()) or 1
 
 
 class OfferedWork:
     """Calls that this rank and others do together; see `make`."""
 
     def __init__(
-        self, group: MPICommunicator, reducer: SharedReducer, tables: _Tables, results: Sequence[np.ndarray]
+        self, group: MPICommunicator, reducer: SharedReducer, tables: _Tables, what: str, results: Sequence[np.ndarray]
     ) -> None:
         self._group, self._tables = group, tables
         self._results = [np.lib.array_utils.byte_bounds(array) for array in results]
         self._words = words = (ctypes.c_int64 * helping.BLOCK_WORDS)()
         words[helping.LEDGER] = ctypes.addressof(reducer.ledger)
         words[helping.AREAS] = ctypes.addressof(reducer.areas)
-        words[helping.FACTS] = tables.facts
+        words[helping.FACTS] = tables.facts(what)
         words[helping.ARRAYS], words[helping.ARRAYS_AT] = len(tables.places), address_of(tables.places)
         words[helping.UNITS], words[helping.UNITS_AT] = len(tables.units), address_of(tables.units)
         words[helping.CALLS_AT] = address_of(tables.rows)

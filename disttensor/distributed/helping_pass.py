@@ -116,7 +116,7 @@ def _(out: tuple[np.ndarray, ...], *operands: np.ndarray, products: tuple[Produc
         ]
 
     *results, work = out
-    offered = background.offered(bind, results, operands)
+    offered = background.offered(repr(products), bind, results, operands)
     zero = copying.bind(work, np.zeros_like(work))
     if not isinstance(offered, helping.OfferedWork):
         return sequence([*offered, zero])

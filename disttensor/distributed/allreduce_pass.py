@@ -81,7 +81,7 @@ def insert_allreduce(graph: Graph) -> Graph:
     graph = graph.contract(buckets.members, buckets.build)
     calls = _calls(graph)
     orders = buckets.orders(graph, [node for node in calls if node.op in (scatter_start, scatter_wait)])
-    moved = _moved_into_waits(graph, [node for node in calls if node.op is inner_all_reduce_start], orders)
+    moved = _moved_into_waits(graph, calls, orders)
     return _in_order(graph, [calls, list(buckets.starts.values()), *moved], orders)
 
 
@@ -299,35 +299,35 @@ def _calls(graph: Graph) -> list[Node]:
 
 
 def _moved_into_waits(
-    graph: Graph, starts: Sequence[Node], orders: dict[int, tuple[int, ...]]
+    graph: Graph, calls: Sequence[Node], orders: dict[int, tuple[int, ...]]
 ) -> list[tuple[Node, Node]]:
     """What comes between the start of an inner sum and its wait, behind that start.
 
-    That is what no loop computes, and stands before the start, of the same section, without being needed for it. As its
-    place is before that of the wait, it need only be held back until the start.
+    That is what no loop computes, and stands before the start, of the same section, without being needed for it, or for
+    a call before it. As its place is before that of the wait, it need only be held back until the start.
 
     Parameters
     ----------
     graph : Graph
-    starts : sequence of Node
-        Those of all inner sums, in the order in which they are called.
+    calls : sequence of Node
+        See `_calls`.
     orders : dict of int to tuple of int
         The places in the program; nothing is moved if there are none.
     """
-    number = {id(start): i for i, start in enumerate(starts)}
-    needed: dict[int, int] = {}  # for which sum first
+    number = {id(call): i for i, call in enumerate(calls)}
+    starts = [(i, call) for i, call in enumerate(calls) if call.op is inner_all_reduce_start]
+    needed: dict[int, int] = {}  # for which call first
     for node in reversed(graph.nodes):
-        first = number.get(id(node), needed.get(id(node), len(starts)))
+        first = min(number.get(id(node), len(calls)), needed.get(id(node), len(calls)))
         for value in node.inputs:
             needed[id(value.node)] = min(first, needed.get(id(value.node), first))
     moved = []
     for node in graph.nodes:
         if id(node) in orders and _may_be_moved(node):
             place = orders[id(node)]
-            behind = (i for i, start in enumerate(starts) if orders[id(start)] > place)
-            at = next(behind, len(starts))
-            if at < needed.get(id(node), len(starts)) and orders[id(starts[at])][:2] == place[:2]:
-                moved.append((starts[at], node))
+            at, start = next(((i, start) for i, start in starts if orders[id(start)] > place), (len(calls), node))
+            if at < needed.get(id(node), len(calls)) and orders[id(start)][:2] == place[:2]:
+                moved.append((start, node))
     return moved
 
 
@@ -367,6 +367,7 @@ def _in_order(graph: Graph, chains: Sequence[Sequence[Node]], orders: dict[int, 
             new[id(node)] = (
                 node if same else Node(node.kind, node.specs, node.op, inputs, node.attrs, node.source, order)
             )
+        assert len(waiting) < len(pending), "a node has to come before what it needs"
         pending = waiting
 
     def renewed(value: Value) -> Value:

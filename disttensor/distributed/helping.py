@@ -84,8 +84,9 @@ class _Tables:
         cls, reducer: SharedReducer, bound: Sequence[NativeCall | NativeSequence], arrays: Sequence[np.ndarray]
     ) -> _Tables | None:
         """The tables; None if others could not do the calls."""
+        # In the order of the arrays, which is the same on all ranks, where that in memory may differ.
         found_at = {np.lib.array_utils.byte_bounds(array): reducer.offset(array) for array in arrays}
-        spans, places = sorted(found_at), [found_at[span] for span in sorted(found_at)]
+        spans, places = list(found_at), list(found_at.values())
         if min(places, default=-1) < 0 or len(spans) > helping.MOST_ARRAYS:
             return None
         units: list[tuple[int, int, int, int]] = []

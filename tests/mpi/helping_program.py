@@ -45,8 +45,12 @@ class Products:
     def __init__(self, rows=96):
         random = np.random.default_rng([rows, RANK])
 
-        def operand(*shape, empty=comm.shared_empty):
-            array = empty(shape, np.float32)
+        shapes = (600, 400), (40, 300), (3, 3, 16, 32)
+        # Ranks' arrays need not lie in the same order.
+        early = [comm.shared_empty(shape, np.float32) for shape in shapes[RANK % 3 :]]
+
+        def operand(*shape):
+            array = comm.shared_empty(shape, np.float32)
             array[...] = random.standard_normal(shape)
             return array
 
@@ -54,8 +58,7 @@ class Products:
             operand(rows, 600), operand(rows, 500), operand(rows, 40), operand(rows, 300),
             operand(8, 12, 12, 16), operand(8, 12, 12, 32),
         ]  # fmt: skip
-        shapes = (600, 400), (40, 300), (3, 3, 16, 32)
-        self.results = [comm.shared_empty(shape, np.float32) for shape in shapes]
+        self.results = [*(comm.shared_empty(shape, np.float32) for shape in shapes[: RANK % 3]), *early]
         self.want = [np.empty(shape, np.float32) for shape in shapes]
         for call in self.calls(self.want):
             call()

@@ -282,11 +282,12 @@ def allocate(layout: Layout) -> tuple[dict[Key, np.ndarray], int, list[Buffer]]:
                 continue
             elif key in outside:
                 arrays[key] = outside[key]
-            elif base[key] in memory:
-                arrays[key] = memory[base[key]]
             else:
-                start = offset_of[base[key]]
-                raw = arena[start : start + spec.nbytes]
+                if base[key] in memory:
+                    raw = memory[base[key]].reshape(-1).view(np.uint8)
+                else:
+                    start = offset_of[base[key]]
+                    raw = arena[start : start + spec.nbytes]
                 arrays[key] = raw.view(dtypes.to_numpy(spec.dtype)).reshape(spec.shape)
         if node.op is not None and node.op.in_place:
             arrays[id(node), 0] = arrays[key_of(node.inputs[0])]

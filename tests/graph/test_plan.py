@@ -306,9 +306,9 @@ def test_operands_lie_in_memory_that_their_reader_gives(reader):
 
     @function
     def step(x):
-        product = ops.matmul(x, x)
+        product = ops.reshape(ops.matmul(x, x), (4, 9))
         last = ops.tanh(product)
-        total = apply(read, [last, ops.reshape(ops.matmul(last, x), -1), x], {})
+        total = apply(read, [last, ops.reshape(ops.matmul(ops.reshape(last, (6, 6)), x), -1), x], {})
         return total, ops.exp(last)
 
     x = np.linspace(-1, 1, 36, dtype=np.float32).reshape(6, 6)
@@ -318,8 +318,9 @@ def test_operands_lie_in_memory_that_their_reader_gives(reader):
     for _ in range(2):
         total, exponentials = plan.run([x])
         np.testing.assert_allclose(total, last.sum() + (last @ x).sum() + x.sum(), rtol=1e-4)
-        np.testing.assert_allclose(exponentials, np.exp(last), rtol=1e-6)
+        np.testing.assert_allclose(exponentials, np.exp(last).reshape(4, 9), rtol=1e-6)
     assert len(given) == 2, "what is not computed in the plan stays where it is"
+    assert [array.shape for array in got] == [(4, 9), (36,), (6, 6)]
     for memory, array in zip(given, got, strict=False):
         assert np.shares_memory(memory, array)
     assert plan.arena_bytes < 3 * x.nbytes

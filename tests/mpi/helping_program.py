@@ -214,7 +214,7 @@ def held_up(work):
 
 def train(network, x, y):
     keras.utils.set_random_seed(3)
-    model = keras.Sequential(network())
+    model = network()
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     history = model.fit(x, y, 16 * P, epochs=2, verbose=0).history["loss"]
     names = [node.name for plan in model.train_function.plans for node, _ in plan.calls]
@@ -224,19 +224,30 @@ def train(network, x, y):
 
 def dense():
     layers = keras.layers
-    return [keras.Input((12,)), *(layers.Dense(320, "relu") for _ in range(4)), layers.Dense(5)]
+    return keras.Sequential([keras.Input((12,)), *(layers.Dense(320, "relu") for _ in range(4)), layers.Dense(5)])
 
 
 def convolutions():
     layers = keras.layers
     pairs = [(layers.Conv2D(64, 3, activation="relu"), layers.MaxPooling2D(2)) for _ in range(2)]
-    return [keras.Input((18, 18, 3)), *sum(pairs, ()), layers.Conv2D(64, 2), layers.Flatten(), layers.Dense(5)]
+    last = [layers.Conv2D(64, 2), layers.Flatten(), layers.Dense(5)]
+    return keras.Sequential([keras.Input((18, 18, 3)), *sum(pairs, ()), *last])
+
+
+def attention():
+    """Kernels of several axes, whose gradients are products in another shape, of operands computed in place."""
+    layers, x = keras.layers, keras.Input((6, 128))
+    y = x
+    for _ in range(2):
+        y = layers.LayerNormalization()(y + layers.MultiHeadAttention(4, 32)(y, y))
+        y = layers.LayerNormalization()(y + layers.Dense(128)(layers.Dense(256, "relu")(y)))
+    return keras.Model(x, layers.Dense(5)(layers.GlobalAveragePooling1D()(y)))
 
 
 def check_training():
     """No bit of a training depends on it."""
     random, work = np.random.default_rng(0), OfferedWork.work
-    for network, shape in (dense, (12,)), (convolutions, (18, 18, 3)):
+    for network, shape in (dense, (12,)), (convolutions, (18, 18, 3)), (attention, (6, 128)):
         x = random.standard_normal((16 * P * 12 + 3, *shape)).astype(np.float32)  # the last batch is shorter
         y = np.arange(len(x)) % 5
         for slow in (False, True):

@@ -43,7 +43,7 @@ def make(
     group : MPICommunicator
         In which the sum is entered that comes next.
     what : str
-        What is computed of arrays of which shapes and dtypes: ranks help those alone who say the same.
+        What is computed: ranks help those alone who say the same, of arrays of the same shapes and dtypes.
     bind : callable
         Makes the calls. They are known to need nothing but their arguments, the results, the operands and the memory
         that they get from `native.aligned`, and to keep no addresses elsewhere.
@@ -77,7 +77,8 @@ class _Tables:
         self.units = np.array(units, np.int64)
         self.places = np.array(places, np.int64)
         self.rows = np.zeros((len(calls), helping.CALL_WORDS), np.int64)
-        self.keep: list[np.ndarray] = []
+        self._moved: list[np.ndarray] = []  # of each call a table of its arguments that are addresses in arrays,
+        self._copies: list[np.ndarray] = []  # and room for a copy of its arguments
 
     @classmethod
     def of(
@@ -94,7 +95,7 @@ class _Tables:
         for each in bound:
             for number, call in enumerate(each):
                 needs = len(units) if number else 0  # a call reads what the one before it has written
-                length = _length(call)
+                length = call.part_length(_MOST_PARTS)
                 starts = range(0, call.extent, length)
                 units += [(len(calls), start, min(start + length, call.extent), needs) for start in starts]
                 calls.append(call)
@@ -115,14 +116,15 @@ class _Tables:
             if first <= word < last
         ]
         table, copy = np.array(moved, np.int64).reshape(-1, helping.MOVED_WORDS), np.zeros(len(words), np.int64)
-        self.keep += [table, copy]
+        self._moved.append(table)
+        self._copies.append(copy)
         row[:] = call.address, call.block, len(words), table.ctypes.data, len(table), copy.ctypes.data
         return {array for _, array, _ in moved}
 
     def facts(self, what: str) -> int:
         """A number that is the same for ranks whose calls differ by the places of their arrays alone."""
-        moved = [table.tolist() for table in self.keep[::2]]
-        return zlib.crc32(repr((what, self.units.tolist(), moved)).encode()) or 1
+        moved = [table.tolist() for table in self._moved]
+        return zlib.crc32(repr((what, self.units.tolist(), moved)).encode())
 
 
 class OfferedWork:
@@ -173,12 +175,6 @@ class OfferedWork:
     def _instruction(self, name: str, otherwise: Callable[[], None] | None = None) -> NativeCall:
         words = 0, ctypes.addressof(self._words)
         return NativeCall(helping.addresses()[name], words, keep=self, otherwise=otherwise)
-
-
-def _length(call: NativeCall) -> int:
-    """Of a unit."""
-    grain = call.grain or max(call.extent, 1)
-    return grain * max(-(-call.extent // (grain * _MOST_PARTS)), 1)
 
 
 works: weakref.WeakValueDictionary[int, OfferedWork] = weakref.WeakValueDictionary()

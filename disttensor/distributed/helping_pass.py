@@ -7,7 +7,7 @@ and the waits for both sums get a second operand, which tells them to do what ot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -63,14 +63,14 @@ def offer_products(graph: Graph) -> Graph:
     return graph.rewrite(rule)
 
 
-def _is_for(node: Node, start: Node, users: Any) -> bool:
+def _is_for(node: Node, start: Node, users: Mapping[int, Sequence[Node | None]]) -> bool:
     """Whether nothing but the start of a sum reads what a node computes, perhaps in another shape."""
-    while len(found := users[id(node)]) == 1 and found[0] is not None:
-        (node,) = found
-        if node is start:
+    while len(found := users[id(node)]) == 1 and (user := found[0]) is not None:
+        if user is start:
             return True
-        if node.op is None or node.op.view_rule is None:
+        if user.op is None or user.op.view_rule is None:
             return False
+        node = user
     return False
 
 

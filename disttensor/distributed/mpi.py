@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import platform
@@ -435,7 +434,6 @@ class MPICommunicator:
 
 
 def _until_done(call: NativeCall) -> None:
-    status = ctypes.c_int64.from_address(call.block)
-    status.value = 1
-    while status.value == 1:
+    call()
+    while call.words[0] == 1:
         call()

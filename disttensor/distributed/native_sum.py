@@ -115,8 +115,7 @@ class NativeSum:
         """
         if self._sum.updates is None:
             return NativeSequence([update])
-        least = update.grain or max(update.extent, 1)
-        size = least * -(-update.extent // (least * chunks.MOST_CHUNKS)) or 1
+        size = update.part_length(chunks.MOST_CHUNKS)
         count = -(-update.extent // size)
         place, kernel = chunks.place(loop), (update.address, update.block)
         words = 0, self._sum.address, place, *kernel, update.extent, size, count, 0

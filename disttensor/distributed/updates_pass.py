@@ -144,9 +144,9 @@ class _Search:
         if any(part is None or part.op is not unpack for part in parts):
             return []
         pairs = [(part, self._users[id(part)]) for part in parts if part is not None]
-        found = [
-            self._update(part, users[0], before) for part, users in pairs if len(users) == 1 and users[0] is not None
-        ]
+        alone = [(part, users[0]) for part, users in pairs if len(users) == 1 and users[0] is not None]
+        flat = [(part, user) for part, user in alone if user.op is fused and user.attrs["loop"].is_flat]
+        found = [self._update(part, user, before) for part, user in flat]
         return [each for each in found if each is not None]
 
     def divided(self, others: Container[int]) -> dict[int, list[_Found]]:
@@ -168,7 +168,7 @@ class _Search:
             start = self._waits[last].inputs[0].node
             if id(start) not in before:
                 before[id(start)] = ancestors([start])
-            each = self._update(self._waits[last], node, before[id(start)], is_divided=True)
+            each = self._update(self._waits[last], node, before[id(start)], self._alike)
             if each is not None:
                 found.setdefault(id(start), []).append(each)
         # The longest, if there are too many.
@@ -177,7 +177,7 @@ class _Search:
             del some[MOST_LOOPS:]
         return found
 
-    def _update(self, gradient: Node, node: Node, before: Container[int], is_divided: bool = False) -> _Found | None:
+    def _update(self, gradient: Node, node: Node, before: Container[int], others: Container[int] = ()) -> _Found | None:
         """A loop that reads a part of a bucket, if it does nothing but to update variables that ranks can share.
 
         Parameters
@@ -186,11 +186,9 @@ class _Search:
             See `_Found`.
         before : container of int
             The ids of all nodes that the start of the bucket needs.
-        is_divided : bool, default False
-            Whether the loop is to be divided, and need not be done within the sum.
+        others : container of int, default ()
+            The ids of what else it may read.
         """
-        if not is_divided and (node.op is not fused or not node.attrs["loop"].is_flat):
-            return None
         if id(node) in self._outputs:
             return None
         loop, shape = node.attrs["loop"], node.attrs["shape"]
@@ -205,7 +203,7 @@ class _Search:
                 leaves[id(value.node.source)] = value.node
                 fits = access == "full" and value.spec.shape == shape
             else:
-                fits = id(value.node) in self._alike if is_divided else access != "scalar" and value.node is gradient
+                fits = id(value.node) in others or (access != "scalar" and value.node is gradient)
             if not fits:
                 return None
         written = [leaves.pop(id(variable), None) for (variable,) in variables]

@@ -59,8 +59,8 @@ def addresses() -> Mapping[str, int]:
     was offered before, and ``work`` if they keep this rank waiting for units that they have taken: either may be called
     again. The others never do.
     """
-    functions = [_unit(), _close(), _offer(), _help()]
-    return machine.load(ir.module(functions, waiting.source(), _LOOK, _UNITS, _WORK))
+    functions = [_unit(), _close(), _offer(), _work(), _help()]
+    return machine.load(ir.module(functions, waiting.source(), _LOOK, _UNITS, _TO_THE_END))
 
 
 def _instruction(name: str) -> tuple[Function, Value, Value]:
@@ -96,6 +96,17 @@ def _offer() -> Function:
         begin = f.emit("i64", f"shl {number}, {_SHIFT}")
         for word in (DONE, TAKEN):
             f.line(f"store atomic {begin}, {f.at(area, 8 * word)} release, align 8")
+    return f
+
+
+def _work() -> Function:
+    """Do what this rank has offered."""
+    f, block, ledger = _instruction("work")
+    area = _of_rank(f, f.field(block, AREAS, "ptr"), f.field(ledger, ME))
+    begin = f.emit("i64", f"shl {f.field(block, NUMBER)}, {_SHIFT}")
+    patience = f"{f.field(ledger, LOOKS)}, {f.at(ledger, 8 * WAITED)}"
+    done = f.emit("i1", f"call i1 @to_the_end({block}, {area}, {begin}, {f.field(block, UNITS)}, {patience})")
+    f.store(f.select(done, f.integer(0), 1), f["arguments"], 8)
     return f
 
 
@@ -213,45 +224,23 @@ blocked:
 }}
 """
 
-# Do what was offered, with others, to the end.
-_WORK = f"""
-define void @work(ptr %arguments, i64 %first, i64 %last) nounwind {{
+# Do what was offered, with others, to the end: whether it came within so many looks and naps.
+_TO_THE_END = f"""
+define internal i1 @to_the_end(ptr %block, ptr %area, i64 %begin, i64 %count, i64 %looks, ptr %waited) nounwind {{
 entry:
   %counter = alloca ptr
-  %block.at = getelementptr i64, ptr %arguments, i64 1
-  %block = load ptr, ptr %block.at
-  %ledger.at = getelementptr i64, ptr %block, i64 {LEDGER}
-  %areas.at = getelementptr i64, ptr %block, i64 {AREAS}
-  %number.at = getelementptr i64, ptr %block, i64 {NUMBER}
-  %count.at = getelementptr i64, ptr %block, i64 {UNITS}
-  %ledger = load ptr, ptr %ledger.at
-  %areas = load ptr, ptr %areas.at
-  %number = load i64, ptr %number.at
-  %count = load i64, ptr %count.at
-  %me.at = getelementptr i64, ptr %ledger, i64 {ME}
-  %looks.at = getelementptr i64, ptr %ledger, i64 {LOOKS}
-  %waited.at = getelementptr i64, ptr %ledger, i64 {WAITED}
-  %me = load i64, ptr %me.at
-  %looks = load i64, ptr %looks.at
-  %area.at = getelementptr ptr, ptr %areas, i64 %me
-  %area = load ptr, ptr %area.at
   %done.at = getelementptr i64, ptr %area, i64 {DONE}
   store ptr %done.at, ptr %counter
-  store i64 1, ptr %arguments
-  %begin = shl i64 %number, {_SHIFT}
   br label %again
 again:
   %needed = call i64 @units(ptr %block, ptr %area, ptr null)
   %goal = add i64 %begin, %needed
-  %came = call i1 @wait(ptr %counter, i64 1, i64 %goal, i64 %looks, i64 {NAPS}, ptr %waited.at)
+  %came = call i1 @wait(ptr %counter, i64 1, i64 %goal, i64 %looks, i64 {NAPS}, ptr %waited)
   br i1 %came, label %more, label %end
 more:
   %is.all = icmp eq i64 %needed, %count
-  br i1 %is.all, label %finished, label %again
-finished:
-  store i64 0, ptr %arguments
-  br label %end
+  br i1 %is.all, label %end, label %again
 end:
-  ret void
+  ret i1 %came
 }}
 """

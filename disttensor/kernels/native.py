@@ -139,6 +139,11 @@ class NativeCall:
         """The address of the block of arguments, which lives as long as the call."""
         return ctypes.addressof(self._words)
 
+    def part_length(self, most: int) -> int:
+        """The least length of parts, a multiple of the grain, of which there are at most so many."""
+        least = self.grain or max(self.extent, 1)
+        return least * max(-(-self.extent // (least * most)), 1)
+
     @property
     def words(self) -> list[int]:
         """The block of arguments."""

@@ -87,6 +87,16 @@ class Products:
         next_number()
 
 
+def take_a_unit_of_rank_1():
+    """Rank 0 takes the first one, which its owner has not begun, and does not do it; the area of rank 1."""
+    comm.barrier()
+    area = (ctypes.c_int64 * 64).from_address(reducer.areas[1])
+    if RANK == 0:
+        area[helping.TAKEN] += 1
+    comm.barrier()
+    return area
+
+
 def check_others_do_it_all():
     one = Products()
     for owner in range(P):
@@ -136,11 +146,7 @@ def check_who_helps_is_waited_for():
     ]
     flag.fill(0)
     one.begin()
-    comm.barrier()
-    area = (ctypes.c_int64 * 64).from_address(reducer.areas[1])
-    if RANK == 0:
-        area[helping.TAKEN] += 1  # the first, which its owner has not begun
-    comm.barrier()
+    area = take_a_unit_of_rank_1()
     if RANK == 0:
         time.sleep(0.1)
         ctypes.c_int64.from_address(flags[1]).value = 1
@@ -151,10 +157,7 @@ def check_who_helps_is_waited_for():
     next_number()
     # An error has ended the step of rank 1 while another rank still has one of its units.
     one.begin()
-    comm.barrier()
-    if RANK == 0:
-        area[helping.TAKEN] += 1
-    comm.barrier()
+    take_a_unit_of_rank_1()
     next_number()
     if RANK == 0:
         time.sleep(0.1)
@@ -170,11 +173,7 @@ def check_a_signal_ends_the_offer():
     """While rank 1 waits for a unit that another has taken; nobody takes one of the others then."""
     one = Products()
     one.begin()
-    comm.barrier()
-    area, before = (ctypes.c_int64 * 64).from_address(reducer.areas[1]), one.offered.helped
-    if RANK == 0:
-        area[helping.TAKEN] += 1
-    comm.barrier()
+    area, before = take_a_unit_of_rank_1(), one.offered.helped
     if RANK == 1:
         signal = mock.patch.object(type(group), "go_on", mock.Mock(side_effect=KeyboardInterrupt))
         with signal, contextlib.suppress(KeyboardInterrupt):

@@ -8,7 +8,8 @@ A variable that may become one of them lies on pages of its own. `share` puts pa
 and `SingleCopy.leave` pages of this process alone, both at the same address, so that no array, plan or pointer notices.
 Nothing but an update that all ranks take part in may write to the common pages: **everything else that writes to a
 variable asks for `Variable.writable`, which leaves them first**. To leave is a matter of one rank; how the others find
-out is described in `updates`.
+out is described in `updates`. The ranks are those of the data group that shared them: in another one, that a rank is
+part of for a while, nothing is shared, and to write is to leave, but who only comes back finds all as it was.
 
 The pages belong to no file: a process makes them (memfd_create), the others open them under its entry in ``/proc``.
 They are gone with the last process that maps them, whatever happens to it. Where that does not work (several hosts,
@@ -68,32 +69,37 @@ class SingleCopy:
     number : int
         Which of the variables that ever were shared on this host it is, the same on all ranks that share it; 0 if it
         never was one. It is another one each time that it is shared: the number of the file, and which part of it.
-    is_shared : bool
-        Whether the memory is now the one that all ranks of the host see.
     address, nbytes, length : int
         Where it is, the size of the array, and that of its pages.
     """
 
     __slots__ = (
-        "_array", "_may_be_shared", "_refuses", "_watchers", "address", "is_shared", "length", "nbytes", "number",
+        "_array", "_group", "_may_be_shared", "_refuses", "_watchers", "address", "length", "nbytes", "number",
         "__weakref__",
     )  # fmt: skip
 
     def __init__(self, array: np.ndarray):
         self.number = 0
-        self.is_shared = False
         self._array = array
         self.address = address_of(array)
         self.nbytes = array.nbytes
         self.length = -(-array.nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
         # What a signal interrupts is neither: `leave` makes it private for certain.
         self._may_be_shared = False
+        self._group: Communicator | None = None
         self._refuses = False
         self._watchers: list[weakref.WeakMethod[Callable[[], None]]] = []
 
     @property
-    def is_interrupted(self) -> bool:
-        """Whether an exception, of a signal, say, ended `leave` or `share` halfway; then `leave` before it is used."""
+    def is_shared(self) -> bool:
+        """Whether the memory is now the one that all ranks of `world.data_group` see."""
+        return self._group is not None and self._group is world.data_group()
+
+    @property
+    def is_astray(self) -> bool:
+        """Whether to `leave` before it is updated: ranks of another group see it, or an exception, of a signal, say,
+        ended `leave` or `share` halfway.
+        """
         return self._may_be_shared and not self.is_shared
 
     def leave(self, for_good: bool = False) -> None:
@@ -114,7 +120,7 @@ class SingleCopy:
             return
         with _lock:
             Variable.sharing_changes += 1
-            self.is_shared = False
+            self._group = None
             self._notify()
             try:
                 pages.make_private(self.address, self.length)
@@ -127,7 +133,7 @@ class SingleCopy:
         """None, as the copy of an array does not lie on pages of its own."""
 
     def on_change(self, callback: Callable[[], None]) -> None:
-        """Let a bound method be called, as long as its object lives, whenever `is_shared` or `number` has changed."""
+        """Let a bound method be called, as long as its object lives, when `is_shared` or `number` may have changed."""
         self._watchers.append(weakref.WeakMethod(callback))
 
     def _notify(self) -> None:
@@ -139,23 +145,24 @@ class SingleCopy:
     @property
     def state(self) -> int:
         """What this rank says when all agree on what to share."""
-        return _SHARED if self.is_shared else _REFUSES if self._refuses or self._may_be_shared else _WILLING
+        is_interrupted = self._may_be_shared and self._group is None
+        return _SHARED if self.is_shared else _REFUSES if self._refuses or is_interrupted else _WILLING
 
     @property
     def content(self) -> memoryview:
         """The bytes."""
         return self._array.reshape(-1).view(np.uint8).data
 
-    def _take(self, place: int, number: int) -> None:
-        """Put common pages, which are mapped elsewhere, in the place of those that are there."""
+    def _take(self, place: int, number: int, group: Communicator) -> None:
+        """Put common pages of a group, which are mapped elsewhere, in the place of those that are there."""
         with _lock:
             Variable.sharing_changes += 1
-            self.is_shared = False
+            self._group = None
             self._may_be_shared = True
             _shared.add(self)
             pages.move(place, self.length, self.address)
             self.number = number
-            self.is_shared = True
+            self._group = group
             self._notify()
 
 
@@ -179,11 +186,12 @@ def _allocate(shape: Shape, dtype: str) -> tuple[np.ndarray, SingleCopy | None]:
     return array, SingleCopy(array)
 
 
-def leave_all() -> None:
-    """Make all variables this rank's own, such as before it sums with other ranks than it shares with."""
+def change_group() -> None:
+    """Tell whoever wants to know what is shared that `world.data_group` is another one."""
     with _lock:
+        Variable.sharing_changes += 1
         for copy in list(_shared):
-            copy.leave()
+            copy._notify()
 
 
 # --- sharing
@@ -261,7 +269,7 @@ def _share(group: Communicator, copies: Sequence[SingleCopy]) -> None:
                 fits[:] = 1, *(pages.are_equal(mapped[i], copy.address, copy.nbytes) for i, copy in enumerate(copies))
         _is_possible, *takes = map(bool, group.all_reduce(fits, "min"))
         for i in itertools.compress(range(len(copies)), takes):
-            copies[i]._take(mapped.pop(i), identity[1] << 20 | i)
+            copies[i]._take(mapped.pop(i), identity[1] << 20 | i, group)
     finally:
         for i, place in mapped.items():
             pages.unmap(place, copies[i].length)
@@ -313,7 +321,8 @@ def _after_fork_in_child() -> None:
     global _pipe
     pipe, _pipe = _pipe, None
     try:
-        leave_all()
+        for copy in list(_shared):
+            copy.leave()
     finally:
         _lock.release()
         for end in pipe or ():  # the parent sees that there is nobody left who could write to it

@@ -108,14 +108,14 @@ def use_communicator(replacement: Communicator) -> Iterator[Communicator]:
 
 
 def _regroup(comm: Communicator, grid: _Grid | None) -> None:
-    """Set the communicator and the grid; what ranks share, they share as the data group that they were."""
+    """Set the communicator and the grid; what ranks share, they share as a data group."""
     global _communicator, _grid
     from disttensor.distributed import single_copy
 
     before = data_group()
     _communicator, _grid = comm, grid
     if data_group() is not before:
-        single_copy.leave_all()
+        single_copy.change_group()
 
 
 def set_grid(model: int) -> None:

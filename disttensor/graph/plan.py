@@ -163,7 +163,7 @@ class Plan:
         self._sharing = Variable.sharing_changes
         for variable in self._updated:
             copy, alone = variable.single_copy, variable not in self.graph.updated_in_sums
-            if copy is not None and (alone or copy.is_interrupted):
+            if copy is not None and (alone or copy.is_astray):
                 copy.leave(for_good=alone)
 
     def _rotated(self) -> Rotation:

@@ -15,6 +15,7 @@ import numpy as np
 import disttensor as dt
 from disttensor import config, distributed
 from disttensor.distributed import pages, single_copy, world
+from disttensor.distributed.communicator import SerialCommunicator
 from disttensor.distributed.single_copy import SMALLEST, share
 
 comm = distributed.communicator()
@@ -109,6 +110,28 @@ def check_groups():
     np.testing.assert_array_equal(v.numpy(), np.full(FLOATS, RANK % 2))
     numbers = comm.all_gather_object(v.single_copy.number)
     assert P < 4 or len(set(numbers[::2])) == len(set(numbers[1::2])) == len(set(numbers)) - 1 == 1, numbers
+
+
+def check_coming_back():
+    """Who only reads in another group, or trains something else there, finds all shared again afterwards."""
+    v = variable()
+    share([v])
+    number, changes = v.single_copy.number, []
+    watcher = Watcher(v.single_copy)
+    v.single_copy.on_change(watcher.look)
+    for group in (SerialCommunicator(), distributed.split(RANK % 2)):
+        with world.use_communicator(group):
+            assert not v.single_copy.is_shared
+            assert v.single_copy.is_astray
+            np.testing.assert_array_equal(v.value, np.arange(FLOATS))
+            other = variable()
+            share([other])
+            other.assign(np.full(FLOATS, RANK))
+        assert v.single_copy.is_shared
+        assert not v.single_copy.is_astray
+        changes += [(False, number), (True, number)]
+    assert watcher.seen == changes
+    assert is_one(v) in (True, None)
 
 
 def check_leaving(write):
@@ -347,6 +370,7 @@ def check_threads():
 check_sharing()
 check_again()
 check_groups()
+check_coming_back()
 for write in (by_plan, in_place, lambda v: v.assign(np.full(FLOATS, 7))):
     check_leaving(write)
 check_broadcast()

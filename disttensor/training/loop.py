@@ -104,6 +104,8 @@ class Loops:
         DistributedError
             On all ranks, before anything is trained, if they were given different things; later if their weights are no
             longer equal (see `config.consistency_interval`).
+        KeyboardInterrupt
+            On Ctrl-C; with several ranks on all of them, after the same step.
         """
         self._require_compiled("fit")
         fingerprint.require_same_call(

@@ -46,6 +46,8 @@ _STATE = {
 """What a checkpoint of `fit` says beside its tensors, and as what."""
 _MARGIN = 30.0
 """Seconds before a Slurm time limit, beside three times what a save took, at which training ends."""
+_BETWEEN_RANKS = 1.0
+"""Seconds within which a Ctrl-C has come to all ranks that it comes to."""
 
 
 @dataclass
@@ -66,6 +68,9 @@ class Start:
 
 class Recovery:
     """The survival of one `fit`; a context manager.
+
+    With several ranks, Ctrl-C is heeded without a `BackupAndRestore`, too: whichever ranks it came to, all raise
+    KeyboardInterrupt after the same step, so that they can go on together. A handler of the program's own stays.
 
     Parameters
     ----------
@@ -116,10 +121,10 @@ class Recovery:
                 if self._found is not None:
                     self._state = _state_of(self._found)
                     random.set_global_seed(self._state["seed"])
-                self._listen()
             except BaseException:
                 manager.close()
                 raise
+        self._listen()
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -129,10 +134,18 @@ class Recovery:
             signal.signal(number, signal.SIG_IGN if late else handler)
         if self._backup is not None:
             self._backup.manager.close()
+        elif self._asked and error[0] is None:
+            raise KeyboardInterrupt  # it came when the ranks had looked for the last time
 
     def _listen(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._note) for number in _SIGNALS}
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if self._backup is not None:
+            numbers = list(_SIGNALS)
+        else:
+            is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            numbers = [signal.SIGINT] if is_default and not self._is_alone else []
+        self._handlers = {number: signal.signal(number, self._note) for number in numbers}
 
     def _note(self, number: int, frame: Any) -> None:
         self._asked = max(self._asked, _SIGNALS[signal.Signals(number)])
@@ -227,8 +240,8 @@ class Recovery:
             On all ranks, if one could not write.
         DistributedError
             On all ranks, if their weights are no longer equal.
-        SystemExit
-            On all ranks, after a checkpoint, if a signal came to any of them.
+        SystemExit, KeyboardInterrupt
+            On all ranks, if a signal came to any of them; after a checkpoint, with a `BackupAndRestore`.
         """
         model, backup = self._model, self._backup
         exponent = pace.wish(done) if done else 0
@@ -245,6 +258,8 @@ class Recovery:
         pace.agree(_HIGHEST - hurry, self._steps_left())
         model.stop_training = bool(stop)
         if backup is None:
+            if asked:
+                self._leave(asked)
             return model.stop_training
         if not self._reserved:
             backup.manager.reserve(self._variables())
@@ -310,7 +325,10 @@ class Recovery:
         self._backup.manager.save(int(self._model.optimizer.iterations), tensors, state, metrics, wait=wait)
 
     def _leave(self, asked: int) -> None:
-        assert self._backup is not None
+        if asked == _INTERRUPT:
+            self._wait_for_own_interrupt()
+        if self._backup is None:
+            raise KeyboardInterrupt
         name = os.path.basename(self._backup.manager.checkpoints[-1])
         code = REQUEUE if asked == _LEAVE else INTERRUPTED
         what = "a signal or the time limit ended training" if asked == _LEAVE else "interrupted"
@@ -319,6 +337,12 @@ class Recovery:
             raise KeyboardInterrupt
         self._leaving = True
         raise SystemExit(code)
+
+    def _wait_for_own_interrupt(self) -> None:
+        """Another rank may have heard first; what comes here later would hit what the program does next."""
+        limit = time.monotonic() + _BETWEEN_RANKS
+        while self._handlers and not self._asked and time.monotonic() < limit:
+            time.sleep(0.01)
 
     def finish(self) -> None:
         """Training came to its end: complete what is under way, and remove all if that was asked for."""

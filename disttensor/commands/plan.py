@@ -6,7 +6,6 @@ import argparse
 import json
 import math
 import re
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -188,8 +187,9 @@ def _print(step: Step, network: Link, memory: Link, origin: dict[str, str], pred
     from rich.console import Console
     from rich.table import Table
 
-    # A file or pipe has no width; rows that were cut would be of no use there.
-    console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 120)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    # A narrow terminal breaks lines, but no figure is cut.
+    console.size = console.size._replace(width=max(console.width, 120))
     megabytes = sum(step.gradients) / 1e6
     console.print(
         f"step      {1e3 * step.seconds:.3g} ms for {step.rows} rows in one process; {megabytes:.3g} MB of gradients, "

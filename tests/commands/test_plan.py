@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,17 @@ def test_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert next(line for line in lines if line[:2] == ["1024", "1024"])[-1] == "network"
     assert next(line for line in lines if line[:2] == ["1", "1"])[-1] == "computation"
     assert "a faster network" in out
+
+
+def test_a_narrow_terminal_loses_no_figure(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """80 columns are what mpirun gives rank 0, and most terminals have."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert cli.main(["plan", *STEP, *LINK]) == 0
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert next(words for line in out.splitlines() if (words := line.split())[:2] == ["1", "1"])[-1] == "computation"
 
 
 def test_a_profile_from_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

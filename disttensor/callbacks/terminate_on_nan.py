@@ -16,8 +16,9 @@ class TerminateOnNaN(Callback):
     ----------
     raise_error : bool, default False
         Raise a `NonFiniteError`, a `RuntimeError`, instead, so that no other callback takes the training for finished.
-        It comes on all ranks, before a gradient that is NaN or infinite has changed any weight, and names the ranks
-        and the variables. For that each rank looks at all its gradients.
+        It comes on all ranks, before a gradient that is NaN or infinite has changed any weight or slot or was
+        accumulated, and names the ranks and the variables; the step is not counted. For that each rank looks at all
+        its gradients. (The forward pass was run: moving statistics of batch normalization have seen the batch.)
     """
 
     def __init__(self, raise_error: bool = False):

@@ -1,9 +1,9 @@
 """Gradients that are not finite are found before they change a weight, and it is said on which rank they arose.
 
 When gradients have been added up over ranks, a NaN of one rank is everywhere. So each rank counts before: how many
-values are not finite in which gradient. The counts travel with the gradients (`sync_sum`, in the same message), and the
-learning rate passes through an operator that raises on every rank if any count is not 0. All updates need the
-learning rate; so no rank updates.
+values are not finite in which gradient. The counts travel with the gradients (`sync_sum`, in the same message) to an
+operator that raises on every rank if any count is not 0. Gradients, learning rate and the number of steps pass behind
+it (`fence`); so no rank updates weights, slots or that number.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def _(*values: Spec, ranks: int) -> Spec:
     return Spec((len(values) + ranks,), "float32")
 
 
-@operator(examples=[Example((2, 3), np.zeros(3, np.float32), names=("a", "b"))])
-def require_finite(out: np.ndarray, x: np.ndarray, counts: np.ndarray, *, names: tuple[str, ...]) -> None:
-    """x, if no count is 1 or more; NonFiniteError otherwise."""
-    np.copyto(out, x)
+@operator(examples=[Example(np.zeros(3, np.float32), names=("a", "b"))])
+def require_finite(out: np.ndarray, counts: np.ndarray, *, names: tuple[str, ...]) -> None:
+    """The counts, if none is 1 or more; NonFiniteError otherwise."""
+    np.copyto(out, counts)
     found = counts > 0.5
     if found.any():
         guilty = [name for name, is_found in zip(names, found, strict=False) if is_found]
@@ -50,13 +50,13 @@ def require_finite(out: np.ndarray, x: np.ndarray, counts: np.ndarray, *, names:
 
 
 @require_finite.infer
-def _(x: Spec, counts: Spec, *, names: tuple[str, ...]) -> Spec:
-    return x
+def _(counts: Spec, *, names: tuple[str, ...]) -> Spec:
+    return counts
 
 
 @require_finite.gradient
-def _(ctx: Any, g: Tensor) -> Any:
-    return g, None
+def _(ctx: Any, g: Tensor) -> Tensor:
+    return g
 
 
 def _message(guilty: Sequence[str], ranks: Sequence[int], total: int) -> str:
@@ -74,18 +74,17 @@ def _message(guilty: Sequence[str], ranks: Sequence[int], total: int) -> str:
     )
 
 
-def checked(x: Any, gradients: Sequence[Tensor], variables: Sequence[Variable]) -> Tensor:
-    """x, which every update must depend on; raises on all ranks if a gradient of any rank is not finite.
+def checked(gradients: Sequence[Tensor], variables: Sequence[Variable]) -> Tensor:
+    """What every update must come behind; raises on all ranks if a gradient of any rank is not finite.
 
     Parameters
     ----------
-    x : Tensor
     gradients : sequence of Tensor
         Of this rank's rows, before they are combined with those of others.
     variables : sequence of Variable
     """
     counts = apply(count_not_finite, list(gradients), {"ranks": world.data_group().size})
-    return apply(require_finite, [x, sync_sum(counts)], {"names": tuple(v.path for v in variables)})
+    return apply(require_finite, [sync_sum(counts)], {"names": tuple(v.path for v in variables)})
 
 
 def with_weights(error: NonFiniteError, variables: Sequence[Variable]) -> NonFiniteError:

@@ -185,7 +185,7 @@ class Nadam(Optimizer):
 
     def _update_variables(self, gradients: list[Tensor], variables: list[Variable], rate: Tensor) -> None:
         u, _ = self._warmed_up(self._u_product.dtype)
-        self._u_product.assign(self._u_product.value * u)
+        self._u_product.assign(self._behind_check(self._u_product.value) * u)
         super()._update_variables(gradients, variables, rate)
 
     def _warmed_up(self, dtype: str) -> tuple[Tensor, Tensor]:

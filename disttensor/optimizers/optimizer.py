@@ -7,9 +7,8 @@ steps, slots) lies in Variables, which a traced step reads anew each time.
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from disttensor.distributed import finite, single_copy
 from disttensor.distributed.collectives import part_of_mean, sync_sum
 from disttensor.distributed.rows import mean_of_gradient
 from disttensor.errors import ArgumentError
+from disttensor.ops.core import fence
 from disttensor.optimizers.accumulation import EveryNth
 from disttensor.optimizers.checking import check_gradients
 from disttensor.optimizers.clipping import clipped
@@ -103,8 +103,7 @@ class Optimizer(Configurable):
         self._gradient_sums: list[Variable] = []
         self._excluded: set[int] = set()
         self._excluded_names: str | None = None
-        # What the learning rate, on which every update depends, passes through; it may raise.
-        self._guard: Callable[[Any], Tensor] | None = None
+        self._check: Tensor | None = None  # behind which a step changes variables, since it may raise
         self._iterations = self._counter(0, "int64", "iteration")
         n = gradient_accumulation_steps
         self.is_update_step = EveryNth(n, self._iterations, self.name) if n else None
@@ -322,13 +321,11 @@ class Optimizer(Configurable):
         if state.checks_gradients:
             whole = self._trainable_variables if trainable_variables is None else trainable_variables
             known = [(g, v) for g, v in zip(grads, whole, strict=True) if g is not None]
-            updater._guard = functools.partial(
-                finite.checked, gradients=[g for g, _ in known], variables=[v for _, v in known]
-            )
+            updater._check = finite.checked([g for g, _ in known], [v for _, v in known])
         try:
             self.apply_mean(means, variables)
         finally:
-            updater._guard = None
+            updater._check = None
 
     def mean_gradients(
         self, grads: Sequence[Any], trainable_variables: Sequence[Variable] | None = None
@@ -357,6 +354,7 @@ class Optimizer(Configurable):
 
     def apply_mean(self, gradients: list[Tensor], variables: list[Variable]) -> None:
         """The second half of `apply`: change the variables by what `mean_gradients` returned."""
+        gradients = [self._behind_check(g) for g in gradients]
         if self.loss_scale_factor is not None:
             gradients = [g / self.loss_scale_factor for g in gradients]
         if self.is_update_step is not None:
@@ -368,7 +366,10 @@ class Optimizer(Configurable):
         for variable in variables:
             if variable.constraint is not None:
                 variable.assign(variable.constraint(variable.value))
-        self._iterations.assign_add(1)
+        self._iterations.assign(self._behind_check(self._iterations.value) + 1)
+
+    def _behind_check(self, x: Tensor) -> Tensor:
+        return x if self._check is None else fence(x, self._check)
 
     def _checked(
         self, grads: Sequence[Any], trainable_variables: Sequence[Variable] | None
@@ -386,8 +387,7 @@ class Optimizer(Configurable):
     def _update(self, gradients: list[Tensor], variables: list[Variable]) -> None:
         clips = self.clipnorm, self.clipvalue, self.global_clipnorm
         gradients = clipped(gradients, variables, *clips)
-        rate = convert_to_tensor(self.learning_rate)
-        rate = rate if self._guard is None else self._guard(rate)
+        rate = self._behind_check(convert_to_tensor(self.learning_rate))
         if self.weight_decay is not None:
             for variable in variables:
                 if self._use_weight_decay(variable):

@@ -7,7 +7,7 @@ import pytest
 
 import disttensor as keras
 from disttensor.callbacks import Callback, LearningRateScheduler, LearningRateWarmup, TerminateOnNaN
-from disttensor.errors import ArgumentError
+from disttensor.errors import ArgumentError, NonFiniteError
 
 X, Y = np.linspace(-1, 1, 16, dtype="float32").reshape(8, 2), np.linspace(0, 1, 8, dtype="float32")
 
@@ -40,6 +40,26 @@ def test_training_ends_after_the_batch_whose_loss_is_no_number(model, capsys, ba
 def test_or_raises(model):
     with pytest.raises(RuntimeError, match="step 1: the gradient of all variables is not finite; no weight"):
         model.fit(X, Y * np.nan, verbose=0, callbacks=[TerminateOnNaN(raise_error=True)])
+
+
+@pytest.mark.parametrize("eager", [False, True], ids=["traced", "eager"])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "Nadam", "accumulating"])
+def test_a_step_that_raises_is_not_counted_and_changes_no_slot(name, eager):
+    classes = {"accumulating": keras.optimizers.Adam}
+    options = {"gradient_accumulation_steps": 2} if name == "accumulating" else {}
+    dense = keras.layers.Dense
+    model = keras.Sequential([keras.Input((2,)), dense(40), keras.layers.BatchNormalization(), dense(40), dense(1)])
+    optimizer = classes.get(name, getattr(keras.optimizers, name, None))(weight_decay=0.1, **options)
+    model.compile(optimizer, "mse", run_eagerly=eager)
+    model.fit(X, Y, batch_size=2, verbose=0)
+    for _ in range(2):  # one of two steps that accumulate, and the other
+        state = [*model.trainable_variables, *optimizer.variables]
+        before = [variable.numpy() for variable in state]
+        with pytest.raises(NonFiniteError):
+            model.fit(X, Y * np.nan, batch_size=2, verbose=0, callbacks=[TerminateOnNaN(raise_error=True)])
+        for variable, value in zip(state, before, strict=True):
+            np.testing.assert_array_equal(variable.numpy(), value, err_msg=variable.path)
+        model.train_on_batch(X, Y)
 
 
 def test_training_that_goes_well_is_left_alone(model):

@@ -298,29 +298,32 @@ def _seconds(value: float) -> float:
     return float(value)
 
 
-def consistency_interval() -> int:
+def consistency_interval() -> int | None:
     """After how many steps `fit` compares the ranks' weights; 0 for never.
 
-    The first that is set of: `set_consistency_interval`, ``DISTTENSOR_CONSISTENCY_INTERVAL``, and 100.
+    The first that is set of `set_consistency_interval` and ``DISTTENSOR_CONSISTENCY_INTERVAL``. None, the default, is
+    after 100 steps, but where these are short not before ranks agree to go on anyway, every half second.
     """
     if _consistency_interval is not None:
         return _consistency_interval
-    return _whole_from_environment("DISTTENSOR_CONSISTENCY_INTERVAL", 100)
+    return _whole_from_environment("DISTTENSOR_CONSISTENCY_INTERVAL")
 
 
-def set_consistency_interval(steps: int) -> None:
+def set_consistency_interval(steps: int | None) -> None:
     """Let `fit` compare a digest of the ranks' weights and optimizer state every so many steps; 0 for never.
 
-    With one process nothing is compared.
+    With one process nothing is compared. None is what `consistency_interval` says.
     """
     global _consistency_interval
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 0):
         raise ArgumentError(f"set_consistency_interval() needs a number of steps, or 0 for never; got {steps!r}.")
     _consistency_interval = steps
 
 
-def _whole_from_environment(name: str, default: int) -> int:
-    text = os.environ.get(name, "").strip() or str(default)
+def _whole_from_environment(name: str) -> int | None:
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return None
     if not text.isdigit():
         raise ArgumentError(f"environment variable {name}={os.environ[name]!r} must be an integer, 0 or more.")
     return int(text)

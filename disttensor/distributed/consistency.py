@@ -26,6 +26,7 @@ from disttensor.tensor import Variable
 _DIGEST = 8  # bytes
 DIGEST_BYTES = 2 * _DIGEST
 """Length of what `ReplicaCheck.message` returns."""
+_INTERVAL = 100  # steps
 _LONGEST = 400  # characters of a fact; longer ones are replaced by their hash
 _NAMED = 8  # differences that a message names
 _SHOWN = 120  # characters of a value
@@ -165,7 +166,9 @@ class ReplicaCheck:
 
     def __init__(self, variables: Sequence[Variable], interval: int | None = None):
         self._variables = list(variables)
-        self._interval = config.consistency_interval() if interval is None else interval
+        exact = config.consistency_interval() if interval is None else interval
+        self._is_exact = exact is not None
+        self._interval = _INTERVAL if exact is None else exact
         self._next = self._interval
 
     def is_due(self, step: int) -> bool:
@@ -173,8 +176,10 @@ class ReplicaCheck:
         return bool(self._interval) and step >= self._next
 
     def steps_left(self, step: int) -> int | None:
-        """How many steps come before the next check, not counting one that is due; None if there is none."""
-        return (self._interval if self.is_due(step) else self._next - step) if self._interval else None
+        """How many steps may come before the next check, not counting one that is due; None if it can wait."""
+        if not self._interval or not self._is_exact:
+            return None
+        return self._interval if self.is_due(step) else self._next - step
 
     def message(self, step: int) -> np.ndarray:
         """`DIGEST_BYTES` bytes to combine over ranks by "max": of the variables if it is time after so many steps.

@@ -49,6 +49,13 @@ def test_steps_until_the_next_digest():
     assert ReplicaCheck([Variable(1.0)], interval=0).steps_left(3) is None
 
 
+def test_the_default_interval_does_not_cut_what_is_run_in_one_go(monkeypatch):
+    monkeypatch.setattr(config, "_consistency_interval", None)
+    check = ReplicaCheck([Variable(1.0)])
+    assert check.steps_left(7) is None
+    assert [bool(check.message(step).any()) for step in (99, 4195, 4294, 4295)] == [False, True, False, True]
+
+
 def test_interval_0_is_never():
     assert not ReplicaCheck([Variable(1.0)], interval=0).message(100).any()
 
@@ -60,7 +67,14 @@ def test_one_process_agrees_with_itself():
 def test_interval_is_checked(monkeypatch):
     with pytest.raises(ArgumentError, match="number of steps"):
         config.set_consistency_interval(-1)
-    monkeypatch.setenv("DISTTENSOR_CONSISTENCY_INTERVAL", "often")
     monkeypatch.setattr(config, "_consistency_interval", None)
+    assert config.consistency_interval() is None
+    monkeypatch.setenv("DISTTENSOR_CONSISTENCY_INTERVAL", "7")
+    assert config.consistency_interval() == 7
+    config.set_consistency_interval(5)
+    assert config.consistency_interval() == 5
+    config.set_consistency_interval(None)
+    assert config.consistency_interval() == 7
+    monkeypatch.setenv("DISTTENSOR_CONSISTENCY_INTERVAL", "often")
     with pytest.raises(ArgumentError, match="DISTTENSOR_CONSISTENCY_INTERVAL='often'"):
         config.consistency_interval()

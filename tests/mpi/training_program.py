@@ -198,7 +198,7 @@ def check_pace() -> None:
     assert run(*some) == expected
     assert set(paces) == {1}
     assert run(*([Stop()] if some else []))[2] == 31
-    config.set_consistency_interval(100)
+    config.set_consistency_interval(None)
     loop.Pace, pace._SECONDS = Pace, 0.1  # type: ignore[misc]
 
 

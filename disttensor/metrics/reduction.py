@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from disttensor import ops
+from disttensor.distributed.collectives import parts, weight_of
 from disttensor.losses.loss import apply_mask, divide_no_nan, squeeze_or_expand_to_same_rank, with_function
 from disttensor.metrics.metric import Metric
 from disttensor.tensor import Tensor, convert_to_tensor
@@ -75,10 +76,13 @@ class Mean(Metric):
         Parameters
         ----------
         values : tensor-like, shape (batch, ...) or ()
-            All values of a sample count as one, their mean.
+            All values of a sample count as one, their mean. A scalar computed from a batch, such as a loss, is a mean
+            over its rows; those of all ranks count as one value together.
         sample_weight : tensor-like, optional
             One weight for each sample, or for each value. A scalar value with weight n counts as n values.
         """
+        if sample_weight is None and isinstance(values, Tensor) and not values.shape and values.shard and parts() > 1:
+            sample_weight = weight_of(values.shard)
         values, sample_weight = samplewise(values, sample_weight, ops.mean, self.dtype)
         self.total.assign_add(ops.sum(values))
         count = (values.shape or (1,))[0] if sample_weight is None else ops.sum(sample_weight)

@@ -148,6 +148,21 @@ def check_metric_of_a_loss() -> None:
     close(tracker.count, ROWS * len(SPLITS), "rows")
 
 
+def check_metric_of_a_loss_without_weights() -> None:
+    """As in training steps written for Keras: a batch counts as one value, however many ranks have rows of it."""
+    loss, others = losses.MeanSquaredError(), [0.5, -2.0, 3.0]
+    eager, inner = metrics.Mean(), metrics.Mean()
+    traced = function(lambda y_true, y_pred: inner.update_state(loss(y_true, y_pred)))
+    for split, other in zip(SPLITS, others, strict=True):
+        eager.update_state(loss(mine(REALS, split), mine(SCORES, split)))
+        traced(mine(REALS, split), mine(SCORES, split))
+        for tracker in (eager, inner):
+            tracker.update_state(other)  # not of a batch: the same on all ranks, counted once
+    for tracker in (eager, inner):
+        close(tracker.result(), np.mean([np.mean((REALS - SCORES) ** 2)] * 3 + others), "tracker without weights")
+        close(tracker.count, 2 * len(SPLITS), "batches and others")
+
+
 def check_metric_within_a_metric() -> None:
     class Outer(metrics.Metric):
         def __init__(self) -> None:
@@ -225,6 +240,7 @@ check_losses()
 check_traced_losses()
 check_metrics()
 check_metric_of_a_loss()
+check_metric_of_a_loss_without_weights()
 check_metric_within_a_metric()
 check_nothing_comes_from_a_rank_without_rows()
 check_a_failed_update_changes_nothing()

@@ -6,11 +6,12 @@ The loops over data that run these steps are in `disttensor.training.loop`.
 from __future__ import annotations
 
 import ctypes
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any
 
-from disttensor import context, distributed, ops, optimizers, tree
+from disttensor import context, distributed, dtypes, ops, optimizers, tree
 from disttensor.autodiff import GradientTape
 from disttensor.data import Batch, unpack_x_y_sample_weight
 from disttensor.data.loader import as_tensors
@@ -108,7 +109,8 @@ class Trainer(Loops):
         Returns
         -------
         dict
-            Results of the metrics by name.
+            Results of the metrics by name. A scalar computed from the batch, such as the loss, is taken for the mean
+            over this rank's rows; the logs have that over the rows of all ranks.
         """
         x, y, sample_weight = unpack_x_y_sample_weight(data)
         with GradientTape() as tape:
@@ -209,13 +211,15 @@ class Trainer(Loops):
 
     @property
     def train_function(self) -> Callable[..., Any]:
-        """What `fit` calls for each batch: `train_step` as a traced `Function`, or itself if it runs eagerly."""
+        """What `fit` calls for each batch: `train_step` as a traced `Function` unless it runs eagerly."""
         return self._function("train")
 
     def _function(self, kind: str) -> Callable[..., Any]:
         steps = self.__dict__.setdefault("_steps", {})
         if kind not in steps:
             method = getattr(self, f"{kind}_step")
+            if kind != "predict":
+                method = _of_all_ranks(method)
             eager = bool(getattr(self, "run_eagerly", False))
             steps[kind] = method if eager else function(method, name=f"{type(self).__name__}.{kind}_step")
         return steps[kind]
@@ -234,6 +238,16 @@ class Trainer(Loops):
         if is_new:
             self.optimizer.build(self.trainable_weights)  # type: ignore[attr-defined]
             distributed.broadcast_variables(self.optimizer.variables)
+
+
+def _of_all_ranks(step: Callable[[Any], Logs]) -> Callable[[Any], Logs]:
+    """A step whose logs are means over the global batch where its own are means over this rank's rows."""
+
+    def mean(value: Any) -> Any:
+        is_local = isinstance(value, Tensor) and value.shard is not None and not value.shape
+        return distributed.sync_mean(value) if is_local and dtypes.is_inexact(value.dtype) else value
+
+    return functools.wraps(step)(lambda data: {name: mean(value) for name, value in step(data).items()})
 
 
 def _rows_of(x: Any) -> int:

@@ -246,6 +246,42 @@ def check_custom_loop() -> None:
         close(got, want, f"custom loop, {number}", 1e-4)
 
 
+def check_own_steps() -> None:
+    """What steps return, as steps for Keras do, stands in the logs for the global batch, on every rank."""
+
+    class Own(keras.Model):
+        def __init__(self) -> None:
+            super().__init__()
+            self.dense = layers.Dense(4)
+
+        def call(self, inputs: Any) -> Any:
+            return self.dense(inputs)
+
+        def train_step(self, data: Any) -> Any:
+            x, y = data
+            with keras.GradientTape() as tape:
+                loss = self.compute_loss(x, y, self(x, training=True))
+            self.optimizer.apply(tape.gradient(loss, self.trainable_weights), self.trainable_weights)
+            return {"loss": loss, "rows": ops.shape(x)[0]}
+
+        def test_step(self, data: Any) -> Any:
+            return {"error": self.compute_loss(*data, self(data[0]))}
+
+    def run(eagerly: bool) -> tuple[Any, ...]:
+        keras.utils.set_random_seed(8)
+        model = Own()
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(optimizers.SGD(0.1), loss, run_eagerly=eagerly)
+        history = model.fit(X, Y, batch_size=9, epochs=2, verbose=0, validation_data=(X[:5], Y[:5])).history
+        return history["loss"], history["val_error"], model.train_on_batch(X[:1], Y[:1])[0], *model.get_weights()
+
+    for eagerly in (False, True):
+        got, expected = run(eagerly), alone(lambda eagerly=eagerly: run(eagerly))
+        for number, (a, b) in enumerate(zip(got, expected, strict=True)):
+            close(a, b, f"own steps, eagerly {eagerly}, {number}")
+        same_on_all_ranks(*map(np.array, got))
+
+
 def check_running_eagerly() -> None:
     """The same to the bit on two ranks; on more, messages of other lengths may be summed in another order."""
     tolerance = 0 if comm.size == 2 else 1e-5
@@ -319,7 +355,7 @@ def check_output() -> None:
 
 CHECKS = [
     check_curves, check_fewer_rows_than_ranks, check_evaluate_and_predict, check_masks, check_pace, check_stopping,
-    check_custom_loop, check_running_eagerly, check_ready_batches, check_files, check_output,
+    check_custom_loop, check_own_steps, check_running_eagerly, check_ready_batches, check_files, check_output,
 ]  # fmt: skip
 
 for check in [globals()[f"check_{name}"] for name in sys.argv[2:]] or CHECKS:

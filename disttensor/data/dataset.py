@@ -82,7 +82,7 @@ class Dataset:
         Parameters
         ----------
         rows : int64 array, shape (n,)
-            Their numbers, in any order, none twice; n may be 0.
+            Their numbers, in any order, none twice; at least one.
 
         Returns
         -------
@@ -95,6 +95,9 @@ class Dataset:
         """x, y and sample weights of some samples, checked; a slice stands for consecutive ones."""
         if isinstance(rows, slice):
             rows = np.arange(rows.start, rows.stop)
+        if len(rows) == 0:  # from what reads nothing one mostly cannot tell its shape
+            x, y, weights = self.read_parts(slice(0, 1))
+            return map_arrays(_none_of, x), map_arrays(_none_of, y), map_arrays(_none_of, weights)
         names = ("x", "y", "sample_weight")
         data = unpack_x_y_sample_weight(self.read(rows))
         x, y, weights = (as_arrays(part, name) for part, name in zip(data, names, strict=True))
@@ -125,6 +128,10 @@ class Dataset:
         for first in range(0, self.num_samples, self.batch_size):
             rows = slice(first, min(first + self.batch_size, self.num_samples))
             yield pack_x_y_sample_weight(*self.read_parts(rows))
+
+
+def _none_of(array: np.ndarray) -> np.ndarray:
+    return array[:0]
 
 
 class Subset(Dataset):

@@ -140,6 +140,17 @@ def test_what_does_not_fit_is_refused(make, message):
         make()
 
 
+def test_a_rank_without_rows_never_reads_nothing():
+    class Stacked(Table):
+        def read(self, rows):
+            return {"a": np.stack([self.x[row] for row in rows])}, np.stack([self.y[row] for row in rows])
+
+    data = Stacked(np.ones((9, 3), "float32"), np.ones((9, 1), "float32"), batch_size=4)
+    for dataset in (data, Subset(data, 0, 5), Subset(data, 0, 5, shuffled_by=1)):
+        *_, last = make_adapter(dataset, rank=0, size=2).epoch(0)
+        assert (last.x["a"].shape, last.x["a"].dtype, last.y.shape, last.local) == ((0, 3), np.float32, (0, 1), 0)
+
+
 def test_a_wrong_number_of_rows_is_noticed():
     class Wrong(Dataset):
         def read(self, rows):

@@ -32,6 +32,20 @@ class Augmented(keras.data.Dataset):
         return X[rows] + np.asarray(noise, np.float32).reshape(-1, 64), Y[rows], WEIGHTS[rows]
 
 
+class RandomMirror(layers.Layer):
+    """Half of the images the other way round, as docs/data.md has it."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.seed_generator = keras.random.SeedGenerator()
+
+    def call(self, images: Any, training: bool = False) -> Any:
+        if not training:
+            return images
+        draw = keras.random.uniform((images.shape[0], 1, 1, 1), seed=self.seed_generator)
+        return keras.ops.where(draw < 0.5, keras.ops.flip(images, axis=2), images)
+
+
 def convolutional() -> keras.Model:
     """Batch statistics of each shard."""
     return keras.Sequential(
@@ -39,6 +53,7 @@ def convolutional() -> keras.Model:
             keras.Input((64,)),
             layers.GaussianNoise(0.1),
             layers.Reshape((8, 8, 1)),
+            RandomMirror(),
             layers.Conv2D(6, 3, activation="relu", padding="same", kernel_regularizer="l2"),
             layers.BatchNormalization(),
             layers.MaxPooling2D(2),

@@ -100,7 +100,10 @@ class CompressedOptimizer(WrappingOptimizer):
         """Make the slots of the inner optimizer, and what compression keeps."""
         divided = [v.path for v in variables if v.partition is not None]
         if divided:
-            raise ArgumentError(f"{self.name}: {', '.join(divided)} are divided among ranks.")
+            raise ArgumentError(
+                f"{self.name} cannot update {', '.join(divided)}, which are divided among ranks (set_grid): use the "
+                "inner optimizer by itself."
+            )
         self.inner_optimizer.build(variables)
         self._trainable_variables = list(variables)
         self._index = {id(v): i for i, v in enumerate(self._trainable_variables)}
@@ -145,7 +148,10 @@ class CompressedOptimizer(WrappingOptimizer):
         if not self.built and trainable_variables is not None:
             self.build(list(trainable_variables))
         if state.virtual_shards:
-            raise ArgumentError(f"{self.name}: what ranks owe depends on their number; not in deterministic mode.")
+            raise ArgumentError(
+                f"{self.name} cannot be used in deterministic mode, since what ranks leave out depends on their "
+                "number: use the inner optimizer by itself, or call config.disable_determinism()."
+            )
         if parts() == 1:
             return self.inner_optimizer.mean_gradients(grads, trainable_variables)
         variables = self._trainable_variables if trainable_variables is None else list(trainable_variables)

@@ -119,7 +119,10 @@ class ShardedOptimizer(WrappingOptimizer):
         """Make this rank's part of the slots; see `Optimizer.build`."""
         divided = [v.path for v in variables if v.partition is not None]
         if divided:
-            raise ArgumentError(f"{self.name}: {', '.join(divided)} are divided among ranks already.")
+            raise ArgumentError(
+                f"{self.name} cannot update {', '.join(divided)}, which are divided among ranks (set_grid): use the "
+                "inner optimizer by itself."
+            )
         self._trainable_variables = list(variables)
         self._index = {id(v): i for i, v in enumerate(self._trainable_variables)}
         distributed.broadcast_variables(self._trainable_variables)

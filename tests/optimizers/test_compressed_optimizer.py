@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 import disttensor as keras
-from disttensor import optimizers
+from disttensor import config, distributed, optimizers
+from disttensor.distributed.partition import FlatPartition
 from disttensor.errors import ArgumentError
 from disttensor.optimizers import CompressedOptimizer, PowerSGD, compressed_optimizer
 
@@ -51,3 +52,22 @@ def test_its_configuration_makes_an_equal_one(compression):
 def test_what_does_not_fit_is_refused(make, message):
     with pytest.raises(ArgumentError, match=message):
         make()
+
+
+@pytest.mark.parametrize("wrap", [CompressedOptimizer, optimizers.ShardedOptimizer])
+def test_weights_that_are_divided_are_refused(wrap):
+    variable = keras.Variable(np.ones(4, "float32"), name="part")
+    variable.partition = FlatPartition((8,), distributed.data_group())
+    with pytest.raises(ArgumentError, match=r"part, which are divided .* use the inner optimizer by itself"):
+        wrap(optimizers.Adam()).build([variable])
+
+
+def test_deterministic_mode_refuses_it():
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)])
+    model.compile(CompressedOptimizer(optimizers.SGD(0.1)), "mse")
+    config.enable_determinism(4)
+    try:
+        with pytest.raises(ArgumentError, match=r"deterministic mode, since .* config\.disable_determinism\(\)"):
+            model.fit(np.ones((8, 4)), np.ones((8, 1)), verbose=0)
+    finally:
+        config.disable_determinism()

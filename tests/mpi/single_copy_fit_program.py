@@ -12,6 +12,8 @@ import numpy as np
 import disttensor as keras
 from disttensor import config, distributed
 from disttensor.callbacks import Callback, Timeline
+from disttensor.distributed import world
+from disttensor.distributed.communicator import SerialCommunicator
 
 comm = distributed.communicator()
 ROWS = 23  # the last batch has 2, fewer than there may be ranks
@@ -103,6 +105,27 @@ def check_one_rank_assigns():
 
     check("between trainings", "adam", between=assign)
     check("within an epoch", "adam", options={"callbacks": [Assigning()]}, is_shared=None)
+
+
+def check_groups():
+    """Ranks that train something else, or the same weights, in other groups in between, go on together as they did."""
+    part = distributed.split(comm.rank % 2)
+
+    def something_else(model):
+        for group in (SerialCommunicator(), part):
+            with world.use_communicator(group):
+                fit(build("sgd"))
+                model.evaluate(X, Y, ROWS, verbose=0)
+        assert bool(shared(model)) == (config.single_copy() is True)
+
+    def the_same(model):
+        for group in (part, SerialCommunicator()):
+            with world.use_communicator(group):
+                fit(model)
+                assert bool(shared(model)) == (config.single_copy() is True and group.size > 1)
+
+    check("something else", "adam", between=something_else)
+    check("the same weights", "adam", between=the_same, is_shared=None)
 
 
 class Assigning(Callback):

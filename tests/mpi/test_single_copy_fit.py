@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-CHECKS = ["optimizers", "buckets", "one_rank_assigns", "observed", "random_and_mixed"]
+CHECKS = ["optimizers", "buckets", "one_rank_assigns", "observed", "random_and_mixed", "groups"]
 
 
 @pytest.mark.parametrize(
@@ -15,7 +15,7 @@ CHECKS = ["optimizers", "buckets", "one_rank_assigns", "observed", "random_and_m
     [
         ("openmpi", 2, CHECKS),
         ("openmpi", 3, CHECKS[1:2]),
-        ("openmpi", 4, CHECKS[1:3]),
+        ("openmpi", 4, [*CHECKS[1:3], "groups"]),
         ("mpich", 2, CHECKS[1:4]),
     ],
     indirect=["mpirun"],

@@ -50,6 +50,8 @@ class BackupAndRestore(Callback):
         If an argument does not fit.
     """
 
+    on_all_ranks = True
+
     def __init__(
         self,
         backup_dir: Any,

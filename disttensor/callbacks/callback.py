@@ -51,9 +51,13 @@ class Callback:
     state_attributes : tuple of str
         Names of attributes that change while training: numbers, strings, None, arrays, and lists and dicts of them. A
         checkpoint keeps them (see `BackupAndRestore`). For anything else override `get_state` and `set_state`.
+    on_all_ranks : bool
+        Whether `fit` requires that all ranks have it, since it communicates, or changes what is trained. Default False:
+        one that only prints or writes may be there on some ranks.
     """
 
     state_attributes: tuple[str, ...] = ()
+    on_all_ranks = False
 
     def __init__(self) -> None:
         self.params: dict[str, Any] = {}

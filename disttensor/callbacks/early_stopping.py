@@ -42,6 +42,7 @@ class EarlyStopping(MonitorCallback):
     """
 
     state_attributes = ("best", "best_epoch", "stopped_epoch", "wait", "_best_weights")
+    on_all_ranks = True
 
     def __init__(
         self,

@@ -30,6 +30,8 @@ class LearningRateScheduler(Callback):
     >>> callback = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.9)
     """
 
+    on_all_ranks = True
+
     def __init__(self, schedule: Callable[..., Any], verbose: int = 0):
         super().__init__()
         self.schedule = schedule

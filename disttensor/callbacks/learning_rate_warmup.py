@@ -44,6 +44,8 @@ class LearningRateWarmup(Callback):
     >>> callback = keras.callbacks.LearningRateWarmup(warmup_steps=500, scale=8)
     """
 
+    on_all_ranks = True
+
     def __init__(self, warmup_steps: int, scale: float | None = None, verbose: int = 0):
         super().__init__()
         if type(warmup_steps) is not int or warmup_steps < 0:

@@ -45,6 +45,7 @@ class ModelCheckpoint(MonitorCallback):
     """
 
     state_attributes = ("best", "_epoch", "_batches_since_save", "_last_batch")
+    on_all_ranks = True
 
     def __init__(
         self,

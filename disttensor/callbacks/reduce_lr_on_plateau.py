@@ -33,6 +33,7 @@ class ReduceLROnPlateau(MonitorCallback):
     """
 
     state_attributes = ("best", "wait", "cooldown_counter")
+    on_all_ranks = True
 
     def __init__(
         self,

@@ -21,6 +21,8 @@ class TerminateOnNaN(Callback):
         its gradients. (The forward pass was run: moving statistics of batch normalization have seen the batch.)
     """
 
+    on_all_ranks = True
+
     def __init__(self, raise_error: bool = False):
         super().__init__()
         self.raise_error = raise_error

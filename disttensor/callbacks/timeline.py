@@ -59,6 +59,8 @@ class Timeline(Callback):
         If a number is not positive, or the folder does not exist.
     """
 
+    on_all_ranks = True
+
     def __init__(self, filepath: Any, first_step: int = 2, steps: int = 50):
         super().__init__()
         self.filepath = os.fspath(filepath)

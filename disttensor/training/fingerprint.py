@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from disttensor import config, distributed, random, tree
-from disttensor.callbacks import BackupAndRestore, Callback, CallbackList
+from disttensor.callbacks import Callback, CallbackList
 from disttensor.data import Batch, DataAdapter
 from disttensor.distributed.consistency import require_same
 from disttensor.distributed.world import agree
@@ -37,8 +37,9 @@ def require_same_call(model: Any, method: str, *, callbacks: Any, **arguments: A
         f"{method}: ": _description(arguments),
         "compile(): ": _description(model._compile_arguments),
         "optimizer: ": _description(model.optimizer),
-        # Other callbacks may be those of one rank, if they do nothing that ranks do together.
-        f"{method}: callbacks that save": [type(c).__name__ for c in given if isinstance(c, BackupAndRestore)],
+        f"{method}: callbacks that all ranks must have": [
+            type(c).__name__ for c in given if getattr(c, "on_all_ranks", False)
+        ],
     }
     require_same(f"the call of {method}", facts)
 

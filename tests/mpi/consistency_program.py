@@ -64,6 +64,8 @@ def train(difference: str) -> None:
     )
     epochs, batch_size = mine("epochs", 2, 3), mine("batch size", 8, 10)
     callbacks = [Disturb(difference)] if "bit" in difference else []
+    callbacks += mine("checkpoint", [], [keras.callbacks.ModelCheckpoint("weights.safetensors")])
+    callbacks += mine("what prints", [], [keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: None)])
     before = model.get_weights()
     try:
         if mine("method", False, True):

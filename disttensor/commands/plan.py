@@ -234,7 +234,8 @@ def _quantity(kind: str, text: str) -> float:
     unit = found.group(2).lower() if found else ""
     try:
         value = float(found.group(1)) if found else math.nan
-        value *= _UNITS[kind][unit] if unit else 1.0
+        if unit or (kind == "time" and value):  # nobody who writes a latency of 30 means seconds
+            value *= _UNITS[kind][unit]
     except (ValueError, KeyError):
         value = math.nan
     if not (math.isfinite(value) and value >= 0):

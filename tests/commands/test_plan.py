@@ -163,7 +163,7 @@ def test_what_cannot_be_planned_ends_with_2(
     assert text in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("value", ["fast", "-1ms", "3 weeks", "nan", ""])
+@pytest.mark.parametrize("value", ["fast", "-1ms", "3 weeks", "nan", "", "30"])
 def test_units_are_checked(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(["plan", *STEP, "--bandwidth", "1Gbit", f"--latency={value}"])

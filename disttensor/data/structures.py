@@ -13,6 +13,7 @@ import numpy as np
 from disttensor import config, dtypes, tree
 from disttensor.data.file_arrays import FileArray, hdf5_array
 from disttensor.errors import DataError, DTypeError
+from disttensor.tensor import Tensor
 
 
 def is_array_like(x: Any) -> bool:
@@ -71,6 +72,11 @@ def as_arrays(structure: Any, name: str) -> Any:
 
 
 def _as_array(x: Any, name: str) -> Any:
+    if isinstance(x, Tensor) and x.shard is not None and x.shard.local < x.shard.total:
+        raise DataError(
+            f"{name} is one rank's slice of a batch, {x.shard.local} of {x.shard.total} rows, as a DataLoader gives it "
+            "to loops of one's own. Pass what the DataLoader was made of: it is divided among the ranks here."
+        )
     if _is_hdf5(x) and x.shape:
         x = hdf5_array(x)
     try:

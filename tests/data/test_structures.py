@@ -6,6 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from disttensor.context import Shard
+from disttensor.data import make_adapter
 from disttensor.data.structures import (
     as_arrays,
     class_weight_to_sample_weight,
@@ -16,6 +18,7 @@ from disttensor.data.structures import (
     train_validation_split,
 )
 from disttensor.errors import DataError
+from disttensor.tensor import Tensor
 
 Pair = namedtuple("Pair", ["a", "b"])
 
@@ -175,3 +178,12 @@ def test_split_refuses(data, fraction, message):
     else:
         with pytest.raises(DataError, match=message):
             train_validation_split(data, fraction)
+
+
+def test_slices_of_a_batch_are_not_divided_again():
+    part = Tensor.wrap(np.ones((3, 2)), Shard(3, 9, 0))
+    with pytest.raises(DataError, match=r"y is one rank's slice of a batch, 3 of 9 rows, as a DataLoader gives it"):
+        next(make_adapter(iter([(np.ones((3, 2)), part)]), size=3).epoch(0))
+    with pytest.raises(DataError, match="x is one rank's slice"):
+        make_adapter(part)
+    assert next(make_adapter(Tensor.wrap(np.ones((3, 2)), Shard(3, 3, 0))).epoch(0)).total == 3  # of a lone process

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -91,8 +92,14 @@ class Timeline(Callback):
             self._end_recording()
 
     def on_train_end(self, logs: Logs = None) -> None:
-        """Bring the ranks' events together and write them."""
+        """Bring the ranks' events together and write them; warns if there are none."""
         self._end_recording()
+        if self._done < self.first_step and distributed.is_main():
+            warnings.warn(
+                f"Timeline: training ended after {self._done} steps, and first_step is {self.first_step}; "
+                f"{self.filepath} will show no step.",
+                stacklevel=2,
+            )
         group = distributed.communicator()
         end = clock.measure(group)
         traces: list[dict[str, Any]] = []

@@ -162,14 +162,16 @@ class ReplicaCheck:
         The same on every rank.
     interval : int, optional
         Steps between two checks; default `config.consistency_interval`. 0 for none.
+    start : int, default 0
+        The step from which the first of them is counted.
     """
 
-    def __init__(self, variables: Sequence[Variable], interval: int | None = None):
+    def __init__(self, variables: Sequence[Variable], interval: int | None = None, start: int = 0):
         self._variables = list(variables)
         exact = config.consistency_interval() if interval is None else interval
         self._is_exact = exact is not None
         self._interval = _INTERVAL if exact is None else exact
-        self._next = self._interval
+        self._next = start + self._interval
 
     def is_due(self, step: int) -> bool:
         """Whether it is time after so many steps; the same on all ranks, if they ask after the same steps."""

@@ -174,6 +174,7 @@ class Loops:
             for batch, execution in _executions(batches, pace):
                 if not prepared:
                     self._prepare("train", batch)
+                    recovery.begin_counting()  # anew, from rank 0's number of steps, which all have now
                     prepared = True
                 if not shared:  # callbacks, or who read a checkpoint, may have written to variables
                     self.optimizer.share_variables(wanted=not self.run_eagerly)

@@ -102,6 +102,7 @@ class Recovery:
         self._is_alone = self._backup is None and distributed.size() == 1
         self._asked = 0
         self._check: ReplicaCheck | None = None
+        self._first_step = 0
         self._end: int | None = None
         self._leaving = False
         self._reserved = False
@@ -285,7 +286,7 @@ class Recovery:
             model = self._model
             variables = [*model.trainable_weights, *model.optimizer.replicated_variables]
             # Parts of divided weights differ between ranks that have other parts.
-            self._check = ReplicaCheck([v for v in variables if v.partition is None])
+            self._check = ReplicaCheck([v for v in variables if v.partition is None], start=self._first_step)
         step = activity.steps.value
         if not self._check.is_due(step):
             return distributed.communicator().all_reduce(wishes, "max")
@@ -296,7 +297,7 @@ class Recovery:
 
     def begin_counting(self) -> None:
         """Number the steps from those on that the optimizer has taken, and count those to the next save from here."""
-        activity.steps.value = int(self._model.optimizer.innermost._iterations.memory)
+        self._first_step = activity.steps.value = int(self._model.optimizer.innermost._iterations.memory)
         if self._backup is not None:
             self._interval.note_start(activity.steps.value)
 

@@ -54,6 +54,14 @@ def test_steps_are_recorded_and_plans_are_as_before(tmp_path):
         assert any(c["ts"] <= operator["ts"] <= c["ts"] + c["dur"] for c in computing)
 
 
+def test_a_training_that_ends_before_the_first_step_to_record_warns(tmp_path):
+    model = linear()
+    model.compile("sgd", "mse")
+    with pytest.warns(UserWarning, match=r"ended after 2 steps, and first_step is 3; .*trace.json will show no step"):
+        model.fit(X, Y, len(X) // 2, verbose=0, callbacks=[keras.callbacks.Timeline(tmp_path / "trace.json", 3)])
+    assert spans(tmp_path / "trace.json")[0] == []
+
+
 def test_results_are_the_same(tmp_path):
     found = []
     for callbacks in ([], [keras.callbacks.Timeline(tmp_path / "trace.json", 1)]):

@@ -46,6 +46,7 @@ def test_steps_until_the_next_digest():
     assert [check.steps_left(step) for step in (7, 9, 10)] == [3, 1, 10]
     check.message(14)
     assert check.steps_left(15) == 9
+    assert ReplicaCheck([Variable(1.0)], interval=10, start=95).steps_left(97) == 8
     assert ReplicaCheck([Variable(1.0)], interval=0).steps_left(3) is None
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 import disttensor as keras
 from disttensor import callbacks, config, distributed, layers, ops, optimizers
+from disttensor.distributed import activity
 from disttensor.errors import SerializationError
 from disttensor.training import loop, pace
 from disttensor.training.pace import Pace
@@ -219,6 +220,20 @@ def check_stopping() -> None:
     same_on_all_ranks(*model.get_weights())
 
 
+def check_state_of_rank_0() -> None:
+    """What rank 0 alone has loaded goes to all, the number of steps as well, from which they count to comparisons."""
+    model, _ = train(mlp)
+    if comm.rank == 0:
+        model.optimizer.iterations.assign(95)
+        model.optimizer.variables[-1].assign(np.ones(model.optimizer.variables[-1].shape))
+    config.set_consistency_interval(4)
+    x = np.ones((9 * comm.size, 64), np.float32)
+    model.fit(x, np.ones(len(x), np.int64), batch_size=comm.size, verbose=0)
+    config.set_consistency_interval(None)
+    assert int(model.optimizer.iterations) == activity.steps.value == 95 + 9
+    same_on_all_ranks(*model.get_weights(), *model.optimizer.variables)
+
+
 def check_custom_loop() -> None:
     def run() -> tuple[Any, ...]:
         keras.utils.set_random_seed(8)
@@ -355,7 +370,8 @@ def check_output() -> None:
 
 CHECKS = [
     check_curves, check_fewer_rows_than_ranks, check_evaluate_and_predict, check_masks, check_pace, check_stopping,
-    check_custom_loop, check_own_steps, check_running_eagerly, check_ready_batches, check_files, check_output,
+    check_state_of_rank_0, check_custom_loop, check_own_steps, check_running_eagerly, check_ready_batches, check_files,
+    check_output,
 ]  # fmt: skip
 
 for check in [globals()[f"check_{name}"] for name in sys.argv[2:]] or CHECKS:

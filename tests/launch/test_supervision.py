@@ -122,9 +122,11 @@ def test_restart(start):
 def test_restarts_are_counted(start):
     code, output = start("sys.exit(3)", "--max-restarts", 1).end()
     assert code == 3
-    assert "restart 1 of 1" in output
     assert "gave up after 1 restarts" in output
-    assert output.count("rank 0 is here") >= 2
+    # Whoever is first ends all; the others may be on their way still.
+    first, second = output.split("restart 1 of 1")
+    assert re.search(r"^rank \d is here", first, re.MULTILINE)
+    assert re.search(r"^rank \d is here", second, re.MULTILINE)
 
 
 @pytest.mark.parametrize("code", [REQUEUE, INTERRUPTED, 2])

@@ -98,12 +98,7 @@ class CompressedOptimizer(WrappingOptimizer):
 
     def build(self, variables: Sequence[Variable]) -> None:
         """Make the slots of the inner optimizer, and what compression keeps."""
-        divided = [v.path for v in variables if v.partition is not None]
-        if divided:
-            raise ArgumentError(
-                f"{self.name} cannot update {', '.join(divided)}, which are divided among ranks (set_grid): use the "
-                "inner optimizer by itself."
-            )
+        self._refuse_divided(variables)
         self.inner_optimizer.build(variables)
         self._trainable_variables = list(variables)
         self._index = {id(v): i for i, v in enumerate(self._trainable_variables)}

@@ -117,12 +117,7 @@ class ShardedOptimizer(WrappingOptimizer):
 
     def build(self, variables: Sequence[Variable]) -> None:
         """Make this rank's part of the slots; see `Optimizer.build`."""
-        divided = [v.path for v in variables if v.partition is not None]
-        if divided:
-            raise ArgumentError(
-                f"{self.name} cannot update {', '.join(divided)}, which are divided among ranks (set_grid): use the "
-                "inner optimizer by itself."
-            )
+        self._refuse_divided(variables)
         self._trainable_variables = list(variables)
         self._index = {id(v): i for i, v in enumerate(self._trainable_variables)}
         distributed.broadcast_variables(self._trainable_variables)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from disttensor.errors import ArgumentError
 from disttensor.optimizers.optimizer import Optimizer
 from disttensor.tensor import Variable
 
@@ -28,6 +29,15 @@ class WrappingOptimizer(Optimizer):
     def innermost(self) -> Optimizer:
         """See `Optimizer.innermost`."""
         return self.inner_optimizer.innermost
+
+    def _refuse_divided(self, variables: Iterable[Variable]) -> None:
+        """Raise ArgumentError if a variable is divided among ranks."""
+        divided = [v.path for v in variables if v.partition is not None]
+        if divided:
+            raise ArgumentError(
+                f"{self.name} cannot update {', '.join(divided)}, which are divided among ranks (set_grid): use the "
+                "inner optimizer by itself."
+            )
 
     def bytes_sent(self, variable: Variable) -> int:
         """See `Optimizer.bytes_sent`."""

@@ -43,13 +43,12 @@ def test_or_raises(model):
 
 
 @pytest.mark.parametrize("eager", [False, True], ids=["traced", "eager"])
-@pytest.mark.parametrize("name", ["SGD", "Adam", "Nadam", "accumulating"])
-def test_a_step_that_raises_is_not_counted_and_changes_no_slot(name, eager):
-    classes = {"accumulating": keras.optimizers.Adam}
-    options = {"gradient_accumulation_steps": 2} if name == "accumulating" else {}
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}], ids=["", "accumulating"])
+@pytest.mark.parametrize("kind", [keras.optimizers.SGD, keras.optimizers.Adam, keras.optimizers.Nadam])
+def test_a_step_that_raises_is_not_counted_and_changes_no_slot(kind, options, eager):
     dense = keras.layers.Dense
     model = keras.Sequential([keras.Input((2,)), dense(40), keras.layers.BatchNormalization(), dense(40), dense(1)])
-    optimizer = classes.get(name, getattr(keras.optimizers, name, None))(weight_decay=0.1, **options)
+    optimizer = kind(weight_decay=0.1, **options)
     model.compile(optimizer, "mse", run_eagerly=eager)
     model.fit(X, Y, batch_size=2, verbose=0)
     for _ in range(2):  # one of two steps that accumulate, and the other

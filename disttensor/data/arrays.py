@@ -45,15 +45,15 @@ class ArrayDataset(Dataset):
         """See `Dataset.read`."""
         return self.read_parts(rows)
 
-    def read_parts(self, rows: slice | np.ndarray) -> tuple[Any, Any, Any]:
+    def read_parts(self, rows: slice | np.ndarray, epoch: int = 0) -> tuple[Any, Any, Any]:
         """See `Dataset.read_parts`."""
         x, y, weights = (map_arrays(lambda array: take_rows(array, rows), part) for part in self._parts)
         return x, y, weights
 
-    def reader(self) -> Callable[[Rows], tuple[Any, Any, Any]]:
+    def reader(self) -> Callable[[Rows, int], tuple[Any, Any, Any]]:
         """See `Dataset.reader`."""
         read_x, read_y, read_weights = self._readers()
-        return lambda rows: (read_x(rows), read_y(rows), read_weights(rows))
+        return lambda rows, epoch: (read_x(rows), read_y(rows), read_weights(rows))
 
     def stored(self) -> StoredArrays | None:
         """See `Dataset.stored`."""

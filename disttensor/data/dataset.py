@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,7 +21,8 @@ class Dataset:
 
     Derive from it, define `read`, and give it to `fit`, `evaluate`, `predict` or a `DataLoader`. Which samples a batch
     holds is computed from seed, epoch and batch: nothing is listed or counted up, the order is the same for any number
-    of processes, and an interrupted epoch goes on from its middle without reading what lies before.
+    of processes, and an interrupted epoch goes on from its middle without reading what lies before. A `read` that
+    changes samples at random does so by their numbers and the epoch, which it is told if it has a parameter `epoch`.
 
     Parameters
     ----------
@@ -47,6 +50,16 @@ class Dataset:
     ...         return rows * 1.0, rows**2
     >>> [x.tolist() for x, y in Squares(5, batch_size=2)]
     [[0.0, 1.0], [2.0, 3.0], [4.0]]
+
+    Other signs in each epoch, but the same for any number of processes, and after going on from a checkpoint:
+
+    >>> class Signed(Dataset):
+    ...     def read(self, rows, epoch=0):
+    ...         return np.array([row * np.random.default_rng((epoch, row)).choice([-1, 1]) for row in rows])
+    >>> import disttensor as dt
+    >>> loader = dt.data.DataLoader(Signed(6))
+    >>> [x.tolist() for epoch in range(2) for x in loader]
+    [[0, 1, 2, 3, -4, 5], [0, 1, 2, -3, 4, 5]]
     """
 
     has_equal_rows = False
@@ -83,6 +96,10 @@ class Dataset:
         ----------
         rows : int64 array, shape (n,)
             Their numbers, in any order, none twice; at least one.
+        epoch : int, default 0
+            Leave it out if samples are the same in every epoch. How often the samples have been gone through before:
+            the epoch of `fit`, unless that is given a number of steps; 0 in the first pass of anything else. A data set
+            that reads another one passes it on.
 
         Returns
         -------
@@ -91,26 +108,35 @@ class Dataset:
         """
         raise NotImplementedError(f"{type(self).__name__} must define read(self, rows), which returns those samples.")
 
-    def read_parts(self, rows: slice | np.ndarray) -> tuple[Any, Any, Any]:
+    @functools.cached_property
+    def _takes_epoch(self) -> bool:
+        return "epoch" in inspect.signature(self.read).parameters
+
+    def read_in_epoch(self, rows: np.ndarray, epoch: int) -> Any:
+        """What `read` gives, told the epoch if it has a parameter for it."""
+        read: Callable[..., Any] = self.read
+        return read(rows, epoch=epoch) if self._takes_epoch else read(rows)
+
+    def read_parts(self, rows: slice | np.ndarray, epoch: int = 0) -> tuple[Any, Any, Any]:
         """x, y and sample weights of some samples, checked; a slice stands for consecutive ones."""
         if isinstance(rows, slice):
             rows = np.arange(rows.start, rows.stop)
         if len(rows) == 0:  # from what reads nothing one mostly cannot tell its shape
-            x, y, weights = self.read_parts(slice(0, 1))
+            x, y, weights = self.read_parts(slice(0, 1), epoch)
             return map_arrays(_none_of, x), map_arrays(_none_of, y), map_arrays(_none_of, weights)
         names = ("x", "y", "sample_weight")
-        data = unpack_x_y_sample_weight(self.read(rows))
+        data = unpack_x_y_sample_weight(self.read_in_epoch(rows, epoch))
         x, y, weights = (as_arrays(part, name) for part, name in zip(data, names, strict=True))
         found = count_rows(x, y, weights, allow_empty=True)
         if found != len(rows):
             raise DataError(f"{type(self).__name__}.read() gave {found} rows where {len(rows)} were asked for.")
         return x, y, weights
 
-    def reader(self) -> Callable[[slice | np.ndarray], tuple[Any, Any, Any]]:
-        """What gives some samples as training takes them: floating-point numbers, and weights, as `config.floatx`."""
+    def reader(self) -> Callable[[slice | np.ndarray, int], tuple[Any, Any, Any]]:
+        """What gives some samples, in an epoch, as training takes them: floating-point numbers as `config.floatx`."""
 
-        def read(rows: slice | np.ndarray) -> tuple[Any, Any, Any]:
-            x, y, weights = self.read_parts(rows)
+        def read(rows: slice | np.ndarray, epoch: int) -> tuple[Any, Any, Any]:
+            x, y, weights = self.read_parts(rows, epoch)
             return map_arrays(to_model_dtype, x), map_arrays(to_model_dtype, y), map_arrays(to_weights, weights)
 
         return read
@@ -155,16 +181,16 @@ class Subset(Dataset):
         self._first = first
         self._order = None if shuffled_by is None else Permutation(dataset.num_samples, shuffled_by)
 
-    def read(self, rows: np.ndarray) -> Any:
+    def read(self, rows: np.ndarray, epoch: int = 0) -> Any:
         """See `Dataset.read`."""
-        return self.dataset.read(self.numbers(rows))
+        return self.dataset.read_in_epoch(self.numbers(rows), epoch)
 
-    def read_parts(self, rows: slice | np.ndarray) -> tuple[Any, Any, Any]:
+    def read_parts(self, rows: slice | np.ndarray, epoch: int = 0) -> tuple[Any, Any, Any]:
         """See `Dataset.read_parts`."""
         if isinstance(rows, slice) and self._order is None:
-            return self.dataset.read_parts(slice(rows.start + self._first, rows.stop + self._first))
+            return self.dataset.read_parts(slice(rows.start + self._first, rows.stop + self._first), epoch)
         rows = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
-        return self.dataset.read_parts(self.numbers(rows))
+        return self.dataset.read_parts(self.numbers(rows), epoch)
 
     def numbers(self, rows: np.ndarray) -> np.ndarray:
         """The numbers that some samples have in the whole data set."""

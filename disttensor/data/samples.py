@@ -70,10 +70,10 @@ class SampleAdapter:
         """
         start = epoch * self.num_batches
         stretches = passes(start + start_batch, start + self.num_batches, self._batches_in_pass)
-        places = itertools.chain.from_iterable(itertools.starmap(self._places, stretches))
         if self._class_weight is None and (stored := self._stored()) is not None:
+            places = itertools.chain.from_iterable(itertools.starmap(self._places, stretches))
             return StoredBatches(stored, places, self.batch_size, self._alike)
-        each = itertools.chain.from_iterable(places)
+        each = ((place, stretch[0]) for stretch in stretches for some in self._places(*stretch) for place in some)
         return computed(self._maker(), each, self._dataset.workers, self._dataset.workers + 1)
 
     def _stored(self) -> StoredArrays | None:
@@ -104,14 +104,14 @@ class SampleAdapter:
         total = min(self.batch_size, self.num_samples - batch * self.batch_size)
         return *share(total, self._rank, self._size), total
 
-    def _maker(self) -> Callable[[Place], Batch]:
-        """A function that makes the batch of some rows; what can be decided once for all batches is."""
+    def _maker(self) -> Callable[[tuple[Place, int]], Batch]:
+        """A function that makes the batch of some rows in a pass; what can be decided once for all batches is."""
         read, class_weight = self._dataset.reader(), self._class_weight
         full, alike = self.batch_size, object() if self._dataset.has_equal_rows else None
 
-        def make(place: Place) -> Batch:
-            rows, local, total, offset = place
-            x, y, weights = read(rows)
+        def make(place_in_pass: tuple[Place, int]) -> Batch:
+            (rows, local, total, offset), pass_number = place_in_pass
+            x, y, weights = read(rows, pass_number)
             if class_weight is not None:
                 weights = combine_weights(weights, y, class_weight)
             return Batch(x, y, weights, local, total, offset, alike if total == full else None)

@@ -113,6 +113,67 @@ def _epochs(loader, count):
     return [list(loader) for _ in range(count)]
 
 
+class Told(Dataset):
+    """Samples that are their numbers and the epoch that `read` was told."""
+
+    def read(self, rows, epoch):
+        return np.stack([rows, np.full(len(rows), epoch)], 1).astype("float32")
+
+
+def rows_and_epochs(batches):
+    return [row for batch in batches for row in batch.tolist()]
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("shuffle", [False, True, "batch"])
+def test_read_is_told_the_epoch(shuffle, workers):
+    loader = DataLoader(Told(7, 3, shuffle, seed=1, workers=workers))
+    for epoch in range(3):
+        assert sorted(rows_and_epochs(loader)) == [[row, epoch] for row in range(7)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_with_a_number_of_steps_it_is_told_which_pass_over_the_samples_it_is(workers):
+    """No sample is read twice with the same epoch, wherever epochs of training end."""
+    adapter = make_adapter(Told(8, 2, shuffle=True, workers=workers), steps=3, seed=1)
+    batches = [batch.x for epoch in range(4) for batch in adapter.epoch(epoch)]
+    assert sorted(rows_and_epochs(batches), key=lambda row: row[::-1]) == [[r, e] for e in range(3) for r in range(8)]
+    assert [batch.x.tolist() for batch in adapter.epoch(1, start_batch=2)] == [batches[5].tolist()]
+
+
+def test_ranks_are_told_the_same_epoch():
+    data = Told(10, 4, shuffle=True)
+    (whole,), parts = ([list(make_adapter(data, rank=r, size=n).epoch(2)) for r in range(n)] for n in (1, 3))
+    for batch, *slices in zip(whole, *parts, strict=True):
+        np.testing.assert_array_equal(np.concatenate([s.x for s in slices]), batch.x)
+
+
+@pytest.mark.parametrize("shuffled_by", [None, 5])
+def test_a_subset_passes_the_epoch_on(shuffled_by):
+    part = Subset(Subset(Told(10, 4, workers=0), 2, 9), 1, 7, shuffled_by)
+    (_, numbers), loader = zip(*rows_and_epochs(part), strict=True), DataLoader(part)
+    for epoch in range(2):
+        assert {e for _, e in rows_and_epochs(loader)} == {epoch}
+    assert part.read(np.arange(2), epoch=4)[:, 1].tolist() == [4, 4]
+    assert set(numbers) == {0}
+
+
+def test_evaluation_and_prediction_are_epoch_0():
+    model = keras.Sequential([keras.layers.Identity()])
+    np.testing.assert_array_equal(model.predict(Told(5, 2), verbose=0), [[row, 0] for row in range(5)])
+
+    class Epochs(Dataset):
+        def read(self, rows, *, epoch=0):
+            seen.append(epoch)
+            return np.ones((len(rows), 1)), np.ones((len(rows), 1))
+
+    seen = []
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.fit(Epochs(4, 2, workers=0), epochs=3, verbose=0, validation_data=Epochs(2, 2, workers=0))
+    assert seen == [0, 0, 0, 1, 1, 0, 2, 2, 0]
+
+
 def test_an_iteration_that_was_broken_off_is_followed_by_the_next_epoch():
     loader, whole = DataLoader(np.arange(9), batch_size=3, shuffle=True, seed=1), []
     for _ in range(2):

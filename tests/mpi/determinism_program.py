@@ -24,11 +24,11 @@ WORDS = rng.integers(0, 60, (ROWS, 8)) * 10
 
 
 class Augmented(keras.data.Dataset):
-    """The rows, each with noise of its own, which depends on its number alone."""
+    """The rows, each with noise of its own, which depends on its number and the epoch."""
 
-    def read(self, rows: np.ndarray) -> Any:
+    def read(self, rows: np.ndarray, epoch: int = 0) -> Any:
         """See `Dataset.read`."""
-        noise = [np.random.default_rng(int(row)).normal(0, 0.2, 64) for row in rows]
+        noise = [np.random.default_rng((epoch, int(row))).normal(0, 0.2, 64) for row in rows]
         return X[rows] + np.asarray(noise, np.float32).reshape(-1, 64), Y[rows], WEIGHTS[rows]
 
 

@@ -46,17 +46,19 @@ def write_files(folder: Path) -> None:
         Image.fromarray(pixels).save(folder / "images" / str(label) / f"{number:04}.png")
 
 
-class Counted(Dataset):
-    """Another data set, and the rows that were read of it."""
+class Noisy(Dataset):
+    """Another data set with noise, other noise in each epoch, and the rows that were read of it."""
 
     def __init__(self, inner: Dataset):
         super().__init__(inner.num_samples, inner.batch_size, inner.shuffle, inner.seed, workers=2)
         self.inner = inner
         self.rows: list[int] = []
 
-    def read(self, rows: np.ndarray) -> Any:
+    def read(self, rows: np.ndarray, epoch: int = 0) -> Any:
         self.rows.extend(rows.tolist())
-        return self.inner.read(rows)
+        x, y = self.inner.read(rows)
+        noise = [np.random.default_rng((epoch, row)).normal(0, 0.01, x.shape[1:]) for row in rows.tolist()]
+        return x + np.stack(noise), y
 
 
 def source(kind: str, folder: Path) -> dict[str, Any]:
@@ -75,7 +77,7 @@ def source(kind: str, folder: Path) -> dict[str, Any]:
         dataset = keras.utils.image_dataset_from_directory(
             folder / "images", color_mode="grayscale", image_size=(8, 8), batch_size=BATCH
         )
-    return {"x": Counted(dataset)}
+    return {"x": Noisy(dataset)}
 
 
 class Die(keras.callbacks.Callback):

@@ -25,6 +25,7 @@ from disttensor.training import fingerprint
 from disttensor.training.gather import in_batch_order
 from disttensor.training.pace import Pace
 from disttensor.training.recovery import Recovery, Start
+from disttensor.training.signals import Signals
 from disttensor.training.step import Step
 
 Logs = dict[str, Any]
@@ -222,7 +223,7 @@ class Loops:
     ) -> Any:
         """Loss and metrics on data, exact for any number of processes.
 
-        Parameters are those of `fit`.
+        Parameters are those of `fit`, and Ctrl-C does the same.
 
         Returns
         -------
@@ -236,18 +237,22 @@ class Loops:
         step, pace = self._step("test"), Pace(self.steps_per_execution)
         logs: Logs = {}
         self.reset_metrics()
-        watchers.on_test_begin()
-        number, alone = 0, not watchers.see_every_test_batch
-        for batch, execution in _executions(adapter.epoch(0), pace):
-            if number == 0 and watchers is not callbacks:  # within fit, the ranks have equal weights already
-                self._prepare("test", batch)
-            watchers.on_test_batch_begin(number)
-            logs, done = step.run(execution)
-            number += done
-            watchers.on_test_batch_end(number - 1, logs)
-            if alone and step.is_steady:
-                pace.agree(pace.wish(done))
-        watchers.on_test_end(logs)
+        is_within_fit = watchers is callbacks  # then the ranks have equal weights already, and fit heeds signals
+        with Signals() as signals:
+            if not is_within_fit:
+                signals.note_interrupts()
+            watchers.on_test_begin()
+            number, alone = 0, not watchers.see_every_test_batch
+            for batch, execution in _executions(adapter.epoch(0), pace):
+                if number == 0 and not is_within_fit:
+                    self._prepare("test", batch)
+                watchers.on_test_batch_begin(number)
+                logs, done = step.run(execution)
+                number += done
+                watchers.on_test_batch_end(number - 1, logs)
+                exponent = pace.wish(done) if alone and step.is_steady else 0
+                pace.agree(exponent if is_within_fit else signals.look(exponent))
+            watchers.on_test_end(logs)
         if return_dict:
             return logs
         values = [logs[name] for name in logs]
@@ -257,7 +262,7 @@ class Loops:
         self, x: Any, batch_size: int | None = None, verbose: Any = "auto", steps: int | None = None,
         callbacks: Any = None,
     ) -> Any:  # fmt: skip
-        """The outputs for all rows of x, in order, on every rank.
+        """The outputs for all rows of x, in order, on every rank. Ctrl-C does what it does in `fit`.
 
         Returns
         -------
@@ -270,21 +275,30 @@ class Loops:
         step = self._step("predict")
         outputs: list[Any] = []
         totals: list[int] = []
-        watchers.on_predict_begin()
-        for batch, execution in _executions(adapter.epoch(0), Pace(self.steps_per_execution)):
+        looks, seen = Pace(1), 0  # ranks need not wait for one another before the end but to look at signals
+        with Signals() as signals:
+            signals.note_interrupts()
+            watchers.on_predict_begin()
+            looks.begin()
+            for batch, execution in _executions(adapter.epoch(0), Pace(self.steps_per_execution)):
+                if not outputs:
+                    self._prepare("predict", batch)
+                watchers.on_predict_batch_begin(len(outputs))
+                done = len(outputs)
+                for b in itertools.chain.from_iterable(execution):
+                    outputs.append(tree.map_structure(lambda t: t.array, step(b)))
+                    totals.append(b.total)
+                joined = tree.map_structure(_joined, *outputs[done:])
+                watchers.on_predict_batch_end(len(outputs) - 1, {"outputs": joined})
+                if len(outputs) - seen >= looks.steps:
+                    looks.agree(signals.look(looks.wish(len(outputs) - seen)))
+                    seen = len(outputs)
+                    looks.begin()
+            watchers.on_predict_end()
             if not outputs:
-                self._prepare("predict", batch)
-            watchers.on_predict_batch_begin(len(outputs))
-            done = len(outputs)
-            for b in itertools.chain.from_iterable(execution):
-                outputs.append(tree.map_structure(lambda t: t.array, step(b)))
-                totals.append(b.total)
-            joined = tree.map_structure(_joined, *outputs[done:])
-            watchers.on_predict_batch_end(len(outputs) - 1, {"outputs": joined})
-        watchers.on_predict_end()
-        if not outputs:
-            raise DataError("the data gave no batch; there is nothing to predict.")
-        return tree.map_structure(lambda *parts: in_batch_order(parts, totals), *outputs)
+                raise DataError("the data gave no batch; there is nothing to predict.")
+            signals.look(0)
+            return tree.map_structure(lambda *parts: in_batch_order(parts, totals), *outputs)
 
     # --- one batch
 

@@ -11,7 +11,6 @@ import os
 import random as python_random
 import signal
 import sys
-import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -35,19 +34,15 @@ from disttensor.graph.function import Function
 from disttensor.saving.weights import named_variables
 from disttensor.tensor import Variable
 from disttensor.training.pace import LARGEST, Pace
+from disttensor.training.signals import HIGHEST, INTERRUPT, LEAVE, Signals
 from launch.exit_codes import INTERRUPTED, REQUEUE
 
-_INTERRUPT, _LEAVE = 1, 2
-_HIGHEST = 255
-_SIGNALS = {signal.SIGINT: _INTERRUPT, signal.SIGTERM: _LEAVE, signal.SIGUSR1: _LEAVE}
 _STATE = {
     "epoch": int, "batch": int, "logs": dict, "stop": bool, "seed": int, "host_random": list, "callbacks": list,
 }  # fmt: skip
 """What a checkpoint of `fit` says beside its tensors, and as what."""
 _MARGIN = 30.0
 """Seconds before a Slurm time limit, beside three times what a save took, at which training ends."""
-_BETWEEN_RANKS = 1.0
-"""Seconds within which a Ctrl-C has come to all ranks that it comes to."""
 
 
 @dataclass
@@ -100,13 +95,12 @@ class Recovery:
         self._state: Any = None
         self._watchers: CallbackList | None = None
         self._is_alone = self._backup is None and distributed.size() == 1
-        self._asked = 0
+        self._signals = Signals()
         self._check: ReplicaCheck | None = None
         self._first_step = 0
         self._end: int | None = None
         self._leaving = False
         self._reserved = False
-        self._handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Recovery:
         """Take the folder, find the newest whole checkpoint, and set the seed that the order of rows depends on."""
@@ -125,33 +119,18 @@ class Recovery:
             except BaseException:
                 manager.close()
                 raise
-        self._listen()
+            self._signals.note()
+        else:
+            self._signals.note_interrupts()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        for number, handler in self._handlers.items():
-            # This process is about to end; the same signal again must not change how.
-            late = self._leaving and number in (signal.SIGTERM, signal.SIGUSR1)
-            signal.signal(number, signal.SIG_IGN if late else handler)
-        if self._backup is not None:
-            self._backup.manager.close()
-        elif self._asked and error[0] is None:
-            raise KeyboardInterrupt  # it came when the ranks had looked for the last time
-
-    def _listen(self) -> None:
-        if threading.current_thread() is not threading.main_thread():
-            return
-        if self._backup is not None:
-            numbers = list(_SIGNALS)
+        if self._backup is None:
+            self._signals.__exit__(*error)
         else:
-            is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-            numbers = [signal.SIGINT] if is_default and not self._is_alone else []
-        self._handlers = {number: signal.signal(number, self._note) for number in numbers}
-
-    def _note(self, number: int, frame: Any) -> None:
-        self._asked = max(self._asked, _SIGNALS[signal.Signals(number)])
-        if number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one ends at once
+            # This process may be about to end; the same signal again must not change how.
+            self._signals.restore(ignored=[signal.SIGTERM, signal.SIGUSR1] if self._leaving else [])
+            self._backup.manager.close()
 
     # --- going on
 
@@ -252,11 +231,11 @@ class Recovery:
         busy, failed = backup.manager.progress() if backup is not None else (False, False)
         saving = backup is not None and backup.manager.is_saving
         due = distributed.is_main() and self._is_due(batch == 0)
-        wishes = np.array([model.stop_training, self._asked, due, busy, failed, _HIGHEST - exponent], np.uint8)
+        wishes = np.array([model.stop_training, self._signals.asked, due, busy, failed, HIGHEST - exponent], np.uint8)
         if distributed.size() > 1:
             wishes = self._combine(wishes)
         stop, asked, due, busy, failed, hurry = wishes.tolist()
-        pace.agree(_HIGHEST - hurry, self._steps_left())
+        pace.agree(HIGHEST - hurry, self._steps_left())
         model.stop_training = bool(stop)
         if backup is None:
             if asked:
@@ -305,7 +284,7 @@ class Recovery:
         if self._backup is None:
             return False
         if self._end is not None and time.time() > self._end - _MARGIN - 3 * self._backup.manager.latency:
-            self._asked = max(self._asked, _LEAVE)
+            self._signals.asked = max(self._signals.asked, LEAVE)
         return self._interval.is_due(activity.steps.value, epoch_ended)
 
     def _save(self, epoch: int, batch: int, logs: dict[str, Any], wait: bool) -> None:
@@ -326,24 +305,18 @@ class Recovery:
         self._backup.manager.save(int(self._model.optimizer.iterations), tensors, state, metrics, wait=wait)
 
     def _leave(self, asked: int) -> None:
-        if asked == _INTERRUPT:
-            self._wait_for_own_interrupt()
+        if asked == INTERRUPT:
+            self._signals.wait_for_own_interrupt()
         if self._backup is None:
             raise KeyboardInterrupt
         name = os.path.basename(self._backup.manager.checkpoints[-1])
-        code = REQUEUE if asked == _LEAVE else INTERRUPTED
-        what = "a signal or the time limit ended training" if asked == _LEAVE else "interrupted"
+        code = REQUEUE if asked == LEAVE else INTERRUPTED
+        what = "a signal or the time limit ended training" if asked == LEAVE else "interrupted"
         print_on_main(f"{what}; checkpoint {name} is complete. The same command goes on from there.")
-        if asked == _INTERRUPT and hasattr(sys, "ps1"):
+        if asked == INTERRUPT and hasattr(sys, "ps1"):
             raise KeyboardInterrupt
         self._leaving = True
         raise SystemExit(code)
-
-    def _wait_for_own_interrupt(self) -> None:
-        """Another rank may have heard first; what comes here later would hit what the program does next."""
-        limit = time.monotonic() + _BETWEEN_RANKS
-        while self._handlers and not self._asked and time.monotonic() < limit:
-            time.sleep(0.01)
 
     def finish(self) -> None:
         """Training came to its end: complete what is under way, and remove all if that was asked for."""

@@ -1,4 +1,4 @@
-"""What every rank of `test_ctrl_c` runs: SIGINT during `fit`, to one rank, or to one after another."""
+"""What every rank of `test_ctrl_c` runs: SIGINT in `fit`, `evaluate` or `predict`, to one rank or one after another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import disttensor as keras
 from disttensor import config, distributed
 from disttensor.callbacks import LambdaCallback
-from disttensor.training import recovery
+from disttensor.training import signals
 
 comm = distributed.communicator()
 P, RANK = comm.size, comm.rank
@@ -50,7 +50,7 @@ def interrupted():
         yield
     except KeyboardInterrupt:
         return
-    raise AssertionError("fit came to its end")
+    raise AssertionError("it came to its end")
 
 
 def agreed(model):
@@ -129,7 +129,7 @@ def check_machine_code():
 
 def check_one_after_another():
     """When one rank has left already, the signal comes to the others: not into what they do next."""
-    recovery._BETWEEN_RANKS = 200
+    signals._BETWEEN_RANKS = 200
     model = build()
     with interrupted():
         fit(model, on_train_batch_end=lambda batch, logs: press(0))
@@ -138,7 +138,7 @@ def check_one_after_another():
         for process in PROCESSES[1:]:
             os.kill(process, signal.SIGINT)
     assert agreed(model) == 1
-    recovery._BETWEEN_RANKS = 0
+    signals._BETWEEN_RANKS = 0
 
 
 def check_behind_the_last_look():
@@ -146,6 +146,53 @@ def check_behind_the_last_look():
     with interrupted():
         fit(model, on_train_end=lambda logs: press())
     assert agreed(model) == BATCHES
+
+
+def check_evaluation():
+    """All leave after the same step, so that sums of what they do next are those of the same things."""
+    check_evaluation_hook("evaluate", "on_test_begin", 0)
+    check_evaluation_hook("evaluate", "on_test_batch_end", P - 1)
+    check_evaluation_hook("evaluate", "on_test_batch_end", 0, eager=True)
+    check_evaluation_hook("evaluate", "on_test_end", None)
+    check_evaluation_hook("predict", "on_predict_begin", P - 1)
+    check_evaluation_hook("predict", "on_predict_batch_end", 0)
+    check_evaluation_hook("predict", "on_predict_end", P - 1)
+
+
+def check_evaluation_hook(method, hook, rank, eager=False):
+    model, batches = build(eager), []
+
+    def act(number=None, logs=None):
+        if number == 2 or not isinstance(number, int):
+            press(RANK if rank is None else rank)
+
+    def note(number, logs=None):
+        batches.append(number)
+
+    watchers = [LambdaCallback(**{hook: act}), LambdaCallback(on_test_batch_end=note, on_predict_batch_end=note)]
+    with interrupted():
+        getattr(model, method)(
+            X, batch_size=1, callbacks=watchers, verbose=0, **({"y": Y} if method == "evaluate" else {})
+        )
+    everywhere = comm.all_gather_object(batches)
+    assert everywhere == [batches] * P, everywhere
+    assert (len(batches) == len(X)) == hook.endswith(("test_end", "predict_end")), (hook, len(batches))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    fit(model)
+    assert agreed(model) == BATCHES
+
+
+def check_evaluation_in_machine_code():
+    """It comes at any time, mostly when the rank runs steps without Python, or waits for others."""
+    model, rows = build(), np.arange(300_000) % len(X)
+    many, labels = X[rows], Y[rows]
+    for method, data in (("evaluate", (many, labels)), ("predict", (many,))):
+        if RANK == 0:
+            threading.Timer(0.3, os.kill, (PROCESSES[-1], signal.SIGINT)).start()
+        with interrupted():
+            getattr(model, method)(*data, batch_size=12, verbose=0)
+        fit(model)
+        agreed(model)
 
 
 def check_own_handlers():
@@ -178,13 +225,15 @@ def check_threads():
 
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell starts in the background
-recovery._BETWEEN_RANKS = 0
+signals._BETWEEN_RANKS = 0
 config.set_single_copy(sys.argv[1] == "single copy")
 check_hooks()
 check_reading()
 check_machine_code()
 check_one_after_another()
 check_behind_the_last_look()
+check_evaluation()
+check_evaluation_in_machine_code()
 check_own_handlers()
 check_threads()
 comm.barrier()

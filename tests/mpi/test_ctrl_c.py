@@ -1,4 +1,4 @@
-"""Ctrl-C during `fit` of several ranks without `BackupAndRestore` (which `test_recovery` has)."""
+"""Ctrl-C during what several ranks do together without `BackupAndRestore` (which `test_recovery` has)."""
 
 from __future__ import annotations
 

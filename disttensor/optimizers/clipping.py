@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from disttensor import distributed, ops
+from disttensor.context import state
+from disttensor.distributed.partition import FlatPartition
+from disttensor.distributed.sharding import gather_parts
 from disttensor.tensor import Tensor, Variable
 
 
@@ -30,8 +33,13 @@ def clipped(
 
 def _square_sum(gradient: Tensor, variable: Variable) -> Tensor:
     """Of the whole gradient, also of a variable that is divided among ranks."""
+    partition = variable.partition
+    if state.virtual_shards and isinstance(partition, FlatPartition):
+        # Where the parts end depends on the number of ranks, and so would the bits of the sum of their sums.
+        (gradient,) = gather_parts([gradient], [partition.shape])
+        partition = None
     own = ops.sum(ops.square(gradient))
-    return own if variable.partition is None else distributed.reduce_from_group(own, variable.partition.group)
+    return own if partition is None else distributed.reduce_from_group(own, partition.group)
 
 
 def _with_norm(gradient: Tensor, norm: Tensor, largest: float) -> Tensor:

@@ -74,7 +74,8 @@ class ShardedOptimizer(WrappingOptimizer):
     ----------
     inner_optimizer : Optimizer
         One that treats all elements alike: any of this module. Its learning rate, clipping, decay, averages and
-        accumulation work as usual; clipping by norms costs one more small message.
+        accumulation work as usual; clipping by norms costs one more small message, in deterministic mode one of each
+        whole gradient.
     stage : {1, 2}, default 2
         With 1 every rank gets the whole sum of the gradients, with 2 its part (a reduce-scatter). Then ranks exchange
         their parts of the new weights. 2 sends two thirds of what 1 sends, as much as without sharding, and in a traced

@@ -155,6 +155,8 @@ if __name__ == "__main__":
     elif JOB == "deterministic":
         config.enable_determinism(shards=8)
         compare(lambda: optimizers.Adam(0.01), "deterministic")
+        for clip in ("clipnorm", "global_clipnorm"):
+            compare(lambda clip=clip: optimizers.SGD(0.05, momentum=0.9, **{clip: 0.05}), f"deterministic, {clip}")
     else:
         resume(JOB)
     if distributed.is_main():

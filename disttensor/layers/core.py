@@ -58,7 +58,7 @@ class Dense(Layer):
         **kwargs: Any,
     ):
         super().__init__(activity_regularizer=activity_regularizer, **kwargs)
-        self.units = positive_int("Dense", "units", units)
+        self.units = positive_int(type(self).__name__, "units", units)
         self.activation = activations.get(activation)
         self.use_bias = use_bias
         self.kernel_initializer = initializers.get(kernel_initializer)
@@ -134,8 +134,8 @@ class Embedding(Layer):
         **kwargs: Any,
     ):
         super().__init__(autocast=False, **kwargs)
-        self.input_dim = positive_int("Embedding", "input_dim", input_dim)
-        self.output_dim = positive_int("Embedding", "output_dim", output_dim)
+        self.input_dim = positive_int(type(self).__name__, "input_dim", input_dim)
+        self.output_dim = positive_int(type(self).__name__, "output_dim", output_dim)
         self.embeddings_initializer = initializers.get(embeddings_initializer)
         self.embeddings_regularizer = regularizers.get(embeddings_regularizer)
         self.embeddings_constraint = constraints.get(embeddings_constraint)

@@ -30,12 +30,13 @@ _MOST_RANKS = 1024
 # Assumed where it is neither given nor measured: a host's memory is seldom what limits.
 _MEMORY = Link(5e-6, 20e9)
 _FIELDS = {"format", "seconds", "rows", "gradients", "packets", "small_messages"}
+_PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9}
 _UNITS = {
     "time": {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0},
     "size": {"b": 1.0, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2.0**10, "mib": 2.0**20, "gib": 2.0**30},
     "rate": {
-        **{f"{p}bit{s}": f / 8 for p, f in (("k", 1e3), ("m", 1e6), ("g", 1e9)) for s in ("", "/s")},
-        **{f"{p}b/s": f for p, f in (("k", 1e3), ("m", 1e6), ("g", 1e9))},
+        **{f"{p}bit{s}": f / 8 for p, f in _PREFIXES.items() for s in ("", "/s")},
+        **{f"{p}b/s": f for p, f in _PREFIXES.items()},
     },
 }
 _EXAMPLE_OF = {"time": "30us or 1.5ms", "size": "4MB or 512KiB", "rate": "10Gbit or 1.2GB/s"}
@@ -234,7 +235,7 @@ def _quantity(kind: str, text: str) -> float:
     unit = found.group(2).lower() if found else ""
     try:
         value = float(found.group(1)) if found else math.nan
-        if unit or (kind == "time" and value):  # nobody who writes a latency of 30 means seconds
+        if unit or (kind != "size" and value):  # who writes 30 means no seconds, and seldom bytes a second
             value *= _UNITS[kind][unit]
     except (ValueError, KeyError):
         value = math.nan

@@ -37,7 +37,7 @@ def test_numbers_have_units(capsys: pytest.CaptureFixture[str]) -> None:
     }
     assert found["network"] == {"latency": pytest.approx(1e-4), "bandwidth": 1.25e8, "origin": "given"}
     assert found["memory"]["origin"] == "assumed"
-    for text, value in (("1.2GB/s", 1.2e9), ("100mbit/s", 1.25e7), ("5e6", 5e6)):
+    for text, value in (("1.2GB/s", 1.2e9), ("100mbit/s", 1.25e7), ("5e6B/s", 5e6), ("8e6 bit", 1e6)):
         assert as_json(capsys, *STEP, "--latency", "0", "--bandwidth", text)["network"]["bandwidth"] == value
 
 
@@ -163,12 +163,18 @@ def test_what_cannot_be_planned_ends_with_2(
     assert text in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("value", ["fast", "-1ms", "3 weeks", "nan", "", "30"])
-def test_units_are_checked(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("argument", "advice"),
+    [
+        *((f"--latency={value}", "30us") for value in ("fast", "-1ms", "3 weeks", "nan", "", "30", "10Gbit")),
+        *((f"--bandwidth={value}", "10Gbit or 1.2GB/s") for value in ("10", "1e9", "10G", "10GB", "30us")),
+    ],
+)
+def test_units_are_checked(argument: str, advice: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
-        cli.main(["plan", *STEP, "--bandwidth", "1Gbit", f"--latency={value}"])
+        cli.main(["plan", *STEP, *LINK, argument])
     assert end.value.code == 2
-    assert "write for example 30us" in capsys.readouterr().err
+    assert f"write for example {advice}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"format": "disttensor.step.2"}', "[" * 100_000])

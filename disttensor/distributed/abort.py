@@ -30,8 +30,8 @@ import numpy as np
 
 from disttensor.distributed import activity
 from disttensor.errors import ArgumentError
+from launch.exit_codes import INTERRUPTED
 
-_INTERRUPTED = 130  # what shells use for an end by SIGINT
 _TELL_AFTER = 0.5  # seconds that a rank waits at its end before it tells the others that it is there
 _PRINTING = 0.2  # seconds that mpirun gets to pass on what was printed, before it kills everything
 _ABORTING = 5.0  # seconds that the MPI library gets to end the job; then mpirun does it for a process that ended
@@ -92,7 +92,7 @@ def _report(code: int, aftermath: bool) -> None:
 
 def _handle_exception(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
-        end_job("interrupted; this ends the whole job.", _INTERRUPTED)
+        end_job("interrupted; this ends the whole job.", INTERRUPTED)
     report = "".join(traceback.format_exception(kind, error, where))
     end_job(f"{report}The exception above was not caught on this rank; it ends the whole job.", 1, _is_of_mpi(error))
 
@@ -172,7 +172,7 @@ class _Departures:
         try:
             told = self._wait_for_all()
         except KeyboardInterrupt:
-            end_job("interrupted while waiting for the other ranks to end.", _INTERRUPTED)
+            end_job("interrupted while waiting for the other ranks to end.", INTERRUPTED)
         self._stop.set()
         self._thread.join()
         self._receive_rest(told)

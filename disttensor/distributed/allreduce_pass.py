@@ -43,7 +43,6 @@ from disttensor import config
 from disttensor.context import Spec
 from disttensor.distributed import world
 from disttensor.distributed.buckets import (
-    MAX_RUNS,
     all_reduce_start,
     all_reduce_wait,
     inner_all_reduce_start,
@@ -54,6 +53,7 @@ from disttensor.distributed.buckets import (
 from disttensor.distributed.collectives import weighted_sum_of_ranks
 from disttensor.distributed.finite import require_finite
 from disttensor.distributed.sharding import scatter_start, scatter_wait, whole_tensors
+from disttensor.distributed.weights import MAX_RUNS
 from disttensor.graph import Graph, Node, Value, ancestors, register
 from disttensor.graph.passes.recipes import recipe_of
 from disttensor.graph.passes.update_early import what_may_raise

@@ -22,7 +22,7 @@ from disttensor.distributed import background, helping, world
 from disttensor.distributed.communicator import Handle
 from disttensor.distributed.notices import left_open
 from disttensor.distributed.updates import Behind, Update
-from disttensor.distributed.weights import MAX_RUNS, Weights, scale_into
+from disttensor.distributed.weights import Weights, scale_into
 from disttensor.graph.passes.fusion import fused
 from disttensor.kernels import copying
 from disttensor.kernels.native import Bound, NativeCall, address_of, sequence
@@ -31,11 +31,6 @@ from disttensor.ops.registry import Example, operator
 if TYPE_CHECKING:
     from disttensor.distributed.native_sum import NativeSum
     from disttensor.distributed.single_copy import SingleCopy
-
-__all__ = [
-    "MAX_RUNS", "LoopUpdate", "all_reduce_start", "all_reduce_wait", "inner_all_reduce_start", "inner_all_reduce_wait",
-    "layout", "native_of", "part_of_flat", "shared_zeros", "unless_updated", "unpack",
-]  # fmt: skip
 
 _LINE = 64
 

@@ -19,9 +19,8 @@ from disttensor.context import Shard, Spec, state
 from disttensor.distributed import world
 from disttensor.distributed.weights import scale_into
 from disttensor.errors import TracingError
-from disttensor.ops.arithmetic import equal
+from disttensor.ops.arithmetic import equal, where
 from disttensor.ops.core import cast
-from disttensor.ops.piecewise import where
 from disttensor.ops.registry import apply, operator, require_inexact
 from disttensor.tensor import Tensor, convert_to_tensor
 

@@ -15,9 +15,10 @@ import numpy as np
 
 from disttensor.context import Spec
 from disttensor.distributed import background, world
-from disttensor.distributed.collectives import scale_into, weight_of
+from disttensor.distributed.collectives import weight_of
 from disttensor.distributed.communicator import Handle
 from disttensor.distributed.partition import FlatPartition
+from disttensor.distributed.weights import scale_into
 from disttensor.ops.registry import apply, operator
 from disttensor.tensor import Tensor
 

@@ -47,8 +47,6 @@ _IN_CACHE = 1 << 18
 _AT_ONCE = 1 << 16
 """Bytes of values that are added up in one loop, for which all of them have to be there at the same time."""
 
-_Key = tuple[int, int]
-
 
 def together(
     graphs: Sequence[Graph], arguments: Sequence[Sequence[Value]], place: tuple[int, ...] = ()

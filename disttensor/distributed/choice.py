@@ -1,15 +1,17 @@
-"""Which all-reduce a group uses: on one host that in shared memory, whatever the length; between hosts the library's.
+"""Which all-reduce a group uses: on one host that in shared memory, unless the library's is clearly faster there.
 
-In shared memory a sum is faster than by an MPI library, by a little for the shortest arrays and by far for long ones;
-and its bits follow from the order of ranks alone, where a library adds in an order of its own. Between hosts a call
-that blocks is left to the library; sums in the background are not, see `in_memory`. ``DISTTENSOR_ALLREDUCE`` or
-`config.set_all_reduce_algorithm` overrides it.
+In shared memory a sum was faster than by any MPI library, by a little for the shortest arrays and by far for long ones,
+wherever we have measured; and its bits follow from the order of ranks alone, where a library adds in an order of its
+own. What this host says is found by `self_test`, once. Between hosts a call that blocks is left to the library; sums in
+the background are not, see `in_memory`: what counts there is what a transfer takes from the computation beside it.
+``DISTTENSOR_ALLREDUCE`` or `config.set_all_reduce_algorithm` overrides it.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,9 +19,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from disttensor import config
-from disttensor.distributed import library
+from disttensor.distributed import library, self_test
 from disttensor.distributed.native_sum import LoneSum
 from disttensor.distributed.node_memory import NodeMemory
+from disttensor.distributed.self_test import Finding
 from disttensor.distributed.shared_reduce import SharedReducer
 from disttensor.distributed.short_reduce import ShortReducer, ShortSum
 from disttensor.distributed.weights import Weights
@@ -55,25 +58,32 @@ class Choice:
         What is used for arrays as short as it takes, instead of `reducer`.
     threshold : int
         Bytes from which on either is used; the MPI library sums what is shorter, if it has no weights.
+    end : int
+        Bytes from which on the library sums again, also what has weights.
     """
 
     def __init__(
-        self, reducer: SharedReducer | None = None, short: ShortReducer | None = None, threshold: int = 0
+        self,
+        reducer: SharedReducer | None = None,
+        short: ShortReducer | None = None,
+        threshold: int = 0,
+        end: int = sys.maxsize,
     ) -> None:
         self.reducer = reducer
         self.short = short
         self.threshold = threshold
+        self.end = end
 
     def short_for(self, array: np.ndarray, op: str, weights: Weights | None) -> ShortReducer | None:
         """What combines an array that is short, if anything but the MPI library; the same on all ranks."""
         short = self.short
-        possible = short is not None and self._least(op, weights) <= array.nbytes <= short.limit
+        possible = short is not None and self._is_ours(array.nbytes, op, weights) and array.nbytes <= short.limit
         return short if short is not None and possible and short.takes(array.dtype, op) else None
 
     def reducer_for(self, array: np.ndarray, op: str, weights: Weights | None) -> SharedReducer | None:
         """What combines any other array, if anything but the MPI library; the same on all ranks."""
         reducer = self.reducer
-        possible = reducer is not None and array.nbytes >= self._least(op, weights) and reducer.takes(array.dtype)
+        possible = reducer is not None and self._is_ours(array.nbytes, op, weights) and reducer.takes(array.dtype)
         return reducer if possible else None
 
     def prepared(self, array: np.ndarray, op: str) -> Prepared | None:
@@ -92,9 +102,9 @@ class Choice:
         """Nanoseconds that this rank has waited for others in machine code, in all of them together."""
         return [way.waited for way in (self.reducer, self.short) if way is not None]
 
-    def _least(self, op: str, weights: Weights | None) -> int:
+    def _is_ours(self, nbytes: int, op: str, weights: Weights | None) -> bool:
         # Of NaN in a maximum, and of weights, the library would make something else, now and then.
-        return self.threshold if op == "sum" and weights is None else 0
+        return op != "sum" or (nbytes < self.end and (weights is not None or nbytes >= self.threshold))
 
 
 def choose(comm: Any, memory: NodeMemory | None, places: list[list[int]]) -> Choice:
@@ -108,19 +118,42 @@ def choose(comm: Any, memory: NodeMemory | None, places: list[list[int]]) -> Cho
         For each rank of the group, the number of its host and whose segment of that host's memory it owns (-1 if its
         host has no shared memory).
     """
-    way = comm.broadcast_object(config.all_reduce_algorithm())
-    reducer = None if way == "auto" and comm.nodes > 1 else _reducer(comm, memory, places, way)
+    way, found = _find(comm, memory, places)
+    if (way == "auto" and comm.nodes > 1) or found.start == sys.maxsize:
+        return Choice()
+    return _ours(comm, memory, places, way, found)
+
+
+def in_memory(comm: Any, memory: NodeMemory | None, places: list[list[int]]) -> Choice:
+    """As `choose`, for sums in the background, whose length decides only where the library is faster at long ones."""
+    way, found = _find(comm, memory, places)
+    return Choice(_reducer(comm, memory, places, way), end=found.background_end)
+
+
+def _find(comm: Any, memory: NodeMemory | None, places: list[list[int]]) -> tuple[str, Finding]:
+    """How to sum, as rank 0 says, and from where to where "auto" means our own way; collective."""
+    answer: tuple[str, Finding | None] | None = None
+    if comm.rank == 0:
+        way = config.all_reduce_algorithm()
+        is_open = way == "auto" and comm.nodes == 1 and _is_possible(places)
+        answer = way, self_test.known(comm, memory) if is_open and memory is not None else self_test.OURS
+    way, found = comm.broadcast_object(answer)
+    if found is None and memory is not None:
+        return way, self_test.find(comm, memory, lambda group: _ours(group, memory, places, way))
+    return way, Finding(*found)
+
+
+def _ours(
+    comm: Any, memory: NodeMemory | None, places: list[list[int]], way: str, found: Finding = self_test.OURS
+) -> Choice:
+    """Our own way, as far as it is possible; collective."""
+    reducer = _reducer(comm, memory, places, way)
     if reducer is None or memory is None:
         return Choice()
     if comm.nodes > 1:
         return Choice(reducer, None, SMALLEST)
     short = ShortReducer(comm.mpi, memory, [segment for _, segment in places], _cores(comm), reducer)
-    return Choice(reducer, short if short.usable else None)
-
-
-def in_memory(comm: Any, memory: NodeMemory | None, places: list[list[int]]) -> Choice:
-    """As `choose`, but arrays of any length are summed by our own ways unless the MPI library is asked for."""
-    return Choice(_reducer(comm, memory, places, comm.broadcast_object(config.all_reduce_algorithm())))
+    return Choice(reducer, short if short.usable else None, found.start, found.end)
 
 
 def _reducer(comm: Any, memory: NodeMemory | None, places: list[list[int]], way: str) -> SharedReducer | None:
@@ -130,13 +163,16 @@ def _reducer(comm: Any, memory: NodeMemory | None, places: list[list[int]], way:
             "Use 'hierarchical', or 'auto', in DISTTENSOR_ALLREDUCE or config.set_all_reduce_algorithm()."
         )
     hosts = Counter(host for host, _ in places)
-    possible = memory is not None and all(segment >= 0 for _, segment in places) and len(places) > 1
-    if way == "mpi" or not possible:
+    if way == "mpi" or memory is None or not _is_possible(places):
         return None
-    assert memory is not None
     segments = [places[rank][1] for rank in comm.here]
     reducer = SharedReducer(comm.mpi, memory, comm.here, segments, min(hosts.values()), len(hosts), _cores(comm))
     return reducer if reducer.usable else None
+
+
+def _is_possible(places: list[list[int]]) -> bool:
+    """Whether there is more than one rank, and shared memory on all hosts."""
+    return len(places) > 1 and all(segment >= 0 for _, segment in places)
 
 
 def _cores(comm: Any) -> int:

@@ -230,6 +230,10 @@ class MPICommunicator:
         """What sums long arrays in shared memory; None before it is needed, or where it is not used."""
         return self._choice.reducer
 
+    def reducer_for(self, array: np.ndarray) -> SharedReducer | None:
+        """What sums arrays like this one with weights in shared memory; None where the library does."""
+        return self._choice.reducer_for(array, "sum", [(array.size, 1.0)])
+
     def align(self, number: int) -> None:
         """Let the next collective be that after number so many, as machine code counts where it sums for this group."""
         self._count = number

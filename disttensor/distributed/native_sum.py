@@ -54,12 +54,11 @@ def make(
     behind : sequence of Behind
         What `shared_out` is for, under the same condition; at most `chunks.MOST_LOOPS`.
     """
-    reducer = group.reducer
     weights = [np.asarray(weight) for weight in weights]
     known = all(weight.dtype in (np.float32, np.float64) for weight in weights)
     dtype = dtypes.standardize_dtype(array.dtype)
-    possible = reducer is not None and known and dtype in _FLOATING and reducer.takes(array.dtype)
-    if reducer is None or not possible or not array.size or reducer.offset(array) < 0:
+    reducer = group.reducer_for(array) if known and dtype in _FLOATING else None
+    if reducer is None or not array.size or reducer.offset(array) < 0:
         return None
     return NativeSum(group, reducer, array, runs, weights, updates, behind)
 

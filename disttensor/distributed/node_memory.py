@@ -21,11 +21,13 @@ import numpy as np
 from disttensor.distributed.combining import pointers
 from disttensor.kernels import waiting
 from disttensor.kernels.native import address_of
+from launch.cores import time_limit
 
 _ALIGNMENT = 64
 _PAGE = 4096  # bytes
 _SMALLEST = 4 << 20  # bytes; a segment smaller than this is not worth having
 _MARGIN = 16 << 20  # bytes of the host's shared memory that are left to others
+_MOST_CORES = 1 << 13
 _FILE_SYSTEM = "/dev/shm"  # where MPI libraries keep windows
 
 
@@ -45,6 +47,8 @@ class NodeMemory:
         Where each rank's segment begins, as this process sees it.
     size : int
         Bytes of a segment; 0 if there is no shared memory to be had, on all ranks alike.
+    cores : int
+        That these ranks may use, all together.
     """
 
     def __init__(self, host: Any) -> None:
@@ -54,6 +58,7 @@ class NodeMemory:
         size = np.array([_affordable(host.size)])
         host.Allreduce(MPI.IN_PLACE, size, MPI.MIN)
         self.size = int(size[0])
+        self.cores = _cores(host, MPI)
         self.addresses: list[int] = []
         self._free: list[tuple[int, int]] = []
         self._freed: deque[tuple[int, int]] = deque()  # finalizers may run at any time, also within `take`
@@ -201,6 +206,15 @@ class CommonBlock:
         )
         words.sort(key=lambda word: word != memory.addresses[memory.rank] + int(mine[0]))  # this rank's first
         weakref.finalize(self, memory.leave, int(mine[1]), length, pointers(words)).atexit = False
+
+
+def _cores(host: Any, MPI: Any) -> int:
+    allowed = np.zeros(_MOST_CORES, np.uint8)
+    allowed[list(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)] = 1
+    limit = np.array([min(time_limit(), _MOST_CORES)])
+    host.Allreduce(MPI.IN_PLACE, allowed, MPI.MAX)
+    host.Allreduce(MPI.IN_PLACE, limit, MPI.MIN)
+    return int(min(allowed.sum(), limit[0]))
 
 
 def _affordable(ranks: int) -> int:

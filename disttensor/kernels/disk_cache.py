@@ -54,6 +54,12 @@ def get_or_make(
     return content
 
 
+def find(name: str, file: str) -> bytes | None:
+    """The content of a file in the cache; None if there is none."""
+    place = private_folder(root() / name)
+    return None if place is None else _read(place / file, lambda content: True)
+
+
 def _read(path: Path, is_good: Callable[[bytes], bool]) -> bytes | None:
     with contextlib.suppress(OSError):
         content = path.read_bytes()

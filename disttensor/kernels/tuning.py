@@ -25,7 +25,6 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -154,7 +153,7 @@ def _remembered(threads: int, before: Finding | None, newest: float = math.inf) 
     """From the disk, if it is not older than so many seconds, or measured now; `before` is what was known."""
     cores = usable_cores()
     threads = min(threads, cores)  # more are never faster
-    key = json.dumps([__version__, _processor(), machine.description(), cores, threads])
+    key = json.dumps([__version__, processor(), machine.description(), cores, threads])
     file = f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
     found: Finding | None = None
 
@@ -205,12 +204,13 @@ def _parse(content: bytes, threads: int) -> Finding | None:
 
 
 @functools.cache
-def _processor() -> str:
+def processor() -> str:
     """The processor's model, where the system tells it."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        with open("/proc/cpuinfo") as processors:  # of many cores it is long, and takes milliseconds
+            for line in processors.read(1 << 13).splitlines():
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
     except OSError:
         pass
     return platform.processor()

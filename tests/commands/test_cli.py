@@ -92,6 +92,23 @@ def test_info_tells_how_many_threads_pay(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert re.search("^of these pay +[12]; times as fast", run("info").stdout, re.MULTILINE)
 
 
+def test_info_tells_which_all_reduce_is_faster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "disttensor" / "allreduce"
+    folder.mkdir(parents=True)
+    facts = {"ranks": 64, "library": "Open MPI v5, package"}
+    ours, library = {"seconds": [[1e-6, 2e-6, 3e-6]] * 4}, {"seconds": [[2e-6, 1e-6, 3e-6]] * 3 + [[2e-6, 2e-6, 1e-6]]}
+    (folder / "1.json").write_text(json.dumps({"facts": facts, **ours}))
+    (folder / "2.json").write_text(json.dumps({"facts": facts, **library}))
+    (folder / "3.json").write_text("{}")
+    printed = " ".join(run("info").stdout.split())  # lines are broken where they must be
+    choices = re.findall("all-reduce 64 ranks, Open MPI v5: the library's (.*?); its time by ours", printed)
+    assert choices == ["never", "below 512 KiB and in the background from 2 MiB on"]
+    assert "its time by ours, alone and in the background: 2.0 and 3.0 at 1 KiB, 2.0 and 3.0 at 16 KiB" in printed
+    found = json.loads(run("info", "--json").stdout)["all_reduce"]
+    assert [record["finding"]["start"] for record in found] == [0, 512 << 10]
+
+
 def test_info_for_people() -> None:
     finished = run("info")
     assert finished.returncode == 0, finished.stderr

@@ -20,9 +20,9 @@ from launch import rank as protocol
 from launch.console import Console
 from launch.errors import LaunchError
 from launch.exit_codes import INTERRUPTED, REQUEUE
-from launch.failure import Evidence, Failure
+from launch.failure import Evidence, Failure, evidence_of_end
 from launch.plan import Plan
-from launch.rank import ASK, ENDED, ERR, EXIT, HEARD, HELLO, KILL, NONCE, OUT, REPORT, SIGNAL, STACKS, STOPPED, send
+from launch.rank import ASK, ENDED, ERR, EXIT, HEARD, HELLO, KILL, LEAVE, NONCE, OUT, REPORT, SIGNAL, STACKS, STOPPED
 from launch.stacks import show
 
 _START = 120.0  # seconds in which all ranks must have started
@@ -70,7 +70,7 @@ class _Peer:
 
     def tell(self, kind: int, payload: bytes = b"") -> None:
         with contextlib.suppress(OSError):  # an end that is already under way shows when reading
-            send(self.link, kind, payload)
+            protocol.send(self.link, kind, payload)
 
 
 class Attempt:
@@ -113,6 +113,7 @@ class Attempt:
         self._failure: Failure | None = None
         self._unheard: set[int] = set()  # who may know of a failure before that one
         self._hear_until = 0.0
+        self._all_heard = False
         self._asked: set[int] = set()
         self._timed_out = False
         self._wants_stacks = self._kills_next = False
@@ -216,9 +217,7 @@ class Attempt:
             elif kind == ENDED:
                 said = json.loads(payload)
                 if (said["code"] or said["signal"]) and not peer.reported:
-                    evidence = Evidence.CAUSE if said["signal"] else Evidence.CODE
-                    evidence = Evidence.AFTERMATH if said["told"] else evidence
-                    self._fail(peer, evidence, said["code"], said["signal"])
+                    self._fail(peer, evidence_of_end(said["signal"], said["told"]), said["code"], said["signal"])
             elif kind == HEARD:
                 self._unheard.discard(peer.rank)
             elif kind == STOPPED:
@@ -255,6 +254,8 @@ class Attempt:
         peer.rank = rank
         self._peers[rank] = peer
         self._console.begin(rank, peer.host, self._number)
+        if self._all_heard:
+            peer.tell(LEAVE)
         if self._killed_at is not None:
             peer.tell(KILL)
         for number in sorted(self._asked):  # what came before this rank was there
@@ -267,17 +268,18 @@ class Attempt:
         peer.link.close()
         if peer.rank is not None and not peer.ended:
             peer.ended = True
-            self._unheard.discard(peer.rank)
             if silent:
                 self._fail(peer, Evidence.CAUSE)
             elif self._failure is None:  # else mpirun has ended it
                 self._fail(peer, Evidence.VANISHED)
+            self._unheard.discard(peer.rank)
 
     def _fail(self, peer: _Peer, evidence: Evidence, code: int = 0, number: int = 0, stopped: int = 0) -> None:
         """Note a failure, unless it is less the cause of the end than what is known: see `launch.failure`.
 
-        The others get `_GRACE` seconds to report one that is more so; a parent of a rank that has not yet been asked
-        for it by then, because its host is busy, is waited for a little longer.
+        The others get `_GRACE` seconds to report one that is more so; a parent of a rank that has not yet answered by
+        then, because its host is busy, is waited for a little longer. Whose program still ran when it answered fails
+        in consequence.
         """
         if self._killed_at is not None:  # our own doing
             return
@@ -290,7 +292,7 @@ class Attempt:
             self._unheard = {rank for rank, other in self._peers.items() if not other.ended}
             self._hear_until = now + _HEARING
             self._tell_all(ASK)
-        elif not failure.outranks(self._failure):
+        elif peer.rank not in self._unheard or not failure.outranks(self._failure):
             return
         self._failure = failure
         expected = code in (REQUEUE, INTERRUPTED) or bool(self._asked)
@@ -347,6 +349,10 @@ class Attempt:
             self._console.say(f"ranks {missing} did not start within {_START:.0f} s.")
             self._kill_at = now
         heard = not self._unheard or now >= self._hear_until
+        if heard and self._failure is not None and not self._all_heard:
+            self._all_heard = True
+            for peer in self._peers.values():
+                peer.tell(LEAVE)
         if self._kill_at is not None and now >= self._kill_at and heard and self._killed_at is None:
             if self._wants_stacks:
                 self._wants_stacks, self._kills_next, self._kill_at = False, True, now + _ANSWERING

@@ -11,7 +11,8 @@ class Evidence(IntEnum):
     """How sure it is that a rank failed by itself.
 
     A rank that is lost makes others fail within milliseconds, and which report comes first depends on how busy their
-    hosts are. So the failure with the most evidence is named, and among equal ones the first (`Failure.outranks`).
+    hosts are. So the failure with the most evidence is named, and among equal ones the first (`Failure.outranks`); a
+    rank that still ran when it was asked about the first failure has not caused it, however it ends (`rank.HEARD`).
     """
 
     AFTERMATH = 0
@@ -20,9 +21,29 @@ class Evidence(IntEnum):
     """The connection broke before anything else was known: somebody ended its processes there, perhaps mpirun."""
     CODE = 2
     """An exit code and no word why, as from programs that know nothing of disttensor."""
-    CAUSE = 3
-    """A signal; a suspension; a host that does not answer; an exception or exit that ends the job, as reported by the
-    rank itself."""
+    CRASH = 3
+    """A crash (SIGSEGV and the like), of the program or of MPI: MPICH crashes where it sends to a lost rank."""
+    CAUSE = 4
+    """A signal from elsewhere; a suspension; a host that does not answer; an exception or exit that ends the job, as
+    reported by the rank itself."""
+
+
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+
+
+def evidence_of_end(number: int, told: bool) -> Evidence:
+    """What it says that a program ended by this signal, or 0 for an exit code, and that its parent reports it.
+
+    If mpirun or srun had told both to end (SIGTERM), that explains any end but SIGKILL. That of mpirun goes to their
+    process group at once, so that no parent can report it; Slurm's comes seconds after another rank's failure.
+    """
+    if number == signal.SIGKILL:
+        return Evidence.CAUSE
+    if told:
+        return Evidence.AFTERMATH
+    if number in _CRASHES:
+        return Evidence.CRASH
+    return Evidence.CAUSE if number else Evidence.CODE
 
 
 class Failure(NamedTuple):
@@ -68,7 +89,7 @@ class Failure(NamedTuple):
 
     def outranks(self, earlier: Failure) -> bool:
         """Whether this is rather the cause of both than one that was reported earlier."""
-        if earlier.evidence is Evidence.VANISHED and self.evidence is Evidence.CODE:
+        if earlier.evidence is Evidence.VANISHED and self.evidence in (Evidence.CODE, Evidence.CRASH):
             # A host that still reports is there: mpirun ended the other because of this one.
             return self.host == earlier.host
         return self.evidence > earlier.evidence

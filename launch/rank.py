@@ -3,18 +3,21 @@
 mpirun and srun say at best that "a process" failed, and know nothing of ranks that wait for a lost one. So every rank
 has a parent on its own host, with a connection to ``disttensor-run``. It passes on what the program prints, line by
 line and unbuffered, reports its exit code or signal, forwards the supervisor's signals, and ends the program with all
-that it started when the supervisor says so, or is gone. The kernel ends the program if this process is killed.
+that it started when the supervisor says so, or is gone. The kernel ends the program if this process is killed. When
+the program has failed, this process stays until the supervisor has heard all ranks: at its end mpirun kills the others,
+and with them the parent which would say that its rank failed before.
 
 This file runs by its path under ``python -I -S`` (milliseconds to start, deaf to the program's variables), so it stands
 alone, but for stacks.py beside it; `launch.attempt` imports the protocol from here. A message is a kind (1 byte), a
 length (4 bytes), and a payload:
 
-* supervisor: `NONCE` (bytes), then `SIGNAL` (JSON number), `ASK`, `STACKS` and `KILL`;
+* supervisor: `NONCE` (bytes), then `SIGNAL` (JSON number), `ASK`, `LEAVE` (all have been heard), `STACKS`, `KILL`;
 * rank: `HELLO` (JSON: who it is, and the nonce hashed with the token), `OUT`, `ERR` (bytes), `REPORT` (JSON: with which
   code the program is about to end the job, and whether this is the aftermath of a lost rank), `STOPPED` (JSON: the
   signal that suspended the program, 0 when it goes on), `ENDED` (JSON: code, signal, and whether mpirun or srun had
-  told it to), `HEARD` (to `ASK`: all that was known of the program's end has been said), `STACKS` (JSON: see
-  `stacks.of_first_rank`), `EXIT` (all that the program started has ended too, and its output has been passed on).
+  told it to), `HEARD` (to `ASK`: the program's end has been said, or it runs, so that no other has failed for want of
+  it), `STACKS` (JSON: see `stacks.of_first_rank`), `EXIT` (all that the program started has ended too, and its output
+  has been passed on).
 """
 
 from __future__ import annotations
@@ -36,11 +39,12 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-NONCE, HELLO, OUT, ERR, REPORT, STOPPED, ENDED, HEARD, EXIT, SIGNAL, ASK, STACKS, KILL = range(13)
+NONCE, HELLO, OUT, ERR, REPORT, STOPPED, ENDED, HEARD, EXIT, SIGNAL, ASK, LEAVE, STACKS, KILL = range(14)
 TOKEN = "DISTTENSOR_SUPERVISOR_TOKEN"
 REPORT_FD = "DISTTENSOR_REPORT_FD"
 _HEADER = struct.Struct("!BI")
 _LARGEST = 1 << 20  # no message is longer
+_EXITING = 0x4  # PF_EXITING among the flags in /proc/PID/stat
 _SET_PDEATHSIG, _SET_CHILD_SUBREAPER = 1, 36  # prctl(2)
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP)
 _SETTLED = 60.0  # seconds after which a job has started, and all its processes have its shared memory
@@ -121,6 +125,16 @@ def descendants(ancestor: int) -> list[int]:
     return found
 
 
+def is_ending(process: int) -> bool:
+    """Whether a child that has not been waited for is on its way out, which closes its connections before it is dead.
+
+    On a busy host that takes long enough for others to notice, to fail for it, and to be reported first.
+    """
+    with open(f"/proc/{process}/stat", "rb") as file:
+        state, *numbers = file.read().rpartition(b")")[2].split()
+    return state == b"Z" or bool(int(numbers[5]) & _EXITING)
+
+
 def kill_descendants(ancestor: int) -> None:
     """Kill all processes below this one, and those which they start meanwhile."""
     for _ in range(20):
@@ -196,7 +210,7 @@ class _Program:
         wake, waker = os.pipe()
         for end in (wake, waker):
             os.set_blocking(end, False)
-        self._told = self._asked = False
+        self._told = self._asked = self._may_leave = False
         # Signals for the whole group reach the program directly; this process outlives them to report the end.
         for number in (*_PASSED_ON, signal.SIGCHLD):
             signal.signal(number, self._note_signal)
@@ -258,8 +272,8 @@ class _Program:
                 else:
                     self._forward(key.fd)
             self._reap()
-            if self._asked:  # what the program reported and how it ended, if it did, was said above
-                self._asked = False
+            if self._asked and (self._status is not None or not is_ending(self._child)):
+                self._asked = False  # what the program reported and how it ended, if it did, was said above
                 self._say(HEARD)
             if self._status is not None:
                 ended = ended or time.monotonic()
@@ -268,6 +282,8 @@ class _Program:
         kill_descendants(os.getpid())
         assert self._status is not None
         self._say(EXIT)
+        while self._status and not self._may_leave:
+            self._obey()
         return os.waitstatus_to_exitcode(self._status)
 
     def _say(self, kind: int, payload: bytes = b"") -> None:
@@ -283,6 +299,7 @@ class _Program:
             kill_descendants(os.getpid())
             os._exit(1)
         for kind, payload in self._frames.feed(data):
+            self._may_leave |= kind in (LEAVE, KILL)
             if kind == KILL:
                 kill_descendants(os.getpid())
             elif kind == ASK:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import platform
 import re
 import signal
 
 import pytest
 
-from launch.failure import Evidence, Failure
+from launch.failure import Evidence, Failure, evidence_of_end
 from tests.launch.running import WITH_MPI
 
-AFTERMATH, VANISHED, CODE, CAUSE = Evidence
+AFTERMATH, VANISHED, CODE, CRASH, CAUSE = Evidence
 
 
 def named(*failures):
@@ -32,12 +33,29 @@ def test_the_first_of_equals_is_named(evidence):
 @pytest.mark.parametrize("others_host", ["a", "b"])
 def test_the_cause_is_named_in_any_order(less, more, others_host):
     assert named(("a", more), (others_host, less)) == 0
-    on_another_host = (less, more) == (VANISHED, CODE) and others_host != "a"
+    on_another_host = less is VANISHED and more in (CODE, CRASH) and others_host != "a"
     assert named((others_host, less), ("a", more)) == (0 if on_another_host else 1)
+
+
+@pytest.mark.parametrize(
+    ("number", "alone", "told"),
+    [
+        (0, CODE, AFTERMATH),
+        (signal.SIGTERM, CAUSE, AFTERMATH),
+        (signal.SIGSEGV, CRASH, AFTERMATH),
+        (signal.SIGABRT, CRASH, AFTERMATH),
+        (signal.SIGKILL, CAUSE, CAUSE),  # not by mpirun, which would have killed the parent that reports it
+    ],
+)
+def test_evidence_of_an_end(number, alone, told):
+    assert evidence_of_end(number, told=False) is alone
+    assert evidence_of_end(number, told=True) is told
 
 
 # What ends a rank: a line of its program, and how it is named.
 KILLED = "os.kill(os.getpid(), signal.SIGKILL)", r"was killed by signal 9 \(SIGKILL\)"
+KILLED_BEFORE_TOLD = "os.kill(os.getppid(), signal.SIGTERM); " + KILLED[0], KILLED[1]
+CRASHED = "os.kill(os.getpid(), signal.SIGSEGV)", r"was killed by signal 11 \(SIGSEGV\)"
 EXITED = "os._exit(3)", "ended with exit code 3"
 RAISED = "report(code=5, aftermath=False)", "ended with exit code 5"
 LOST_A_PEER = "report(code=1, aftermath=True)", "ended with exit code 1"
@@ -47,13 +65,12 @@ TOLD = (
 )
 
 # The last rank ends first, but its parent, which reports it, is held up for longer than the others' reports are waited
-# for without asking. Each rank's children keep its parent for a second, so that mpirun knows of no end before.
+# for without asking. Until then mpirun must know of no end: it would kill that parent.
 LATE = """
 import json
 def report(**said):  # as disttensor.distributed does before it aborts the job
     os.write(int(os.environ["DISTTENSOR_REPORT_FD"]), json.dumps(said).encode())
     time.sleep(60)
-subprocess.Popen(["sleep", "60"])
 if last:
     held = os.getppid()
     subprocess.Popen(["sh", "-c", f"sleep 0.8; kill -CONT {{held}}"])
@@ -78,7 +95,11 @@ OPEN_MPI, MPICH = WITH_MPI
         for library, cause, consequence, name in [
             (OPEN_MPI, KILLED, LOST_A_PEER, "killed, error of MPI"),
             (MPICH, KILLED, EXITED, "killed, exit code"),
+            (OPEN_MPI, KILLED, EXITED, "killed, exit code"),
             (OPEN_MPI, KILLED, TOLD, "killed, SIGTERM"),
+            (OPEN_MPI, KILLED_BEFORE_TOLD, EXITED, "killed before SIGTERM, exit code"),
+            (OPEN_MPI, CRASHED, EXITED, "crash, exit code"),
+            (MPICH, KILLED, CRASHED, "killed, crash"),
             (MPICH, EXITED, LOST_A_PEER, "exit code, error of MPI"),
             (OPEN_MPI, EXITED, TOLD, "exit code, SIGTERM"),
             (OPEN_MPI, RAISED, EXITED, "exception, exit code"),
@@ -92,6 +113,55 @@ def test_a_cause_is_named_though_its_report_comes_late(start, tmp_path, cause, c
     assert code != 0
     assert re.search(rf"rank {start.last} on host \S+ {cause[1]}", output), output
     assert not re.search(rf"rank 0 on host \S+ {consequence[1]}", output)
+
+
+# The last rank is on its way out, which takes longer than others are waited for: its first thread has ended.
+DYING = """
+import ctypes, threading
+def end():
+    time.sleep(0.8)
+    os.kill(os.getpid(), signal.SIGKILL)
+def state():
+    try:
+        return open(f"/proc/{{open({file!r}).read()}}/stat").read().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+if last:
+    threading.Thread(target=end).start()
+    with open({file!r}, "w") as file: file.write(str(os.getpid()))
+    ctypes.CDLL(None).syscall({exit_thread}, 0)
+elif rank == 0:
+    while state() != "Z": time.sleep(0.005)
+    os._exit(3)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("start", WITH_MPI, indirect=True)
+def test_a_cause_is_named_though_it_dies_slowly(start, tmp_path):
+    exit_thread = {"x86_64": 60, "aarch64": 93}[platform.machine()]
+    code, output = start(DYING.format(file=str(tmp_path / "pid"), exit_thread=exit_thread)).end()
+    assert code == 128 + signal.SIGKILL, output
+    assert re.search(rf"rank {start.last} on host \S+ was killed by signal 9", output)
+
+
+STILL_RAN = """
+if last:
+    open({file!r}, "w").close()
+    os._exit(3)
+elif rank == 0:
+    while not os.path.exists({file!r}): time.sleep(0.005)
+    time.sleep(0.3)
+    os.kill(os.getpid(), signal.SIGSEGV)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("start", [MPICH], indirect=True)  # whose mpirun ends nobody for an exit code
+def test_who_still_ran_when_another_had_failed_is_not_named(start, tmp_path):
+    code, output = start(STILL_RAN.format(file=str(tmp_path / "gone"))).end()
+    assert code == 3, output
+    assert re.search(rf"rank {start.last} on host \S+ ended with exit code 3", output)
 
 
 LOSES_A_PEER = """

@@ -128,10 +128,10 @@ class _Within:
     def scatter(self, message: np.ndarray) -> Handle:
         group = aligned(self._started)
         row = message[group.rank]
-        if group.reducer is None:
+        if (reducer := group.reducer_for(message)) is None:
             return Handle(row, lambda: _scatter(group, message), lambda: False)
         # The whole sum in shared memory is faster than half of one by the MPI library.
-        whole = group.all_reduce_async(message.reshape(-1))
+        whole = group.sum_for_own_part(reducer, message.reshape(-1))
         return Handle(row, whole.wait, whole.test)
 
     def native(

@@ -182,18 +182,22 @@ class MPICommunicator:
         target = self._target(array, "sum", None, weights)
         return self._start_in_memory(reducer, array, target, "sum", weights, updates)
 
+    def sum_for_own_part(self, reducer: SharedReducer, array: np.ndarray) -> Handle:
+        """A sum in shared memory, in place, of which each rank wants a part: for whoever is told, a reduce-scatter."""
+        return self._start_in_memory(reducer, array, array, "sum", None, name="reduce_scatter")
+
     def _start_in_memory(
         self, reducer: SharedReducer, array: np.ndarray, target: np.ndarray, op: str, weights: Weights | None,
-        updates: Updates | None = None,
+        updates: Updates | None = None, name: str = "all_reduce",
     ) -> Handle:  # fmt: skip
         send, receive = flat_pair(array, target)
-        operation = self._call("all_reduce", array, reducer.start, send, receive, op, weights, updates)
+        operation = self._call(name, array, reducer.start, send, receive, op, weights, updates)
         number, start = self._count, time.monotonic()
 
         def wait() -> None:
-            self._call("all_reduce", array, reducer.finish, operation, number=number)
+            self._call(name, array, reducer.finish, operation, number=number)
             land(receive, target)
-            activity.communicated("all_reduce", start, target.nbytes)
+            activity.communicated(name, start, target.nbytes)
 
         return Handle(target, wait, lambda: reducer.test(operation))
 

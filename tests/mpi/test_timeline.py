@@ -42,6 +42,24 @@ def test_all_ranks_are_in_the_trace_and_the_slow_one_is_named(mpirun: Any, tmp_p
     assert float(found[1]) > 0.6
 
 
+@open_mpi_alone
+def test_what_a_sharded_optimizer_asks_for_has_its_name(mpirun: Any, tmp_path: Path) -> None:
+    program = """
+import sys
+import numpy as np
+import disttensor as keras
+model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(512), keras.layers.Dense(4)])
+model.compile(keras.optimizers.ShardedOptimizer(keras.optimizers.SGD(0.1)), "mse")
+timeline = keras.callbacks.Timeline(sys.argv[1], first_step=4, steps=2)
+model.fit(np.ones((60, 64)), np.ones((60, 4)), 6, verbose=0, callbacks=[timeline])
+"""
+    code, output = mpirun(2, program, str(tmp_path / "trace.json"))
+    assert code == 0, output
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    sums = [e for e in events if e.get("cat") == "communication" and e["args"]["bytes"] >= 64 * 512 * 4]
+    assert [e["name"] for e in sums] == ["reduce_scatter"] * 4  # of two ranks in two steps
+
+
 def _holds(outer: dict[str, Any], inner: dict[str, Any]) -> bool:
     return outer["ts"] < inner["ts"] and inner["ts"] + inner["dur"] < outer["ts"] + outer["dur"]
 

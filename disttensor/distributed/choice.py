@@ -1,8 +1,8 @@
 """Which all-reduce a group uses: on one host that in shared memory, unless the library's is clearly faster there.
 
-In shared memory a sum was faster than by any MPI library, by a little for the shortest arrays and by far for long ones,
-wherever we have measured; and its bits follow from the order of ranks alone, where a library adds in an order of its
-own. What this host says is found by `self_test`, once. Between hosts a call that blocks is left to the library; sums in
+In shared memory a sum was faster than by Open MPI and MPICH where we measured, by a little for the shortest arrays and
+by far for long ones; and its bits follow from the order of ranks alone, where a library adds in an order of its own.
+What holds on this host `self_test` finds, once. Between hosts a call that blocks is left to the library; sums in
 the background are not, see `in_memory`: what counts there is what a transfer takes from the computation beside it.
 ``DISTTENSOR_ALLREDUCE`` or `config.set_all_reduce_algorithm` overrides it.
 """

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.catalogue import WORKLOADS, Workload
+from benchmarks.lines import Lines
 from benchmarks.ranks import GLOO
 
 _SKIPPED = 3
@@ -83,7 +84,8 @@ def training(job: dict[str, Any]) -> list[float]:
 def scaling(job: dict[str, Any]) -> dict[str, list[float]]:
     """Seconds a step of a workload took in each turn: "together", where each rank gets a batch of the workload's size,
     and "apart", where each trains at the same time as if it were alone; with "floor" also "seen", which is apart with a
-    callback that sees every step, and "meeting", where that waits for the other ranks.
+    callback that sees every step, and "meeting", where that waits for the other ranks. "line" is what `Lines` says
+    before each turn together.
     """
     alone = WORKLOADS[job["workload"]]
     ways = {"together": dataclasses.replace(alone, batch=alone.batch * job["ranks"]), "apart": alone}
@@ -93,8 +95,10 @@ def scaling(job: dict[str, Any]) -> dict[str, list[float]]:
     turns = [(way, one, []) for way, one in trainings.items()]
     if job["floor"] and job["library"] != GLOO:
         turns += [(way, trainings["apart"], [_watcher(way == "meeting")]) for way in ("seen", "meeting")]
-    found: dict[str, list[float]] = {way: [] for way, *_ in turns}
+    found: dict[str, list[float]] = {way: [] for way in ("line", *(way for way, *_ in turns))}
+    lines = Lines(Path(job["folder"]), job["ranks"])
     for number in range(job["rounds"]):
+        found["line"].append(lines.seconds())
         for turn, (way, one, callbacks) in enumerate(turns):
             found[way].append(one.seconds_a_step(len(turns) * number + turn, *callbacks))
     return found

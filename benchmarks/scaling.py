@@ -4,7 +4,8 @@ The throughput of P ranks that train together, each with a batch of the workload
 that train at the same time and know nothing of one another. So cores, memory and disturbances are the same for both.
 The same processes do both, in turns, each an epoch of `fit` or a loop over the batches in PyTorch. With ``--floor``
 they also train apart with a callback that sees every step, and either waits for the other ranks or does not: on a
-machine whose cores are disturbed by turns, to wait for each other has its price, whatever ranks exchange.
+machine whose cores are disturbed by turns, to wait for each other has its price, whatever ranks exchange. How close the
+ranks' cores are at the time is printed as well (`lines`).
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from __future__ import annotations
 import argparse
 import statistics
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 from benchmarks import machine, ranks, report
 from benchmarks.processes import WorkerError
 from benchmarks.statistics import median_of, ratio
 
+_NEAR = 15  # ns
 _WAYS = ("together", "apart", "seen", "meeting")
 _FLOOR = "then the same of ranks that train apart, and wait for each other after every step or do not (meeting ÷ seen)"
 
@@ -47,9 +50,25 @@ def run(options: argparse.Namespace) -> None:
     columns = " / ".join(_WAYS if options.floor else _WAYS[:2])
     header = ["", *(cell for name in ranks.available() for cell in (name, columns))]
     print("\n" + report.table(header, rows))
+    print("\n" + "\n".join(_by_distance(results)))
     print(f"\nload average at the end: {machine.load()}")
     if options.json:
         report.write_json(options.json, {"machine": machine.describe(), "results": results})
+
+
+def _by_distance(results: list[dict[str, Any]]) -> Iterator[str]:
+    """How throughput depended on how close the ranks' cores were in a turn."""
+    yield f"together ÷ apart, where a core wrote lines that others had read in less than {_NEAR} ns each, and in more:"
+    for result in results:
+        found = []
+        for is_near in (True, False):
+            turns = [i for i, (line,) in enumerate(result["line"]) if (1e9 * line < _NEAR) == is_near]
+            if turns:
+                apart, together = (median_of([result[way][i] for i in turns]) for way in ("apart", "together"))
+                found.append(f"{apart / together:.2f} ({len(turns)} turns)")
+            else:
+                found.append("–")
+        yield f"{result['workload']}, {result['who']}: {', '.join(found)}"
 
 
 def measure(name: str, workload: str, options: argparse.Namespace) -> dict[str, list[list[float]]]:

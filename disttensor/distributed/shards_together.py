@@ -163,7 +163,8 @@ class _Copies:
             if node.kind == "operator":
                 self._copy(node)
             elif node.kind != "input":
-                self._values[Value(node)] = [Value(node)] * len(shards)
+                # Of a shard without rows a sum may be a constant; what is made of it comes in this place, too.
+                self._values[Value(node)] = [*_moved(node, (), (*place, 0, -1)).outputs] * len(shards)
         self.outputs = [[self._values[value][i] for value in graph.outputs] for i in range(len(shards))]
 
     def _copy(self, node: Node) -> None:

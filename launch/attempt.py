@@ -351,7 +351,7 @@ class Attempt:
         heard = not self._unheard or now >= self._hear_until
         if heard and self._failure is not None and not self._all_heard:
             self._all_heard = True
-            for peer in self._peers.values():
+            for peer in self._peers.values():  # also those that have said that all is over, and wait for this
                 peer.tell(LEAVE)
         if self._kill_at is not None and now >= self._kill_at and heard and self._killed_at is None:
             if self._wants_stacks:

@@ -10,7 +10,6 @@ the background are not, see `in_memory`: what counts there is what a transfer ta
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -152,7 +151,7 @@ def _ours(
         return Choice()
     if comm.nodes > 1:
         return Choice(reducer, None, SMALLEST)
-    short = ShortReducer(comm.mpi, memory, [segment for _, segment in places], _cores(comm), reducer)
+    short = ShortReducer(comm.mpi, memory, [segment for _, segment in places], memory.cores, reducer)
     return Choice(reducer, short if short.usable else None, found.start, found.end)
 
 
@@ -166,15 +165,10 @@ def _reducer(comm: Any, memory: NodeMemory | None, places: list[list[int]], way:
     if way == "mpi" or memory is None or not _is_possible(places):
         return None
     segments = [places[rank][1] for rank in comm.here]
-    reducer = SharedReducer(comm.mpi, memory, comm.here, segments, min(hosts.values()), len(hosts), _cores(comm))
+    reducer = SharedReducer(comm.mpi, memory, comm.here, segments, min(hosts.values()), len(hosts), memory.cores)
     return reducer if reducer.usable else None
 
 
 def _is_possible(places: list[list[int]]) -> bool:
     """Whether there is more than one rank, and shared memory on all hosts."""
     return len(places) > 1 and all(segment >= 0 for _, segment in places)
-
-
-def _cores(comm: Any) -> int:
-    """How many cores the ranks of this host have together."""
-    return min(sum(comm.core_counts[rank] for rank in comm.here), os.cpu_count() or 1)

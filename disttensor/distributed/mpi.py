@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import time
 import zlib
@@ -101,15 +100,13 @@ class MPICommunicator:
         host.Bcast(first, root=0)
         host.Free()
         segment = self._memory.rank if self._memory is not None and self._memory.size else -1
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        facts = self.all_gather_object([self._MPI.COMM_WORLD.rank, int(first[0]), platform.node(), segment, cores])
+        facts = self.all_gather_object([self._MPI.COMM_WORLD.rank, int(first[0]), platform.node(), segment])
         firsts = sorted({fact[1] for fact in facts})
         self.node: int = firsts.index(int(first[0]))
         self.nodes: int = len(firsts)
         self.members = tuple(fact[0] for fact in facts)
         self.hosts = tuple(fact[2] for fact in facts)
         self._places = [[firsts.index(fact[1]), fact[3]] for fact in facts]
-        self.core_counts = tuple(fact[4] for fact in facts)
         self.here = [rank for rank, (node, _) in enumerate(self._places) if node == self.node]
 
     def all_reduce(

@@ -295,7 +295,7 @@ def _no_rows(spec: Spec) -> Value:
 
 
 def _with_one_leaf_each(graph: Graph) -> Graph:
-    """The graph with one leaf for each variable, which what was traced for shards of other lengths has twice."""
+    """The graph with one leaf for each variable, of which each round, and shards of another length, have their own."""
     leaves: dict[int, Node] = {}
 
     def leaf(value: Value) -> Value:

@@ -10,17 +10,18 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import disttensor as keras
 from disttensor import config, distributed, layers
+from launch import stacks
 
 DEED = sys.argv[1]
 comm = distributed.communicator()
 group = comm.split(0)
-shells: list[subprocess.Popen[bytes]] = []
 
 
 def hang_in_loader() -> None:
@@ -66,9 +67,14 @@ class Heavy(layers.Layer):
         return x + 0 * keras.ops.mean(product)
 
 
-def suspend_in(seconds: float) -> None:
-    """Let this process be stopped from outside, wherever it is then."""
-    shells.append(subprocess.Popen(["sh", "-c", f"sleep {seconds}; kill -STOP {os.getpid()}"]))
+def suspend_once(waits: bool) -> None:
+    """Suspend this process as soon as others can read of it that it computes, or that it waits for them."""
+    (status,) = (file for file in Path("/proc/self/fd").iterdir() if stacks.STATUS in os.path.realpath(file))
+    seen = stacks.read_status(status)
+    while seen["step"] < 4 or not seen["doing"].startswith("computing") or bool(seen["waiting"]) != waits:
+        time.sleep(0.01)
+        seen = stacks.read_status(status)
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 class Trouble(keras.callbacks.Callback):
@@ -84,7 +90,7 @@ class Trouble(keras.callbacks.Callback):
             elif DEED == "suspended":
                 os.kill(os.getpid(), signal.SIGSTOP)
             elif DEED in ("suspended in compute", "suspended in a collective"):
-                suspend_in(0.4 if DEED == "suspended in compute" else 1.0)
+                threading.Thread(target=suspend_once, args=(DEED.endswith("collective"),), daemon=True).start()
             elif DEED == "other collective":
                 time.sleep(0.5)  # so that the other rank's collective is the first that takes too long
                 group.barrier()

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
+import time
 
 import pytest
 
 from disttensor import config
+from disttensor.distributed import ranks_seen
 from disttensor.distributed.activity import Collective
 from disttensor.distributed.ranks_seen import OwnFiles, Place, Seen, look_at
 from disttensor.distributed.watchdog import report
 from disttensor.errors import ArgumentError
+from launch import stacks
 
 GROUP = "0,1,2,3#1"
 COLLECTIVE = Collective("all_reduce", 7, 0.0, (0, 1, 2, 3), GROUP)
@@ -82,21 +86,25 @@ def test_a_rank_may_be_suspended_after_it_has_arrived():
     assert lines[1] == "All ranks have arrived, but rank 1 is suspended by a signal."
 
 
-def test_own_stacks_are_seen_with_the_names_of_threads():
+def test_own_stacks_are_seen_with_the_names_of_threads(monkeypatch):
+    monkeypatch.setattr(ranks_seen, "_WRITING", 100.0)  # however slow the machine is
+    monkeypatch.setattr(stacks, "_SETTLED", 0.5)
     files, go = OwnFiles(), threading.Event()
     thread = threading.Thread(target=go.wait, name="a reader")
     thread.start()
     try:
+        while sys._current_frames()[thread.ident].f_code.co_name != "wait":
+            time.sleep(0.01)
         files.publish()
         (entry,) = look_at([files.place(0, 0)])
     finally:
         go.set()
         thread.join()
-    stacks = dict(entry.stacks)
+    found = dict(entry.stacks)
     assert entry.pid == os.getpid()
     assert not entry.problem
-    assert "in wait" in stacks["a reader"][-1]
-    assert any("test_own_stacks_are_seen" in frame for frame in stacks["MainThread"])
+    assert "in wait" in found["a reader"][-1]
+    assert any("test_own_stacks_are_seen" in frame for frame in found["MainThread"])
 
 
 @pytest.mark.parametrize("value", [-1, float("inf"), float("nan"), "long"])

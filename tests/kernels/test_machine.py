@@ -151,40 +151,44 @@ define void @second(ptr %arguments, i64 %start, i64 %stop) {
     assert out.tolist() == [0, 7]
 
 
+# It is made when so many processes want it; they wait for one another's turns for so many seconds.
 MAKER = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 from disttensor.kernels import disk_cache
+folder, processes, seconds = Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3])
 def make():
-    with open(sys.argv[1], "a") as log:
+    with open(folder / "log", "a") as log:
         log.write("made ")
     print("making", flush=True)
-    time.sleep(float(sys.argv[2]))
+    while len(list(folder.glob("came-*"))) < processes:
+        time.sleep(0.01)
     return b"made"
-disk_cache._TURN_S = 0.5
+disk_cache._TURN_S = seconds
+(folder / f"came-{os.getpid()}").touch()
 assert disk_cache.get_or_make("code", "x", make) == b"made"
 """
 
 
-def make_in_processes(folder: Path, count: int, *seconds: str) -> list[subprocess.Popen[str]]:
+def make_in_processes(folder: Path, count: int, *arguments: str) -> list[subprocess.Popen[str]]:
     environment = {**os.environ, "XDG_CACHE_HOME": str(folder)}
-    command = [sys.executable, "-c", MAKER, str(folder / "log"), *seconds]
+    command = [sys.executable, "-c", MAKER, str(folder), *arguments]
     return [subprocess.Popen(command, env=environment, text=True, stdout=subprocess.PIPE) for _ in range(count)]
 
 
 def test_one_process_makes_what_all_need(tmp_path: Path) -> None:
-    processes = make_in_processes(tmp_path, 4, "0.2")
-    assert sorted(process.communicate(timeout=60)[0] for process in processes) == ["", "", "", "making\n"]
+    processes = make_in_processes(tmp_path, 4, "4", "1000")
+    assert sorted(process.communicate()[0] for process in processes) == ["", "", "", "making\n"]
     assert not any(process.returncode for process in processes)
     assert (tmp_path / "log").read_text() == "made "
 
 
 def test_nobody_waits_long_for_a_process_that_makes_nothing(tmp_path: Path) -> None:
-    (suspended,) = make_in_processes(tmp_path, 1, "1000")
+    (suspended,) = make_in_processes(tmp_path, 1, "1000", "0.5")
     assert suspended.stdout is not None
     assert suspended.stdout.readline() == "making\n"
-    (other,) = make_in_processes(tmp_path, 1, "0")
-    assert other.communicate(timeout=60)[0] == "making\n"
+    (other,) = make_in_processes(tmp_path, 1, "0", "0.5")
+    assert other.communicate()[0] == "making\n"
     suspended.kill()
     suspended.communicate()
     assert (tmp_path / "log").read_text() == "made made "

@@ -70,21 +70,26 @@ class FlatPartition:
 
 @dataclass(frozen=True)
 class Term:
-    """A term of a sum over the ranks of a group; the whole is the sum, of which each rank takes an equal share."""
+    """A term of a sum over the ranks of a group; the whole is the sum, of which each rank takes an equal share.
+
+    The sum may itself be a part, of what ranks of another group divide: `of`.
+    """
 
     group: Communicator
+    of: Partition | None = None
 
     def part_of(self, whole: Any) -> Any:
         """This rank's share of an array."""
-        return whole / self.group.size
+        return (whole if self.of is None else self.of.part_of(whole)) / self.group.size
 
     def whole_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the sum."""
-        return shape
+        return shape if self.of is None else self.of.whole_shape(shape)
 
     def join(self, part: np.ndarray) -> np.ndarray:
         """The sum, on every rank; collective."""
-        return self.group.all_reduce(part.copy())
+        total = self.group.all_reduce(part.copy())
+        return total if self.of is None else self.of.join(total)
 
 
 def divided_size(what: str, size: int, group: Communicator) -> int:

@@ -17,6 +17,7 @@ from disttensor import config, distributed, initializers, ops
 from disttensor.context import state
 from disttensor.distributed import finite, single_copy
 from disttensor.distributed.collectives import part_of_mean, sync_sum
+from disttensor.distributed.partition import Term
 from disttensor.distributed.rows import mean_of_gradient
 from disttensor.errors import ArgumentError
 from disttensor.ops.core import fence
@@ -154,8 +155,14 @@ class Optimizer(Configurable):
         if self.use_ema:
             self._averages = [self._like(v, "average", "zeros") for v in variables]
         if self.gradient_accumulation_steps:
-            self._gradient_sums = [self._like(v, "gradient_accumulator", "zeros") for v in variables]
+            self._gradient_sums = [self._gradient_sum(v) for v in variables]
         self.built = True
+
+    def _gradient_sum(self, variable: Variable) -> Variable:
+        made = self._like(variable, "gradient_accumulator", "zeros")
+        if self.accumulates_locally and not config.virtual_shards():
+            made.partition = Term(distributed.data_group(), variable.partition)
+        return made
 
     def update_step(self, gradient: Tensor, variable: Variable, learning_rate: Tensor) -> None:
         """Change one variable, and its slots, by its gradient."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,9 +110,44 @@ def check_accumulation_of_uneven_batches() -> None:
         np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+def check_sums_that_are_left_over() -> None:
+    """What an epoch leaves in the sums of gradients is what ranks have together: the next fit, and a checkpoint."""
+
+    def fit(epochs: int, folder: Path | None = None) -> keras.Model:
+        trained = model()
+        trained.compile(optimizers.SGD(0.1, momentum=0.9, gradient_accumulation_steps=4), "mse")
+        callbacks = [] if folder is None else [keras.callbacks.BackupAndRestore(folder, delete_checkpoint=False)]
+        trained.fit(X, Y, 4, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)  # of 6 steps, 2 are left
+        return trained
+
+    def fit_twice() -> keras.Model:
+        trained = fit(1)
+        trained.fit(X, Y, 4, epochs=2, shuffle=False, verbose=0)
+        return trained
+
+    def same(got: keras.Model) -> None:
+        for found, want in zip(got.get_weights(), expected, strict=True):
+            np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-6)
+
+    expected = alone(lambda: fit(3)).get_weights()
+    same(fit_twice())
+    with tempfile.TemporaryDirectory() as own:
+        folder = Path(comm.broadcast_object(own))
+        fit(1, folder / "ranks")
+        if comm.rank == 0:
+            shutil.copytree(folder / "ranks", folder / "one")
+            same(alone(lambda: fit(3, folder / "one")))
+            alone(lambda: fit(1, folder / "alone"))
+        comm.barrier()
+        same(fit(3, folder / "ranks"))
+        same(fit(3, folder / "alone"))
+        comm.barrier()
+
+
 for check in (
     check_accumulation,
     check_accumulation_of_uneven_batches,
+    check_sums_that_are_left_over,
     check_overflow_on_one_rank,
 ):
     check()

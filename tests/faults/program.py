@@ -60,6 +60,9 @@ class Trace(dt.callbacks.Callback):
                 os._exit(9)
             if KIND == "waits for ever":
                 time.sleep(1000)
+            if KIND == "waits for Ctrl-C":
+                while signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # as after the first one
+                    time.sleep(0.01)
             if KIND == "bit flip":
                 self.model.trainable_variables[0].memory.view(np.uint8).reshape(-1)[0] ^= 1
             if KIND == "nan":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.running import HEAD, WITH_MPI, Run
+from tests.launch.running import HEAD, LIMIT, WITH_MPI, Run
 
 VERSIONS = {
     "openmpi": "mpirun (Open MPI) 5.0.11\n\nReport bugs to https://www.open-mpi.org/community/help/",
@@ -16,6 +16,12 @@ VERSIONS = {
     "intelmpi": "Intel(R) MPI Library for Linux* OS, Version 2021.18 Build 20260301",
     "unknown": "mpirun of somebody else 1.0",
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "start" in getattr(item, "fixturenames", ()) or item.path.name == "test_training.py":
+            item.add_marker(pytest.mark.timeout(3 * LIMIT))  # what they start has a limit of its own
 
 
 def write_program(path: Path, *lines: str) -> Path:

@@ -13,8 +13,21 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 RANK = 'int(os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK", "0")))'
-HEAD = f"import os, signal, subprocess, sys, time\nrank = {RANK}\nprint('rank', rank, 'is here', flush=True)\n"
+HEAD = f"""\
+import os, signal, subprocess, sys, time
+rank = {RANK}
+print('rank', rank, 'is here', flush=True)
+for_ever = 10**6  # seconds, for what somebody else has to end
+
+def wait_until(holds):
+    while not holds():
+        time.sleep(0.005)
+
+"""
 WITH_MPI = [pytest.param(library, marks=pytest.mark.mpi) for library in ("openmpi", "mpich")]
+LIMIT = 300.0
+"""Seconds for what takes some on an idle machine, and would otherwise take for ever."""
+_ENDING = 20.0  # seconds until killed processes are gone
 
 
 class Run:
@@ -42,19 +55,20 @@ class Run:
             count -= text in line
         return line
 
-    def end(self, timeout=60):
+    def end(self):
         """The exit code and the rest of the output, after a check that no process is left."""
         try:
-            output, _ = self.process.communicate(timeout=timeout)
+            output, _ = self.process.communicate(timeout=LIMIT)
         finally:
-            left = self.remaining(5)
+            left = self.remaining()
             for process in left:
                 os.kill(process, signal.SIGKILL)
         assert not left, "processes outlived disttensor-run"
         return self.process.returncode, output
 
-    def remaining(self, seconds):
-        limit = time.monotonic() + seconds
+    def remaining(self):
+        """The processes that do not end."""
+        limit = time.monotonic() + _ENDING
         while (found := self._processes()) and time.monotonic() < limit:
             time.sleep(0.05)
         return found

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import main
+from tests.launch.running import LIMIT
 
 ROOT = Path(__file__).parents[2]
 HAS_MPI = Path(sys.executable).with_name("mpirun").exists()
@@ -27,7 +28,7 @@ if comm.rank == 0:
     print(said, flush=True)
 if "fail" in sys.argv and comm.rank == comm.size - 1:
     sys.exit(7)
-time.sleep(60 if "wait" in sys.argv else 0)
+time.sleep(10**6 if "wait" in sys.argv else 0)
 """
 
 
@@ -54,7 +55,7 @@ def start(*arguments, cwd=ROOT):
 
 def run(*arguments, cwd=ROOT):
     process = start(*arguments, cwd=cwd)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=LIMIT)
     return process.returncode, output
 
 
@@ -80,7 +81,7 @@ def test_a_module_and_the_exit_code(tmp_path):
 def test_the_line_of_a_dry_run_does_the_same(program):
     code, line = run("-n", "2", "--dry-run", program, "a")
     assert code == 0
-    finished = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=ROOT, check=False, timeout=60)
+    finished = subprocess.run(line, shell=True, capture_output=True, text=True, cwd=ROOT, check=False, timeout=LIMIT)
     assert finished.returncode == 0, finished.stderr
     assert finished.stdout.startswith("[[0, ['a'],")
 
@@ -91,9 +92,9 @@ def test_a_signal_ends_the_ranks(program):
     process = start("-n", "2", program, "wait")
     assert process.stdout.readline().startswith("[[0")
     process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=30)
+    process.communicate(timeout=LIMIT)
     assert process.returncode != 0
-    limit = time.monotonic() + 5
+    limit = time.monotonic() + 20  # they were killed
     while _running(program) and time.monotonic() < limit:
         time.sleep(0.05)
     assert not _running(program)

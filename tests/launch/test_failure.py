@@ -70,18 +70,19 @@ LATE = """
 import json
 def report(**said):  # as disttensor.distributed does before it aborts the job
     os.write(int(os.environ["DISTTENSOR_REPORT_FD"]), json.dumps(said).encode())
-    time.sleep(60)
+    time.sleep(for_ever)
 if last:
     held = os.getppid()
-    subprocess.Popen(["sh", "-c", f"sleep 0.8; kill -CONT {{held}}"])
+    is_held = f"grep -q 'State:.T' /proc/{{held}}/status"
+    subprocess.Popen(["sh", "-c", f"until {{is_held}}; do sleep 0.01; done; sleep 0.8; kill -CONT {{held}}"])
     os.kill(held, signal.SIGSTOP)
     open({file!r}, "w").close()
     {cause}
 elif rank == 0:
-    while not os.path.exists({file!r}): time.sleep(0.005)
+    wait_until(lambda: os.path.exists({file!r}))
     time.sleep(0.05)
     {consequence}
-time.sleep(60)
+time.sleep(for_ever)
 """
 
 
@@ -131,9 +132,9 @@ if last:
     with open({file!r}, "w") as file: file.write(str(os.getpid()))
     ctypes.CDLL(None).syscall({exit_thread}, 0)
 elif rank == 0:
-    while state() != "Z": time.sleep(0.005)
+    wait_until(lambda: state() == "Z")
     os._exit(3)
-time.sleep(60)
+time.sleep(for_ever)
 """
 
 
@@ -145,15 +146,18 @@ def test_a_cause_is_named_though_it_dies_slowly(start, tmp_path):
     assert re.search(rf"rank {start.last} on host \S+ was killed by signal 9", output)
 
 
+# The last rank's parent ends when all have been heard, which said that the program of rank 0 ran.
 STILL_RAN = """
 if last:
-    open({file!r}, "w").close()
+    with open({file!r} + ".new", "w") as file: file.write(str(os.getppid()))
+    os.rename({file!r} + ".new", {file!r})
     os._exit(3)
 elif rank == 0:
-    while not os.path.exists({file!r}): time.sleep(0.005)
-    time.sleep(0.3)
+    wait_until(lambda: os.path.exists({file!r}))
+    parent = open({file!r}).read()
+    wait_until(lambda: not os.path.exists(f"/proc/{{parent}}/exe"))
     os.kill(os.getpid(), signal.SIGSEGV)
-time.sleep(60)
+time.sleep(for_ever)
 """
 
 
@@ -170,7 +174,7 @@ from disttensor import distributed
 comm = distributed.communicator()
 for step in range(10**9):
     if last and step == 100:
-        subprocess.Popen(["sleep", "60"])  # which its parent waits for before it ends
+        subprocess.Popen(["sleep", str(for_ever)])  # which its parent waits for before it ends
         os.kill(os.getpid(), signal.SIGKILL)
     comm.all_reduce(np.ones(1 << 16, np.float32))
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from launch.exit_codes import INTERRUPTED, REQUEUE
-from tests.launch.running import WITH_MPI, Run
+from tests.launch.running import LIMIT, ROOT, WITH_MPI, Run
 
+GRANDCHILD = "subprocess.Popen(['sleep', str(for_ever)], start_new_session=True)"
 FIRST = "if os.environ['DISTTENSOR_RESTART_COUNT'] == '0':\n    "
 
 
@@ -27,10 +29,8 @@ FIRST = "if os.environ['DISTTENSOR_RESTART_COUNT'] == '0':\n    "
     ],
 )
 def test_a_rank_that_fails_is_named_and_the_others_end(start, fault, code, words):
-    run = start(f"if last:\n    print('about to fail', flush=True); {fault}\ntime.sleep(60)")
-    began = time.monotonic()
+    run = start(f"if last:\n    print('about to fail', flush=True); {fault}\ntime.sleep(for_ever)")
     assert (ended := run.end())[0] == code, ended[1]
-    assert time.monotonic() - began < 30
     assert re.search(f"rank {start.last} on host .* {words}", ended[1])
     assert f"The last lines of rank {start.last}:\ndisttensor-run:     rank {start.last} is here" in ended[1]
     assert "disttensor-run:     about to fail" in ended[1]
@@ -41,7 +41,7 @@ def test_a_suspended_rank_is_named(start):
     source = """
 signal.signal(signal.SIGRTMIN + 12, lambda *_: print('disturbed', flush=True))
 if last: os.kill(os.getpid(), signal.SIGSTOP)
-time.sleep(60)
+time.sleep(for_ever)
 """
     code, output = start(source, env={"DISTTENSOR_HOST_TIMEOUT": "3"}).end()
     assert code == 128 + signal.SIGSTOP
@@ -51,13 +51,18 @@ time.sleep(60)
 
 
 @pytest.mark.parametrize("start", WITH_MPI, indirect=True)
-def test_when_a_rank_is_suspended_the_others_show_their_stacks(start):
-    source = """
+def test_when_a_rank_is_suspended_the_others_show_their_stacks(start, tmp_path):
+    # A thread that has told that it is at its line is still there when it is asked.
+    source = f"""
 import disttensor, threading
-def wait_for_ever(): time.sleep(90)
-if last: os.kill(os.getpid(), signal.SIGSTOP)
+def is_here(thread, number=rank): return {str(tmp_path)!r} + f"/{{thread}}-{{number}}"
+def wait_for_ever(): open(is_here("reader"), "w").close(), time.sleep(for_ever)
+if last:
+    wait_until(lambda: all(os.path.exists(is_here(t, r)) for t in ("reader", "main") for r in range(rank)))
+    os.kill(os.getpid(), signal.SIGSTOP)
 threading.Thread(target=wait_for_ever, name='a reader', daemon=True).start()
-time.sleep(60)
+main = is_here("main")
+open(main, "w").close(), time.sleep(for_ever)
 """
     code, output = start(source, env={"DISTTENSOR_HOST_TIMEOUT": "3"}).end()
     assert code == 128 + signal.SIGSTOP
@@ -76,7 +81,11 @@ time.sleep(60)
 @pytest.mark.parametrize("start", ["alone"], indirect=True)
 @pytest.mark.parametrize(("handler", "shown"), [("signal.SIG_DFL", 1), ("lambda *_: os._exit(0)", 0)])
 def test_ranks_that_the_time_limit_ends_show_their_stacks(start, handler, shown):
-    code, output = start(f"signal.signal(15, {handler})\nimport disttensor\ntime.sleep(60)", "--timeout", 5).end()
+    source = f"signal.signal(15, {handler})\nimport disttensor\nprint('ready', flush=True)\ntime.sleep(for_ever)"
+    for seconds in (5, 30, 200):  # who was not ready by then has nothing to show
+        code, output = start(source, "--timeout", seconds).end()
+        if "ready\n" in output.partition("--timeout is over")[0]:
+            break
     assert code == 124
     assert output.count("most recent call last:\ndisttensor-run:   MainThread:") == shown, output
 
@@ -85,8 +94,11 @@ def test_ranks_that_the_time_limit_ends_show_their_stacks(start, handler, shown)
 @pytest.mark.parametrize("start", ["openmpi"], indirect=True)
 @pytest.mark.mpi
 def test_ranks_that_do_not_end_in_time_show_their_stacks(start):
-    source = "signal.signal(15, signal.SIG_IGN)\nimport disttensor\ntime.sleep(90)"
-    code, output = start(source, "--timeout", 10).end(90)
+    source = "signal.signal(15, signal.SIG_IGN)\nimport disttensor\nprint('ready', flush=True)\ntime.sleep(for_ever)"
+    for seconds in (10, 60):  # who was not ready by then has nothing to show
+        code, output = start(source, "--timeout", seconds).end()
+        if output.partition("--timeout is over")[0].count("ready\n") == start.ranks:
+            break
     assert code == 124
     assert "Stacks of ranks 0 to 2, most recent call last:" in output
 
@@ -94,12 +106,41 @@ def test_ranks_that_do_not_end_in_time_show_their_stacks(start):
 def test_a_rank_suspended_for_a_moment_is_no_failure(start):
     source = """
 if last:
-    subprocess.Popen(['sh', '-c', f'sleep 1; kill -CONT {os.getpid()}'])
-    os.kill(os.getpid(), signal.SIGSTOP)
-    time.sleep(3)
+    me = os.getpid()
+    is_suspended = f"grep -q 'State:.T' /proc/{me}/status"
+    subprocess.Popen(['sh', '-c', f'until {is_suspended}; do sleep 0.1; done; sleep 0.5; kill -CONT {me}'])
+    os.kill(me, signal.SIGSTOP)
+    time.sleep(6)
 """
-    code, output = start(source, env={"DISTTENSOR_HOST_TIMEOUT": "2"}).end()
+    code, output = start(source, env={"DISTTENSOR_HOST_TIMEOUT": "5"}).end()
     assert code == 0, output
+
+
+def test_who_is_held_up_hears_first_and_judges_then(tmp_path):
+    """It gets no processor when a rank that was suspended goes on, for longer than one may be suspended."""
+    held_up = f"""
+import os, signal, sys, time
+from launch import attempt, cli
+pass_on = attempt.Attempt._pass_on_signals
+def hold_up(self):
+    if [peer for peer in self._peers.values() if peer.stopped]:
+        os.kill(int(open({str(tmp_path / "pid")!r}).read()), signal.SIGCONT)
+        time.sleep(1.5)
+    pass_on(self)
+attempt.Attempt._pass_on_signals = hold_up
+sys.exit(cli.main(sys.argv[1:]))
+"""
+    program = tmp_path / "program.py"
+    program.write_text(f"""
+import os, signal
+with open({str(tmp_path / "pid")!r}, "w") as file:
+    file.write(str(os.getpid()))
+os.kill(os.getpid(), signal.SIGSTOP)
+""")
+    command = [sys.executable, "-c", held_up, "-n", "1", str(program)]
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "DISTTENSOR_HOST_TIMEOUT": "1"}
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def test_success(start):
@@ -111,7 +152,7 @@ def test_success(start):
 
 
 def test_restart(start):
-    run = start(FIRST + "time.sleep(60 if not last else sys.exit(3))\nprint('went well')", "--max-restarts", 2)
+    run = start(FIRST + "time.sleep(for_ever if not last else sys.exit(3))\nprint('went well')", "--max-restarts", 2)
     code, output = run.end()
     assert code == 0, output
     assert output.count("ended with exit code 3") == 1
@@ -155,15 +196,13 @@ print('finished after', len(got), flush=True)
 
 
 def test_interrupt_twice(start):
-    run = start("signal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(60)")
+    run = start("signal.signal(signal.SIGINT, signal.SIG_IGN)\nprint('ready', flush=True)\ntime.sleep(for_ever)")
     run.wait_for("ready", start.ranks)
     run.process.send_signal(signal.SIGINT)
     run.wait_for("press Ctrl-C again")
     run.process.send_signal(signal.SIGINT)
-    began = time.monotonic()
     code, output = run.end()
     assert code == INTERRUPTED, output
-    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
@@ -174,7 +213,7 @@ def stop(number, frame):
     sys.exit({REQUEUE})
 signal.signal(signal.{name}, stop)
 print('ready', flush=True)
-time.sleep(60)
+time.sleep(for_ever)
 """
     run = start(source, "--max-restarts", 5)
     run.wait_for("ready", start.ranks)
@@ -198,7 +237,7 @@ def job(tmp_path):
 @pytest.mark.parametrize(("name", "queued"), [("SIGUSR1", True), ("SIGTERM", False)])
 def test_a_program_that_was_still_starting_is_queued_again(start, job, name, queued):
     """It has a checkpoint of an earlier piece, or nothing to lose; only the signal before a time limit queues it."""
-    run = start("time.sleep(60)", "--requeue", "--max-restarts", 5, env=job)
+    run = start("time.sleep(for_ever)", "--requeue", "--max-restarts", 5, env=job)
     run.wait_for("is here", start.ranks)
     run.process.send_signal(signal.Signals[name])
     code, output = run.end()
@@ -217,21 +256,19 @@ def test_a_program_that_saw_the_time_limit_coming_is_queued_again(start, job):
 
 def test_a_signal_that_comes_before_the_ranks_is_not_lost(start):
     """As soon as disttensor-run listens, when at best some ranks have been started."""
-    run = start("print('ready', flush=True)\ntime.sleep(60)")
+    run = start("print('ready', flush=True)\ntime.sleep(for_ever)")
     listens = 1 << (signal.SIGUSR1 - 1)
-    status, limit = Path(f"/proc/{run.process.pid}/status"), time.monotonic() + 60
+    status, limit = Path(f"/proc/{run.process.pid}/status"), time.monotonic() + LIMIT
     while not int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) & listens:
         assert time.monotonic() < limit
         time.sleep(0.001)
     run.process.send_signal(signal.SIGUSR1)
-    began = time.monotonic()
     code, output = run.end()
     assert code == 128 + signal.SIGUSR1, output
-    assert time.monotonic() - began < 50
 
 
 def test_timeout(start):
-    run = start("time.sleep(60)", "--timeout", 2, "--max-restarts", 3)
+    run = start("time.sleep(for_ever)", "--timeout", 2, "--max-restarts", 3)
     code, output = run.end()
     assert code == 124
     assert "--timeout is over" in output
@@ -239,17 +276,17 @@ def test_timeout(start):
 
 @pytest.mark.parametrize("stubborn", [False, True], ids=["", "signals ignored, a grandchild in a session of its own"])
 def test_nothing_survives_a_killed_supervisor(start, stubborn):
-    source = "subprocess.Popen(['sleep', '60'], start_new_session=True)\nsignal.signal(15, signal.SIG_IGN)\n" * stubborn
-    run = start(f"{source}print('ready', flush=True)\ntime.sleep(60)")
+    source = f"{GRANDCHILD}\nsignal.signal(15, signal.SIG_IGN)\n" * stubborn
+    run = start(f"{source}print('ready', flush=True)\ntime.sleep(for_ever)")
     run.wait_for("ready", start.ranks)
     run.process.kill()
     run.process.wait()
     run.process.stdout.close()
-    assert not run.remaining(10)
+    assert not run.remaining()
 
 
 def test_what_a_rank_leaves_behind_is_ended(start):
-    code, output = start("subprocess.Popen(['sleep', '60'], start_new_session=True)").end()
+    code, output = start(GRANDCHILD).end()
     assert code == 0, output
 
 
@@ -263,7 +300,7 @@ for line in {line for line in open("/proc/self/maps") if "/dev/shm/" in line}:
 MPI.COMM_WORLD.Barrier()
 time.sleep(0.5)
 if last: os.kill(os.getpid(), signal.SIGKILL)
-time.sleep(60)
+time.sleep(for_ever)
 """
     code, output = start(source).end()
     assert code == 128 + signal.SIGKILL, output
@@ -274,7 +311,14 @@ time.sleep(60)
 
 def test_logs(start, tmp_path):
     logs = tmp_path / "logs"
-    source = "print('to stderr', file=sys.stderr)\n" + FIRST + "sys.exit(3) if last else time.sleep(60)"
+    source = f"""
+def is_here(number): return {str(tmp_path)!r} + f"/{{number}}"
+print('to stderr', file=sys.stderr)
+open(is_here(rank), "w").close()
+{FIRST}last or time.sleep(for_ever)
+    wait_until(lambda: all(os.path.exists(is_here(number)) for number in range(rank)))
+    sys.exit(3)
+"""
     code, output = start(source, "--log-dir", logs, "--max-restarts", 1).end()
     assert code == 0, output
     assert sorted(path.name for path in logs.iterdir()) == [
@@ -316,8 +360,8 @@ def test_a_closed_pipe_ends_the_run(start):
     run = start("while True:\n    print('x' * 100, flush=True)\n    time.sleep(0.01)")
     run.wait_for("x" * 100)
     run.process.stdout.close()
-    assert run.process.wait(30) == 141
-    assert not run.remaining(5)
+    assert run.process.wait(LIMIT) == 141
+    assert not run.remaining()
 
 
 @pytest.mark.parametrize(

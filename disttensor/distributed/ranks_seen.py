@@ -70,10 +70,10 @@ class OwnFiles:
         """Where others of this host find the files."""
         return Place(rank, platform.node(), node, os.getpid(), self._status, self._stacks)
 
-    def publish(self, **more: Any) -> None:
+    def publish(self) -> None:
         """Write the status as it is now."""
         threads = {str(thread.native_id): thread.name for thread in threading.enumerate()}
-        content = json.dumps({**activity.snapshot(), "written": time.monotonic(), "threads": threads, **more}).encode()
+        content = json.dumps({**activity.snapshot(), "written": time.monotonic(), "threads": threads}).encode()
         # Readers that come in between see no whole JSON and look again.
         os.pwrite(self._status, content, 0)
         os.ftruncate(self._status, len(content))

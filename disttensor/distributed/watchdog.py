@@ -10,7 +10,10 @@ what it saw. Time in which the whole process was suspended does not count.
 from __future__ import annotations
 
 import atexit
+import contextlib
+import fcntl
 import json
+import os
 import threading
 import time
 from collections.abc import Sequence
@@ -80,17 +83,29 @@ class _Watchdog:
             # Ranks see it at about the same time; the later ones give way to the first.
             limit = config.collective_timeout() + min(self._rank, 8) * 2 * tick
             overdue = [c for c in activity.waiting() if now - max(c.since, self._awake_since) > limit]
-            if overdue and config.collective_timeout() and now > self._held_until and not self._another_reports(now):
-                self._files.publish(reporting=now)
+            if overdue and config.collective_timeout() and now > self._held_until and self._is_first(now):
                 self._end_job(overdue[0])
 
     def _tick(self) -> float:
         limit = config.collective_timeout()
         return min(_TICK, limit / 8) if limit else _TICK
 
-    def _another_reports(self, now: float) -> bool:
-        others = (read_status(place) for place in self._here if place.rank != self._rank)
-        return any(now - status.get("reporting", -_HOLDING) < _HOLDING for status in others)
+    def _is_first(self, now: float) -> bool:
+        """Whether no other rank of this host reports it; who has given way to another does so once."""
+        if self._held_until:
+            return True
+        first = self._here[0]
+        file = -1
+        with contextlib.suppress(OSError):  # where its files cannot be opened, each speaks for itself
+            file = os.open(f"/proc/{first.pid}/fd/{first.status}", os.O_RDONLY)
+        try:
+            if file >= 0:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held until this process ends
+        except BlockingIOError:
+            os.close(file)
+            self._held_until = now + _HOLDING
+            return False
+        return True
 
     def _end_job(self, collective: Collective) -> None:
         seen = look_at(self._here)

@@ -13,7 +13,7 @@ from disttensor import config
 from disttensor.distributed import ranks_seen
 from disttensor.distributed.activity import Collective
 from disttensor.distributed.ranks_seen import OwnFiles, Place, Seen, look_at
-from disttensor.distributed.watchdog import report
+from disttensor.distributed.watchdog import _HOLDING, _Watchdog, report
 from disttensor.errors import ArgumentError
 from launch import stacks
 
@@ -105,6 +105,18 @@ def test_own_stacks_are_seen_with_the_names_of_threads(monkeypatch):
     assert not entry.problem
     assert "in wait" in found["a reader"][-1]
     assert any("test_own_stacks_are_seen" in frame for frame in found["MainThread"])
+
+
+def test_of_ranks_that_see_it_at_the_same_time_one_reports():
+    """Another one does if nothing has come of it when it has held back for long."""
+    files = OwnFiles()
+    first, second = (_Watchdog.__new__(_Watchdog) for _ in range(2))
+    for watchdog in (first, second):
+        watchdog._here, watchdog._held_until = [files.place(0, 0)], 0.0
+    assert first._is_first(5.0)
+    assert not second._is_first(5.0)
+    assert second._held_until == 5 + _HOLDING
+    assert second._is_first(second._held_until + 1)
 
 
 @pytest.mark.parametrize("value", [-1, float("inf"), float("nan"), "long"])

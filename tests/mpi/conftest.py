@@ -30,6 +30,9 @@ ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
 }
 
+LIMIT = 600
+"""Seconds for a run, the longest of which take a tenth of it where four tests share two cores."""
+
 NO_LISTENER = 213
 """How Open MPI's mpirun ends now and then before it starts a rank, when network interfaces of others come and go."""
 
@@ -51,7 +54,6 @@ class MPIRun(Protocol):
         n: int,
         program: str | Path,
         *args: str,
-        timeout: float = 240,
         env: dict[str, str] | None = None,
         python: Path | None = None,
     ) -> Finished: ...
@@ -62,14 +64,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if "mpirun" in getattr(item, "fixturenames", ()):
             item.add_marker("mpi")
             if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(300))  # several such tests share the cores
+                item.add_marker(pytest.mark.timeout(2 * LIMIT))  # some run several times
 
 
 @pytest.fixture(params=["openmpi", "mpich"])
 def mpirun(request: pytest.FixtureRequest, tmp_path: Path) -> MPIRun:
     """Run a program (a path, or the source itself) on n ranks and return its exit code and output.
 
-    The run is killed, and the test fails, if it takes longer than `timeout` seconds, or if a process survives it.
+    The run is killed, and the test fails, if it takes longer than `LIMIT` seconds, or if a process survives it.
     """
     own_python = _python_with(request.param)
 
@@ -77,7 +79,6 @@ def mpirun(request: pytest.FixtureRequest, tmp_path: Path) -> MPIRun:
         n: int,
         program: str | Path,
         *args: str,
-        timeout: float = 240,
         env: dict[str, str] | None = None,
         python: Path | None = None,
     ) -> Finished:
@@ -92,14 +93,14 @@ def mpirun(request: pytest.FixtureRequest, tmp_path: Path) -> MPIRun:
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=variables, start_new_session=True
         )
         try:
-            output = process.communicate(timeout=timeout)[0].decode(errors="replace")
+            output = process.communicate(timeout=LIMIT)[0].decode(errors="replace")
         except subprocess.TimeoutExpired:
             _kill(_processes_with(mark))
-            pytest.fail(f"{n} ranks did not end within {timeout} s:\n{process.communicate()[0].decode()}")
+            pytest.fail(f"{n} ranks did not end within {LIMIT} s:\n{process.communicate()[0].decode()}")
         orphans = _wait_for_end(mark)
         assert not orphans, f"processes {orphans} outlived the run:\n{output}"
         if process.returncode == NO_LISTENER and "listener thread failed to start" in output:
-            return run(n, program, *args, timeout=timeout, env=env, python=python)
+            return run(n, program, *args, env=env, python=python)
         return Finished(process.returncode, output)
 
     run.mpi = request.param
@@ -139,7 +140,7 @@ def _processes_with(mark: str) -> list[int]:
     return found
 
 
-def _wait_for_end(mark: str, seconds: float = 5) -> list[int]:
+def _wait_for_end(mark: str, seconds: float = 20) -> list[int]:
     """Give the run's processes a moment to end; kill and return those that do not."""
     limit = time.monotonic() + seconds
     while (alive := _processes_with(mark)) and time.monotonic() < limit:

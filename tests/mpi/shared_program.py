@@ -194,12 +194,14 @@ def check_order_of_started():
 def check_waited():
     """Seconds in which others were waited for count once."""
     for size in (4, 50_000):
-        check_waited_for(size)
+        for _ in range(2):
+            comm.all_reduce(place(size, "float32", True))
+        attempts = (comm.all_gather_object(counts_waiting(size)) for _ in range(5))
+        assert any(all(counted) for counted in attempts)
 
 
-def check_waited_for(size):
-    for _ in range(2):
-        comm.all_reduce(place(size, "float32", True))
+def counts_waiting(size):
+    """Whether this rank's waiting for rank 1 has counted, which it need not if this rank was held up meanwhile."""
     activity.enter(activity.COMPUTING)
     before = activity.spent()
     array = place(size, "float32", True)
@@ -214,8 +216,8 @@ def check_waited_for(size):
         for seconds in ((before.total, after.total), (before.blocked, after.blocked))
     )
     assert blocked <= total + 0.01, (blocked, total)
-    late = comm.broadcast_object(began, root=1) - began  # 0.3 s, unless this rank had to wait for a core
-    assert RANK == 1 or blocked > late - 0.05, (blocked, late)
+    late = comm.broadcast_object(began, root=1) - began
+    return RANK == 1 or blocked > late - 0.05
 
 
 def check_parts_that_wait():

@@ -342,7 +342,7 @@ def check_interruptions():
             try:
                 signal.setitimer(signal.ITIMER_REAL, 1e-6 + round_ * 1e-5)
                 v.single_copy.leave()
-                time.sleep(0.001)
+                time.sleep(10)  # at the latest here
             except KeyboardInterrupt:
                 interrupted += 1
             signal.setitimer(signal.ITIMER_REAL, 0)

@@ -23,7 +23,7 @@ GRACE = {"DISTTENSOR_EXIT_GRACE": "0.5"}
 
 
 def run(mpirun, deed, n=2):
-    code, output = mpirun(n, TRAINING.format(deed=deed), timeout=30, env=GRACE)
+    code, output = mpirun(n, TRAINING.format(deed=deed), env=GRACE)
     assert code != 0, output
     return code, output
 
@@ -77,7 +77,7 @@ def test_end_while_others_need_the_rank(mpirun, deed):
 @open_mpi_alone
 def test_end_while_others_need_the_rank_for_an_unfinished_handle(mpirun):
     program = TRAINING.replace("comm.all_reduce(np.ones(10))", "comm.all_reduce_async(np.ones(10)).wait()")
-    code, output = mpirun(2, program.format(deed="break"), timeout=30, env=GRACE)
+    code, output = mpirun(2, program.format(deed="break"), env=GRACE)
     assert code == 1
     assert "waits in all_reduce() (collective" in output
 
@@ -109,7 +109,10 @@ sys.exit(0 if comm.rank else None)
 
 
 def test_those_who_go_on_may_wait_for_one_another(mpirun):
-    """Longer than the grace, and than it takes the last rank to say that it has come to its end."""
+    """Longer than the grace, and than it takes the last rank to say that it has come to its end.
+
+    The grace is long enough for ranks that are on their way out of a collective to get no processor meanwhile.
+    """
     program = """
 import time
 import numpy as np
@@ -118,12 +121,12 @@ comm = distributed.communicator()
 first = comm.split(comm.rank // 2)
 comm.barrier()
 if comm.rank == 1:
-    time.sleep(2)
+    time.sleep(6)
 first.all_reduce(np.ones(3))
 if comm.rank == 0:
     print("saved")
 """
-    code, output = mpirun(3, program, env=GRACE)
+    code, output = mpirun(3, program, env={"DISTTENSOR_EXIT_GRACE": "4"})
     assert code == 0, output
     assert output == "saved\n"
 

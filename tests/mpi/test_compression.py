@@ -6,17 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.mpi.libraries import on_ranks
 
 PROGRAM = Path(__file__).with_name("compression_program.py")
 
 
-@pytest.mark.timeout(300)
 @on_ranks(4, mpich=[2])
 def test_compressed_gradients_train_on_digits(mpirun: Any, n: int) -> None:
-    code, output = mpirun(n, PROGRAM, timeout=250)
+    code, output = mpirun(n, PROGRAM)
     assert code == 0, output
     found = re.findall(r"^(\S+): accuracy (\S+), (\d+) bytes a step", output, re.MULTILINE)
     accuracy, sent = ({name: float(row[i]) for name, *row in found} for i in (0, 1))

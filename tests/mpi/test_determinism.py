@@ -31,7 +31,7 @@ def digests(output: str) -> list[str]:
 def digests_of_one_process() -> dict[tuple[str, int], str]:
     jobs = [*((kind, 16) for kind in KINDS), ("arrays", 5)]
     command = [sys.executable, str(PROGRAM), *(json.dumps([*job, None]) for job in jobs)]
-    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100).stdout
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return dict(zip(jobs, digests(output), strict=True))
 
 
@@ -88,7 +88,7 @@ if distributed.is_main():
 @on_ranks(2, 3, mpich=[2])
 def test_ranks_with_and_without_rows_meet_in_the_same_order(mpirun: Any, n: int) -> None:
     """One row is left for the last batch; what the shards without rows count is a constant."""
-    alone = subprocess.run([sys.executable, "-c", LAST_ROW], capture_output=True, text=True, check=True, timeout=100)
+    alone = subprocess.run([sys.executable, "-c", LAST_ROW], capture_output=True, text=True, check=True)
     code, output = mpirun(n, LAST_ROW)
     assert code == 0, output
     assert len(digests(output)) == 1

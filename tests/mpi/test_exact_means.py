@@ -12,6 +12,6 @@ HERE = Path(__file__).parent
 
 @open_mpi_alone
 def test_slices_give_what_the_whole_batch_gives(mpirun: Any) -> None:
-    code, output = mpirun(3, HERE / "exact_means_program.py", timeout=110)
+    code, output = mpirun(3, HERE / "exact_means_program.py")
     assert code == 0, output
     assert output.count("every check passed") == 1, output

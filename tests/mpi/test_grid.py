@@ -10,13 +10,12 @@ import pytest
 HERE = Path(__file__).parent
 
 
-@pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("mpirun", "n", "model", "extent"),
     [("openmpi", 4, 2, "full"), ("openmpi", 3, 3, "short"), ("mpich", 2, 2, "short")],
     indirect=["mpirun"],
 )
 def test_a_grid_trains_as_one_process_does(mpirun: Any, n: int, model: int, extent: str, tmp_path: Path) -> None:
-    code, output = mpirun(n, HERE / "grid_program.py", str(model), str(tmp_path), extent, timeout=270)
+    code, output = mpirun(n, HERE / "grid_program.py", str(model), str(tmp_path), extent)
     assert code == 0, output
     assert output.count("every check passed") == 1, output

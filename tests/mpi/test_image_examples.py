@@ -23,6 +23,6 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 )
 def test_four_processes_train_like_one(mpirun: Any, command: tuple[str, ...], name: str, tolerance: float) -> None:
     program, *options = command
-    code, output = mpirun(4, EXAMPLES / program, *options, timeout=110)
+    code, output = mpirun(4, EXAMPLES / program, *options)
     assert code == 0, output
     assert last_value(output, name) == pytest.approx(last_value(run(program, *options), name), abs=tolerance)

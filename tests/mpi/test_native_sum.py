@@ -53,13 +53,13 @@ model.fit(np.ones((6000, 8), "f4"), np.ones((6000, 3), "f4"), batch_size=12, ver
 
 
 def test_a_rank_is_killed_while_others_wait_for_it_in_a_plan(mpirun):
-    code, _ = mpirun(3, TRAINING, "SIGKILL", timeout=60)
+    code, _ = mpirun(3, TRAINING, "SIGKILL")
     assert code != 0
 
 
 @open_mpi_alone
 def test_a_rank_is_stopped_while_others_wait_for_it_in_a_plan(mpirun):
-    code, output = mpirun(3, TRAINING, "SIGSTOP", timeout=60, env={"DISTTENSOR_TIMEOUT": "3"})
+    code, output = mpirun(3, TRAINING, "SIGSTOP", env={"DISTTENSOR_TIMEOUT": "3"})
     assert code != 0
     assert "It waits for rank 1." in output, output
 

@@ -12,6 +12,6 @@ HERE = Path(__file__).parent
 
 @on_ranks(1, 3, mpich=[2])
 def test_steps_on_several_ranks(mpirun: Any, n: int) -> None:
-    code, output = mpirun(n, HERE / "optimizer_program.py", timeout=110)
+    code, output = mpirun(n, HERE / "optimizer_program.py")
     assert code == 0, output
     assert output.count("every check passed") == 1, output

@@ -15,6 +15,6 @@ HERE = Path(__file__).parent
     indirect=["mpirun"],
 )  # fmt: skip
 def test_rows(mpirun: Any, n: int, algorithm: str) -> None:
-    code, output = mpirun(n, HERE / "rows_program.py", algorithm, timeout=250, env={"DISTTENSOR_ALLREDUCE": algorithm})
+    code, output = mpirun(n, HERE / "rows_program.py", algorithm, env={"DISTTENSOR_ALLREDUCE": algorithm})
     assert code == 0, output
     assert output == "every check passed\n"

@@ -16,7 +16,7 @@ from disttensor.errors import SerializationError
 from tests.mpi.libraries import open_mpi_alone
 
 PROGRAM = Path(__file__).with_name("saving_program.py")
-pytestmark = [open_mpi_alone, pytest.mark.timeout(300)]
+pytestmark = open_mpi_alone
 
 
 def newest(folder: Path) -> Checkpoint:

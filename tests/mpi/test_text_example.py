@@ -17,7 +17,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "transformer_text.py"
 @open_mpi_alone
 def test_four_processes_train_like_one(mpirun: Any) -> None:
     options = (*SMALL, "--characters", "20000", "--epochs", "1")
-    code, output = mpirun(4, EXAMPLE, *options, timeout=110)
+    code, output = mpirun(4, EXAMPLE, *options)
     assert code == 0, output
     assert last_value(output, "test_loss") == pytest.approx(
         last_value(run(EXAMPLE.name, *options), "test_loss"), abs=0.01

@@ -76,8 +76,10 @@ def is_here(name: str) -> bool:
     return name in ("localhost", "127.0.0.1", own, own.split(".")[0])
 
 
-def answering(names: Sequence[str], environ: Mapping[str, str], seconds: float = 10.0) -> list[str]:
+def answering(names: Sequence[str], environ: Mapping[str, str], seconds: float = 30.0) -> list[str]:
     """Those hosts that ssh reaches without asking anything, all tried at once; this machine always answers.
+
+    A host that is merely busy may need many seconds to let one in.
 
     Raises
     ------

@@ -22,9 +22,10 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 STEPS = 90
 _REQUEUE = 75  # the exit code that says: run the same command again
-LIMIT = 30.0  # seconds in which all processes must have ended after a fault
+LIMIT, STARTS = 30.0, 10  # seconds, or starts of the training, in which all must have ended once a fault is known
 STUCK, COMPARED = 15, 10  # seconds that a collective may last; steps after which ranks compare their weights
-SUSPENDED = 3  # seconds after which a suspended rank is noticed in this campaign
+SUSPENDED = 3  # seconds after which a suspended rank is noticed, where one is for ever
+LATEST = 20  # steps that the training goes on, at most, until a signal from outside has come
 
 
 class Fault(NamedTuple):
@@ -34,6 +35,8 @@ class Fault(NamedTuple):
     ----------
     word : str
         What must be printed about the guilty rank, a pattern; empty: nothing, for it is no fault.
+    known_after : int
+        Seconds after which it is known, by the limits that the campaign sets.
     signal : Signals or None
         What the rank is sent from outside; None: the program does it to itself.
     to_job : bool
@@ -46,6 +49,7 @@ class Fault(NamedTuple):
     signal: signal.Signals | None = None
     to_job: bool = False
     goes_on: str = ""
+    known_after: int = 0
 
 
 _KILLED, _ENDED = "rank {rank} on host .* was killed", "rank {rank} on host .* ended with exit code "
@@ -57,8 +61,8 @@ FAULTS = {
     "SIGTERM twice, then go on": Fault("is complete", signal.SIGTERM, to_job=True, goes_on="when started again"),
     "kill -9": Fault(_KILLED, signal.SIGKILL),
     "SIGSEGV": Fault(_KILLED, signal.SIGSEGV),
-    "SIGSTOP": Fault("rank {rank} on host .* was suspended", signal.SIGSTOP),
-    "waits for ever": Fault("It waits for rank {rank}[.]"),
+    "SIGSTOP": Fault("rank {rank} on host .* was suspended", signal.SIGSTOP, known_after=SUSPENDED),
+    "waits for ever": Fault("It waits for rank {rank}[.]", known_after=STUCK),
     "exception": Fault(_ENDED + "1"),
     "sys.exit": Fault(_ENDED + "7"),
     "os._exit": Fault(_ENDED + "9"),
@@ -80,7 +84,7 @@ class Run:
 
     `problem` is empty if all promises were kept. Times are in seconds: from the fault to the supervisor's word
     (`detected`), on to the start of the new processes (`launched`), and from there to the end of their first step
-    (`loaded`). `lost` counts steps that were done twice.
+    (`loaded`). `lost` counts steps that were done twice, `started` the time until the very first step was done.
     """
 
     fault: str
@@ -90,6 +94,12 @@ class Run:
     launched: float | None = None
     loaded: float | None = None
     lost: int | None = None
+    started: float = 0.0
+
+    @property
+    def limit(self) -> float:
+        """Seconds within which what follows on a fault must be over; longer on a machine that is slow or busy."""
+        return max(LIMIT, STARTS * self.started)
 
 
 class Campaign:
@@ -116,14 +126,21 @@ class Campaign:
             folder = Path(name)
             expected = self._expected(deterministic) if what.goes_on else None
             restarts = ["--max-restarts", "1"] if what.goes_on == "by itself" and what.word else []
-            by_itself = (
-                [] if what.signal else [fault, str(rank), str(step), str(chance.randint(1, _OPERATIONS[rank > 0]))]
-            )
-            job = self._start(folder, self._ranks, restarts, by_itself, deterministic)
+            if what.signal:
+                does = [
+                    "waits until it is " + ("told" if what.to_job else "struck"),
+                    str(rank),
+                    str(step + LATEST),
+                    "0",
+                ]
+            else:
+                does = [fault, str(rank), str(step), str(chance.randint(1, _OPERATIONS[rank > 0]))]
+            job = self._start(folder, self._ranks, restarts, does, deterministic, what.known_after)
             at = None
             if what.signal:
                 trace, delay = folder / f"trace-{rank}", chance.random() * 0.01
                 at = _strike(trace, step, what, delay, chance.random() * 0.05, job)
+                (folder / "struck").touch()
             code, lines = job.watch()
             ended = time.monotonic()
             at = at or next((said["time"] for said in _trace(folder / f"trace-{rank}") if "fault" in said), None)
@@ -132,7 +149,8 @@ class Campaign:
                 return run
             word = _word(what, rank, lines)
             run.detected = None if word is None else word - at
-            run.problem = _judge(fault, code, word, ended - at, job)
+            run.started = next((said["time"] - job.began for said in _trace(folder / "trace-0") if said["step"]), 0.0)
+            run.problem = _judge(run, code, word, ended - at, job)
             if not run.problem and what.goes_on in ("when started again", "on other ranks"):
                 ranks = chance.choice([1, 2, 4, 8]) if deterministic else self._ranks
                 code, more = self._start(folder, ranks, [], [], deterministic).watch()
@@ -168,16 +186,20 @@ class Campaign:
         run.lost = max((said["step"] for said in before), default=0) - (again[0]["step"] - 1)
         run.launched, run.loaded = second - (ended or word), again[0]["time"] - second
 
-    def _start(self, folder: Path, ranks: int, options: list[str], arguments: list[str], deterministic: bool) -> _Job:
-        program = [str(Path(__file__).with_name("program.py")), str(folder), str(STEPS), *arguments]
+    def _start(
+        self, folder: Path, ranks: int, options: list[str], does: list[str], deterministic: bool, known_after: int = 0
+    ) -> _Job:
+        program = [str(Path(__file__).with_name("program.py")), str(folder), str(STEPS), *does]
         environ = {"DISTTENSOR_DETERMINISTIC": "8"} if deterministic else {}
+        if known_after == SUSPENDED:
+            environ["DISTTENSOR_HOST_TIMEOUT"] = str(SUSPENDED)
         return _Job([str(self._python), "-m", "launch.cli", "-n", str(ranks), *options, *program], environ)
 
 
-def _judge(fault: str, code: int, word: float | None, seconds: float, job: _Job) -> str:
+def _judge(run: Run, code: int, word: float | None, seconds: float, job: _Job) -> str:
     """What was wrong with the end of the disturbed job; empty if nothing."""
-    what = FAULTS[fault]
-    if left := job.left():
+    what = FAULTS[run.fault]
+    if left := job.left(run.limit):
         return f"processes {left} are still there"
     if not what.word:
         return f"exit code {code}, although nothing was wrong" if code else ""
@@ -189,7 +211,8 @@ def _judge(fault: str, code: int, word: float | None, seconds: float, job: _Job)
         return "the exit code is 0"
     if word is None:
         return "the guilty rank was not named"
-    return "" if what.goes_on == "by itself" or seconds < LIMIT else f"it took {seconds:.1f} s until all had ended"
+    in_time = what.goes_on == "by itself" or seconds < what.known_after + run.limit
+    return "" if in_time else f"it took {seconds:.1f} s until all had ended"
 
 
 def _word(what: Fault, rank: int, lines: Sequence[tuple[float, str]]) -> float | None:
@@ -202,9 +225,10 @@ class _Job:
     def __init__(self, command: list[str], variables: dict[str, str]) -> None:
         self._mark = f"DISTTENSOR_CAMPAIGN={uuid.uuid4().hex}"
         environ = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", "DISTTENSOR_THREADS": "1"}
-        environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "DISTTENSOR_HOST_TIMEOUT": str(SUSPENDED)}
+        environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         environ |= {"DISTTENSOR_TIMEOUT": str(STUCK), "DISTTENSOR_CONSISTENCY_INTERVAL": str(COMPARED)}
         environ |= dict([self._mark.split("=")]) | variables
+        self.began = time.monotonic()
         self.process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environ
         )
@@ -216,9 +240,9 @@ class _Job:
             printed = [(time.monotonic(), line) for line in lines]
         return self.process.wait(), printed
 
-    def left(self) -> list[int]:
-        """Processes of this job that still live, five seconds after its end; they are killed."""
-        limit = time.monotonic() + 5
+    def left(self, seconds: float) -> list[int]:
+        """Processes of this job that still live so long after its end; they are killed."""
+        limit = time.monotonic() + seconds
         while (found := list(self._alive())) and time.monotonic() < limit:
             time.sleep(0.05)
         for process in found:

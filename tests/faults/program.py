@@ -3,7 +3,8 @@
 ``program.py FOLDER STEPS [KIND RANK STEP OPERATION]``: what happened is written to the folder, one JSON line a step and
 rank (``trace-RANK``), and at the end the weights' digest and the history (``result.json``). In its first start, rank
 RANK does KIND at STEP: raises, exits, trains on NaN, or kills itself before the OPERATION-th operation on the disk from
-there on; signals at other moments come from outside.
+there on. What comes from outside may come late, and must find a training all the same: for that the rank waits, until
+the folder says so (``struck``), or until it has been sent a signal itself.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ FOLDER, STEPS = Path(sys.argv[1]), int(sys.argv[2])
 KIND, RANK, STEP, OPERATION = (sys.argv[3], *map(int, sys.argv[4:7])) if len(sys.argv) > 3 else ("", -1, -1, 0)
 START = int(os.environ.get("DISTTENSOR_RESTART_COUNT", "0"))
 BATCH = 50  # 30 steps an epoch
+UNTIL_STRUCK, UNTIL_TOLD = "waits until it is struck", "waits until it is told"
+told, teller = os.pipe()
+os.set_blocking(teller, False)
+signal.set_wakeup_fd(teller)  # Python writes the number of each signal to it that has a handler, such as those of fit()
 
 
 class Trace(dt.callbacks.Callback):
@@ -48,6 +53,13 @@ class Trace(dt.callbacks.Callback):
         if KIND == "slow rank" and self._step() >= STEP:
             time.sleep(0.02)  # an undisturbed step takes a few milliseconds
         if self._step() == STEP:
+            if KIND == UNTIL_STRUCK:
+                while not (FOLDER / "struck").exists():
+                    time.sleep(0.001)
+                return
+            if KIND == UNTIL_TOLD:
+                os.read(told, 1)
+                return
             if KIND == "kill -9 in a save, then go on":
                 disk.observer = self._count
                 return

@@ -9,7 +9,7 @@ import pytest
 
 from tests.faults.campaign import FAULTS, Campaign, pythons
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 LIBRARIES = ("openmpi", "mpich")
 WITH_BOTH = ("kill -9, then go on", "kill -9 in a save, then go on")
 RUNS = [
@@ -32,4 +32,4 @@ def test_promises_are_kept(campaigns, library, fault):
     run = campaigns[library].run(fault, seed=0)
     assert not run.problem, run.problem
     if fault == "kill -9, then go on":
-        assert run.detected + run.launched + run.loaded < 30
+        assert run.detected + run.launched + run.loaded < run.limit

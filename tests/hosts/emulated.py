@@ -19,6 +19,7 @@ from launch.rank import end_with_parent
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ("ip", "tc", "sshd", "ssh", "ssh-keygen", "nsenter", "unshare")
+_SECONDS = 120.0  # in which whatever is waited for must have come, however busy the machine is
 
 SSHD = """\
 HostKey {folder}/host_key
@@ -121,7 +122,7 @@ def _hold(spaces: list[str], script: str) -> tuple[subprocess.Popen[bytes], int]
         preexec_fn=lambda: end_with_parent(signal.SIGKILL, parent),
     )
     children = Path(f"/proc/{holder.pid}/task/{holder.pid}/children")
-    limit = time.monotonic() + 10
+    limit = time.monotonic() + _SECONDS
     while time.monotonic() < limit:
         if found := children.read_text().split():
             return holder, int(found[0])
@@ -169,7 +170,7 @@ def emulated_hosts(folder: Path, count: int) -> Iterator[list[Host]]:
             for change in (["master", "br0"], ["up"]):
                 plug = ["nsenter", f"--target={inside}", "--net", "ip", "link", "set", f"to-{name}", *change]
                 _repeat(plug)
-        limit = time.monotonic() + 20
+        limit = time.monotonic() + _SECONDS
         while not all((folder / f"{name}.ready").exists() for name in names):
             assert time.monotonic() < limit, "the hosts did not come up"
             time.sleep(0.05)
@@ -184,8 +185,8 @@ def emulated_hosts(folder: Path, count: int) -> Iterator[list[Host]]:
 
 
 def _repeat(command: list[str]) -> None:
-    """Run it until it succeeds, for some seconds."""
-    limit = time.monotonic() + 15
+    """Run it until it succeeds."""
+    limit = time.monotonic() + _SECONDS
     while (done := subprocess.run(command, capture_output=True, text=True, check=False)).returncode:
         assert time.monotonic() < limit, f"{command}: {done.stderr}"
         time.sleep(0.05)

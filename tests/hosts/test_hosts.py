@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.hosts, pytest.mark.mpi, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.hosts, pytest.mark.mpi, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
+SECONDS = 250  # in which whatever is waited for must have come, however busy the machine is
 only_one_library = pytest.mark.parametrize("python", ["mpich"], indirect=True)
 
 # Sums until it is told to stop by a file, or 2 seconds after a restart.
@@ -68,8 +69,8 @@ class Run:
             self.lines.append(line)
             count -= text in line
 
-    def end(self, timeout=60):
-        output, _ = self.process.communicate(timeout=timeout)
+    def end(self):
+        output, _ = self.process.communicate(timeout=SECONDS)
         self.lines.append(output)
         return self.process.returncode, "".join(self.lines)
 
@@ -89,8 +90,8 @@ def run(hosts, python, tmp_path):
         each.process.stdout.close()
 
 
-def none_left(hosts, program, seconds=15):
-    limit = time.monotonic() + seconds
+def none_left(hosts, program):
+    limit = time.monotonic() + SECONDS
     while (left := [host.name for host in hosts if host.processes(program)]) and time.monotonic() < limit:
         time.sleep(0.1)
     return not left
@@ -136,14 +137,12 @@ def test_a_rank_killed_on_another_host(run, hosts):
 def test_a_host_that_goes_away(run, hosts, how):
     started = run("--max-restarts", "1", "--min-ranks", "2")
     started.wait_for("start 0", 3)
-    began = time.monotonic()
     if how == "switched off":
         hosts[1].end()
     else:
         hosts[1].link("down")
     code, output = started.end()
     assert code == 0, output
-    assert time.monotonic() - began < 40
     if how == "cable pulled":  # else ranks on other hosts may notice, and abort, in the same moment
         assert re.search(r"rank \d on host h2 vanished", output)
     assert "h2 does not answer; going on without" in output
@@ -157,9 +156,9 @@ TRAINING = ROOT / "tests" / "faults" / "program.py"  # writes down each step, an
 STEPS = 60
 
 
-def reached(folder, step, seconds=120):
+def reached(folder, step):
     """Wait until a training has come to this step."""
-    limit, trace = time.monotonic() + seconds, folder / "trace-0"
+    limit, trace = time.monotonic() + SECONDS, folder / "trace-0"
     while not (trace.exists() and f'"step": {step},' in trace.read_text()):
         assert time.monotonic() < limit, f"step {step} was not reached"
         time.sleep(0.02)
@@ -174,7 +173,8 @@ def test_a_training_on_a_bad_network_that_loses_a_host_ends_with_the_same_bits(r
     subprocess.run(alone, check=True, env={**os.environ, **mode, "PYTHONPATH": str(ROOT)})
     for host in hosts:
         host.limit("10mbit")
-    command = [str(TRAINING), str(tmp_path / "together"), str(STEPS)]
+    # However late the host is switched off, it is in the middle of the training.
+    command = [str(TRAINING), str(tmp_path / "together"), str(STEPS), "waits until it is struck", "0", "40", "0"]
     started = run("--max-restarts", "1", patience=15, command=command, variables=mode)
     reached(tmp_path / "together", 10)
     hosts[2].link("down")
@@ -182,7 +182,8 @@ def test_a_training_on_a_bad_network_that_loses_a_host_ends_with_the_same_bits(r
     hosts[2].link("up")
     reached(tmp_path / "together", 30)
     hosts[1].end()
-    code, output = started.end(timeout=200)
+    (tmp_path / "together" / "struck").touch()
+    code, output = started.end()
     assert code == 0, output
     assert "restart 1 of 1 with 2 ranks" in output
     assert "Going on from checkpoint" in output
@@ -253,7 +254,7 @@ def doctor(host, python, *options):
         env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    output, _ = started.communicate(timeout=120)
+    output, _ = started.communicate(timeout=SECONDS)
     return started.returncode, output
 
 
@@ -274,11 +275,12 @@ def test_the_doctor_visits_all_hosts(hosts, python, tmp_path):
     assert "ERROR   host h3: cannot be reached" in output
 
 
-FAST_CLOCK = "import time\nreal = time.time\ntime.time = lambda: real() + 60\n"
+FAST = 3600
+FAST_CLOCK = f"import time\nreal = time.time\ntime.time = lambda: real() + {FAST}\n"
 
 
 def with_other_packages(host, site, folder):
-    """Let a host see other versions of two packages in an environment, and a clock that is a minute fast."""
+    """Let a host see other versions of two packages in an environment, and a clock that is an hour fast."""
     for name in ("numpy", "disttensor"):
         (info,) = site.glob(f"{name}-*.dist-info")
         (folder / info.name).mkdir(parents=True)
@@ -296,7 +298,9 @@ def test_the_doctor_tells_hosts_apart(hosts, python, tmp_path):
     assert hosts[1].run("mount", "-o", "remount,size=16m", "/dev/shm").wait() == 0
     (tmp_path / "run").mkdir()
     assert hosts[2].run("mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(tmp_path / "run")).wait() == 0
+    began = time.monotonic()
     code, output = doctor(hosts[0], python, "--folder", str(tmp_path / "run"))
+    took = time.monotonic() - began
     assert code == 1, output
     wrong = re.findall(r"^(?:WARNING|ERROR  ) (.*)\n +-> (.*)", output, re.MULTILINE)
     found = {check: (said, advice) for check, said, advice in (re.split(": ", a, maxsplit=1) + [b] for a, b in wrong)}
@@ -307,7 +311,10 @@ def test_the_doctor_tells_hosts_apart(hosts, python, tmp_path):
     said, advice = found["version of numpy"]
     assert re.fullmatch(r"2\S+ on h1, 9[.]9 on h2, 2\S+ on h3", said), said
     assert "install the same everywhere" in advice
-    assert found["clocks"] == ("that of h2 differs by 60 s", "let all hosts use NTP (chrony)")
+    said, advice = found["clocks"]
+    differs = int(re.fullmatch(r"that of h2 differs by (\d+) s", said)[1])
+    assert FAST - 1 - took < differs <= FAST  # at least by so much, whenever the answer came
+    assert advice == "let all hosts use NTP (chrony)"
     assert found["/dev/shm of h2"][0] == "16 MiB free"
     assert found[f"folder {tmp_path / 'run'}"][0] == "Read-only file system on h3"
 
@@ -330,11 +337,10 @@ for step in range(1000):
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.timeout(400)
 def test_a_rank_that_hangs_on_another_host_is_seen(run, hosts, ranks):
     """With one rank on each host, there is nobody beside it to look at it."""
-    started = run(program=HANGS, ranks=ranks, variables={"DISTTENSOR_TIMEOUT": "4"})
-    code, output = started.end(timeout=300)
+    started = run(program=HANGS, ranks=ranks, variables={"DISTTENSOR_TIMEOUT": "15"})
+    code, output = started.end()
     last = 3 * ranks - 1
     assert code != 0
     assert len(re.findall(r"^\[rank \d\] .* has lasted for", output, re.MULTILINE)) == 1, output

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = " ".join((ROOT / "tests" / "cluster-packages.txt").read_text().split())
 DAEMONS = ("munged", "slurmctld", "slurmd")
 NODES, CPUS = 2, 2
+SECONDS = 250  # in which whatever is waited for must have come, however busy the machine is
 
 # Numbers of jobs are those of no Slurm beside it or before it: by them MPICH names the memory that ranks share, which
 # ranks that were killed leave behind.
@@ -48,8 +49,8 @@ SelectTypeParameters=CR_Core
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=0
 SlurmdParameters=config_overrides
 MpiDefault=none
-KillWait=5
-SlurmdTimeout=5
+KillWait=30
+SlurmdTimeout=15
 JobRequeue=1
 ReturnToService=2
 {nodes}
@@ -107,7 +108,9 @@ class Job:
 
     def call(self, *command: str) -> str:
         """Run a command of Slurm; its output."""
-        answer = subprocess.run(command, env=self._environ, capture_output=True, text=True, check=False, timeout=60)
+        answer = subprocess.run(
+            command, env=self._environ, capture_output=True, text=True, check=False, timeout=SECONDS
+        )
         assert answer.returncode == 0, answer.stderr
         return answer.stdout
 
@@ -117,17 +120,25 @@ class Job:
             part.split("=", 1) for part in self.call("scontrol", "show", "job", self.number).split() if "=" in part
         )[name]
 
-    def wait_for(self, text: str, seconds: float = 120) -> None:
-        """Wait until it has printed this."""
-        self._wait(lambda: text in self.output(), f"{text!r} in the output", seconds)
+    def wait_for(self, text: str, count: int = 1) -> None:
+        """Wait until it has printed this so many times."""
+        self.wait(lambda: self.output().count(text) >= count, f"{text!r} in the output")
 
-    def wait_until(self, *states: str, seconds: float = 120) -> str:
+    def wait_until(self, *states: str) -> str:
         """Wait until it is in one of these states, and say in which."""
-        self._wait(lambda: self.field("JobState") in states, " or ".join(states), seconds)
-        return self.field("JobState")
+        seen = ""
 
-    def _wait(self, condition: Callable[[], bool], what: str, seconds: float) -> None:
-        limit = time.monotonic() + seconds
+        def look() -> bool:
+            nonlocal seen
+            seen = self.field("JobState")
+            return seen in states
+
+        self.wait(look, " or ".join(states))
+        return seen
+
+    def wait(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait until a condition holds, which is said in words, too."""
+        limit = time.monotonic() + SECONDS
         while not condition():
             if time.monotonic() > limit:
                 pytest.fail(f"waited for {what}; the job is {self.field('JobState')} and printed:\n{self.output()}")
@@ -152,7 +163,7 @@ def sbatch(slurm: dict[str, str], environment: Path, tmp_path: Path) -> Iterator
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=SECONDS,
             check=False,
         )
         assert finished.returncode == 0, finished.stderr
@@ -163,7 +174,7 @@ def sbatch(slurm: dict[str, str], environment: Path, tmp_path: Path) -> Iterator
     for job in jobs:
         subprocess.run(["scancel", "--full", job.number], env=environ, check=False, capture_output=True)
     for job in jobs:
-        job.wait_until("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", seconds=30)
+        job.wait_until("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
 def _start(folder: Path, environ: dict[str, str]) -> None:
@@ -189,7 +200,7 @@ def _start(folder: Path, environ: dict[str, str]) -> None:
             (folder / f"{name}-n{i}").mkdir()
         subprocess.run(["slurmd", "-N", f"n{i}", "-f", environ["SLURM_CONF"]], env=environ, check=True)
     command = ["sinfo", "--noheader", "--Node", "--states=idle", "--format=%N"]
-    limit = time.monotonic() + 30
+    limit = time.monotonic() + SECONDS
     while time.monotonic() < limit:
         if (
             len(subprocess.run(command, env=environ, capture_output=True, text=True, check=False).stdout.split())

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.slurm, pytest.mark.mpi, pytest.mark.timeout(300)]
+from tests.slurm.conftest import SECONDS
+
+pytestmark = [pytest.mark.slurm, pytest.mark.mpi, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import sys
@@ -75,11 +77,11 @@ def test_one_process_does_not_take_the_job_for_many_ranks(train, program):
 
 def test_srun_of_another_library_is_an_error(slurm, environment, program):
     finished = subprocess.run(
-        ["srun", "--mpi=none", "--ntasks=2", "--time=1", str(environment / "bin" / "python"), program],
+        ["srun", "--mpi=none", "--ntasks=2", "--time=10", str(environment / "bin" / "python"), program],
         env={**slurm, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=SECONDS,
         check=False,
     )
     assert finished.returncode != 0

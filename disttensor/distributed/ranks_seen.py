@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from disttensor.distributed import activity
 from launch import stacks
 
-_WRITING = 2.0  # seconds that ranks get to write their stacks
+_WRITING = 5.0  # seconds that ranks get to write their stacks, on a busy host
 
 
 class Place(NamedTuple):
@@ -85,7 +85,7 @@ def read_status(place: Place) -> dict[str, Any]:
 
 
 def look_at(places: list[Place]) -> list[Seen]:
-    """What there is to see of ranks of this host; takes some tenths of a second, two seconds if one is silent."""
+    """What there is to see of ranks of this host; takes some tenths of a second, five seconds if one is silent."""
     now = time.monotonic()
     statuses = [read_status(place) for place in places]
     files = {place.pid: Path(f"/proc/{place.pid}/fd/{place.stacks}") for place in places}

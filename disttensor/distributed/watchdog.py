@@ -31,7 +31,7 @@ _TICK = 1.0  # seconds between looks, less for short limits
 _SUSPENDED = 2.0  # a look that comes so much too late says that the process did not run
 _SILENT = 5.0  # seconds without a status after which a rank does not speak for its host
 _OUTDATED = 1.5  # seconds after which a status is said to be old
-_ANSWERING = 6.0  # seconds that other hosts get to answer
+_ANSWERING = 15.0  # seconds that other hosts get to answer, which may be busy
 _HOLDING = 30.0  # seconds that a rank leaves the end of the job to another that has seen the same
 _EXIT_CODE = 1
 _ASK, _ANSWER = 1, 2
@@ -108,13 +108,13 @@ class _Watchdog:
         return True
 
     def _end_job(self, collective: Collective) -> None:
-        seen = look_at(self._here)
         seconds = time.monotonic() - collective.since
         # What another thread of this process does within MPI may keep this one from it for ever.
-        fallback = threading.Timer(_ANSWERING + 3, lambda: self._say(collective, seconds, seen))
+        fallback = threading.Timer(_ANSWERING + 5, lambda: self._say(collective, seconds, look_at(self._here)))
         fallback.daemon = True
         fallback.start()
-        everywhere = seen + self._ask_others()
+        elsewhere = self._ask_others()  # before it looks itself: who is asked reports nothing
+        everywhere = look_at(self._here) + self._hear(elsewhere)
         fallback.cancel()
         self._say(collective, seconds, everywhere)
 
@@ -123,12 +123,17 @@ class _Watchdog:
 
     # --- other hosts
 
-    def _ask_others(self) -> list[Seen]:
+    def _ask_others(self) -> set[int]:
+        """Ask all ranks of other hosts what there is to see; the hosts."""
         if self._mpi is None:
-            return []
+            return set()
         elsewhere = [place for place in self._places if place.node != self._here[0].node]
         self._sent += [self._mpi.Isend(np.zeros(1, np.uint8), place.rank, _ASK) for place in elsewhere]
-        missing, found = {place.node for place in elsewhere}, []
+        return {place.node for place in elsewhere}
+
+    def _hear(self, missing: set[int]) -> list[Seen]:
+        """What these hosts answer, those that do."""
+        found: list[Seen] = []
         limit = time.monotonic() + _ANSWERING
         while missing and time.monotonic() < limit:
             if (said := self._receive(_ANSWER)) is not None:

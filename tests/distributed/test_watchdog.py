@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from disttensor import config
 from disttensor.distributed import ranks_seen
+from disttensor.distributed import watchdog as watchdogs
 from disttensor.distributed.activity import Collective
 from disttensor.distributed.ranks_seen import OwnFiles, Place, Seen, look_at
 from disttensor.distributed.watchdog import _HOLDING, _Watchdog, report
@@ -117,6 +121,21 @@ def test_of_ranks_that_see_it_at_the_same_time_one_reports():
     assert not second._is_first(5.0)
     assert second._held_until == 5 + _HOLDING
     assert second._is_first(second._held_until + 1)
+
+
+def test_other_hosts_are_asked_before_the_own_is_looked_at(monkeypatch):
+    """Who is asked gives way; while one looks, the limits of others would pass."""
+    done = []
+    watchdog = _Watchdog.__new__(_Watchdog)
+    watchdog._places, watchdog._here = PLACES, PLACES[:2]
+    watchdog._sent, watchdog._mpi = [], SimpleNamespace(Isend=lambda _, rank, tag: done.append(f"ask {rank}"))
+    answer = np.frombuffer(json.dumps([seen(2, 7), seen(3, 6, waits=False)]).encode(), np.uint8)
+    monkeypatch.setattr(watchdog, "_receive", lambda tag: (2, answer))
+    monkeypatch.setattr(watchdogs, "look_at", lambda places: done.append("look") or [seen(0, 7), seen(1, 7)])
+    monkeypatch.setattr(watchdogs.abort, "end_job", lambda text, code: done.append(text))
+    watchdog._end_job(COLLECTIVE)
+    assert done[:3] == ["ask 2", "ask 3", "look"]
+    assert "It waits for rank 3." in done[3]
 
 
 @pytest.mark.parametrize("value", [-1, float("inf"), float("nan"), "long"])

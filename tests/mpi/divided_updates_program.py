@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import sys
 import time
 from unittest import mock
@@ -21,7 +22,7 @@ P, RANK = comm.size, comm.rank
 background.open_channel(world.data_group())
 group = background._channel_of(world.data_group())._started
 
-# w ← w / 2 + g over the elements of rows of 64; one rank may be slow: it sleeps in each chunk.
+# w ← w / 2 + g over the elements of rows of 64; one rank may be held up in each chunk, when it has counted its rows.
 UPDATE = """
 declare i32 @usleep(i32)
 define void @update(ptr %arguments, i64 %first, i64 %last) {
@@ -31,17 +32,19 @@ entry:
   %p3 = getelementptr ptr, ptr %arguments, i64 3
   %gradient = load ptr, ptr %arguments
   %w = load ptr, ptr %p1
-  %pause.at = load ptr, ptr %p2
+  %held.at = load ptr, ptr %p2
   %done = load ptr, ptr %p3
-  %pause = load i32, ptr %pause.at
-  %slow = icmp sgt i32 %pause, 0
-  br i1 %slow, label %sleep, label %begin
-sleep:
-  %ignored = call i32 @usleep(i32 %pause)
-  br label %begin
-begin:
   %rows = sub i64 %last, %first
-  %ignored.too = atomicrmw add ptr %done, i64 %rows monotonic
+  %ignored = atomicrmw add ptr %done, i64 %rows monotonic
+  br label %look
+look:
+  %held = load atomic i64, ptr %held.at acquire, align 8
+  %is.held = icmp ne i64 %held, 0
+  br i1 %is.held, label %sleep, label %begin
+sleep:
+  %ignored.too = call i32 @usleep(i32 1000)
+  br label %look
+begin:
   %start = mul i64 %first, 64
   %stop = mul i64 %last, 64
   %some = icmp slt i64 %start, %stop
@@ -71,14 +74,17 @@ class Table:
         self.rows, self.grain, self.size = rows, grain, 64 * rows
         self.wanted = np.linspace(-1, 1, self.size, dtype="f4")
         self.variable = dt.Variable(self.wanted)
-        self.pause, self.done = np.zeros((), "i4"), np.zeros((), "i8")
+        self.held = comm.shared_empty((8,), np.uint8)  # by which ranks
+        self.done = comm.shared_empty((1,), np.int64)
+        self.held.fill(0)
+        self.done.fill(0)
 
     @property
     def copies(self):
         return (self.variable.single_copy,)
 
     def call(self, gradient):
-        words = gradient, self.variable.memory, self.pause, self.done
+        words = gradient, self.variable.memory, self.held, self.done
         return NativeCall(machine.load(UPDATE)["update"], words, self.rows, self.grain)
 
     def check(self, gradient):
@@ -148,7 +154,7 @@ def share(*tables):
 
 def rows_done(*tables):
     """How many rows each rank has done since it was asked."""
-    mine = [int(table.done) for table in tables]
+    mine = [int(table.done[0]) for table in tables]
     for table in tables:
         table.done[...] = 0
     return np.array(comm.all_gather_object(mine))
@@ -200,21 +206,25 @@ def check_who_waits_sees_to_signals():
     table = Table(320)
     bucket = Bucket([table])
     share(table)
+    places = comm.all_gather_object([group.reducer.offset(array) for array in (table.held, table.done)])
     for number in range(1, 4):
         slow = number % P
+        held, done = (group.reducer._bases[slow] + place for place in places[slow])
+        if slow == RANK:
+            table.held[:P] = [rank != RANK for rank in range(P)]
         bucket.fill(number)
         bucket.start()
         bucket.wait()
-        table.pause[...] = 150_000 if slow == RANK else 0
-        if slow != RANK:
-            time.sleep(0.05)  # it has begun
+        while slow != RANK and not ctypes.c_int64.from_address(done).value:
+            time.sleep(0.001)
         asked = []
         go_on = group.go_on
 
-        def interrupted(*arguments, asked=asked, go_on=go_on):
+        def interrupted(*arguments, asked=asked, go_on=go_on, held=held):
             asked.append(arguments)
             if len(asked) == 1:
                 raise KeyboardInterrupt
+            ctypes.c_uint8.from_address(held + RANK).value = 0
             go_on(*arguments)
 
         with mock.patch.object(type(group), "go_on", lambda self, *arguments: interrupted(*arguments)):
@@ -222,7 +232,6 @@ def check_who_waits_sees_to_signals():
                 with contextlib.suppress(KeyboardInterrupt):
                     bucket.update()
         assert len(asked) == (0 if slow == RANK else 2)
-        table.pause[...] = 0
         bucket.check(number)
         done = rows_done(table)[:, 0]
         assert done.sum() == table.rows

@@ -40,11 +40,11 @@ model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(64), keras.layer
 model.compile("sgd", "mse")
 if sys.argv[1] == "SIGSTOP" and distributed.rank() != 1:
     others = ranks[0], ranks[2]
-    limit_collectives_when(lambda: ranks[1].is_suspended and all(rank.waits(step=22) for rank in others))
+    limit_collectives_when(lambda: ranks[1].is_suspended and all(rank.waits(step=21) for rank in others))
 
 
 class End(keras.callbacks.Callback):
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_begin(self, batch, logs=None):
         if batch == 20:
             (plan,) = self.model.train_function.plans
             assert len(plan._program.parts) == 1, plan._program.parts  # with its sums, one piece of machine code

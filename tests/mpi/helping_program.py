@@ -193,7 +193,7 @@ def check_a_signal_ends_the_offer():
 
 
 def held_up(work):
-    """An offer, and the work behind it, which each rank in its turn begins when somebody has helped, or after 0.1 s."""
+    """An offer, and the work behind it, which each rank in its turn begins when somebody has helped, or after 1 s."""
     turns = itertools.count()
 
     def otherwise(self):
@@ -201,7 +201,7 @@ def held_up(work):
         taken = ctypes.c_int64.from_address(reducer.areas[RANK] + 8 * helping.TAKEN)
 
         def wait():
-            until, begin = time.monotonic() + 0.1, taken.value
+            until, begin = time.monotonic() + 1, taken.value
             is_late = next(turns) % P == RANK
             while is_late and taken.value == begin and time.monotonic() < until:
                 time.sleep(0)

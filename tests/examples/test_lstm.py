@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 def run(example: str, *options: str) -> str:
     command = [sys.executable, "-W", "error", ROOT / "examples" / example, *options]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout.splitlines()[-1]
 

@@ -196,7 +196,7 @@ print(machine.vector_bytes(), *digest)
 @pytest.mark.parametrize("features", ["-avx512f", "-avx2,-fma,-avx512f", "-avx,-fma"])
 def test_lesser_processors(features):
     environment = {**os.environ, "DISTTENSOR_CPU_FEATURES": features, "PYTHONHASHSEED": "0"}
-    subprocess.run([sys.executable, "-c", _CHILD], env=environment, check=True, capture_output=True, timeout=300)
+    subprocess.run([sys.executable, "-c", _CHILD], env=environment, check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("scalar", ["float", "double"])

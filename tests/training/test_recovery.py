@@ -28,7 +28,7 @@ PROGRAM = Path(__file__).with_name("resume_program.py")
 
 def run(folder: Path, output: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(PROGRAM), str(folder), str(output), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables}, timeout=100)
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables})
 
 
 def assert_same(found: Path, expected: Path) -> None:

@@ -34,6 +34,7 @@ from launch.exit_codes import INTERRUPTED
 
 _TELL_AFTER = 0.5  # seconds that a rank waits at its end before it tells the others that it is there
 _PRINTING = 0.2  # seconds that mpirun gets to pass on what was printed, before it kills everything
+_HEARING = 10.0  # seconds that disttensor-run gets to hear which rank has failed before, and to end the job
 _ABORTING = 5.0  # seconds that the MPI library gets to end the job; then mpirun does it for a process that ended
 _ending = threading.Lock()
 
@@ -63,20 +64,21 @@ def install() -> None:
 def end_job(reason: str, code: int, aftermath: bool = False) -> NoReturn:
     """Print the reason with this rank's name before every line, and end all ranks with this exit code, not 0.
 
-    `aftermath` tells ``disttensor-run`` to look for a rank that failed before.
+    `aftermath` tells ``disttensor-run`` to look for a rank that failed before. It ends all ranks when it has: an abort
+    would let mpirun kill the parent of the lost rank, which may not have had a processor yet to say so.
     """
     from mpi4py import MPI
 
     _ending.acquire()  # never released: the first reason is the one that counts
     world = MPI.COMM_WORLD
-    _report(code, aftermath)
+    is_supervised = _report(code, aftermath)
     lines = (f"[rank {world.rank}] {line}\n" for line in reason.splitlines())
     with contextlib.suppress(OSError, ValueError):  # a closed output must not keep the job alive
         sys.stdout.flush()
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write("".join(lines))
         sys.stderr.flush()
-    time.sleep(_PRINTING)
+    time.sleep(_HEARING if aftermath and is_supervised else _PRINTING)
     exit_anyway = threading.Timer(_ABORTING, os._exit, [code])
     exit_anyway.daemon = True
     exit_anyway.start()
@@ -84,10 +86,12 @@ def end_job(reason: str, code: int, aftermath: bool = False) -> NoReturn:
     os._exit(code)
 
 
-def _report(code: int, aftermath: bool) -> None:
-    """Tell ``disttensor-run`` that this rank is the one that ends the job, before MPI kills them all alike."""
+def _report(code: int, aftermath: bool) -> bool:
+    """Tell ``disttensor-run`` that this rank ends the job, before MPI kills all ranks alike; whether it is there."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         os.write(int(os.environ["DISTTENSOR_REPORT_FD"]), json.dumps({"code": code, "aftermath": aftermath}).encode())
+        return True
+    return False
 
 
 def _handle_exception(kind: type[BaseException], error: BaseException, where: TracebackType | None) -> None:

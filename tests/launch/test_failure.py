@@ -116,6 +116,25 @@ def test_a_cause_is_named_though_its_report_comes_late(start, tmp_path, cause, c
     assert not re.search(rf"rank 0 on host \S+ {consequence[1]}", output)
 
 
+ABORTS = """
+from disttensor import distributed
+from mpi4py import MPI
+distributed.communicator().barrier()
+"""
+
+
+@pytest.mark.parametrize("start", WITH_MPI, indirect=True)
+def test_who_loses_a_peer_leaves_its_parent_time_to_say_so(start, tmp_path):
+    """At an abort mpirun kills the parents."""
+    consequence = "raise MPI.Exception(MPI.ERR_OTHER)"
+    code, output = start(
+        ABORTS + LATE.format(file=str(tmp_path / "gone"), cause=KILLED[0], consequence=consequence)
+    ).end()
+    assert code == 128 + signal.SIGKILL, output
+    assert re.search(rf"rank {start.last} on host \S+ {KILLED[1]}", output), output
+    assert "[rank 0]" in output
+
+
 # The last rank is on its way out, which takes longer than others are waited for: its first thread has ended.
 DYING = """
 import ctypes, threading

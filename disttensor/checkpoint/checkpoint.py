@@ -12,7 +12,7 @@ import numpy as np
 from disttensor import distributed, dtypes
 from disttensor.checkpoint.manifest import Manifest, TensorInfo
 from disttensor.checkpoint.packing import unpack
-from disttensor.checkpoint.shards import read_piece, verify_shard
+from disttensor.checkpoint.shards import own_name, read_piece, verify_shard
 from disttensor.errors import ArgumentError, SerializationError
 from disttensor.tensor import Variable
 
@@ -163,6 +163,30 @@ class Checkpoint:
             for part in info.parts if group.size > 1 else ():
                 group.broadcast(memory[part.first : part.first + part.count], part.shard % group.size)
             tensors[name].touch()
+
+    def holds_own(self, tensors: Mapping[str, Variable]) -> bool:
+        """Whether each rank finds what it had for itself: there were as many, which saved tensors of these shapes."""
+        infos = {name: self.manifest.tensors.get(own_name(name, 0)) for name in tensors}
+        fit = (i is not None and (i.shape, i.dtype) == (tensors[n].shape, tensors[n].dtype) for n, i in infos.items())
+        return self.manifest.ranks == distributed.size() and all(fit)
+
+    def restore_own(self, tensors: Mapping[str, Variable]) -> None:
+        """Set variables to what this rank had for itself, if it `holds_own`: call it on all ranks.
+
+        Raises
+        ------
+        SerializationError
+            If a file is damaged.
+        """
+
+        def read() -> None:
+            for name, variable in tensors.items():
+                info = self.manifest.tensors[own_name(name, distributed.rank())]
+                for number in range(len(info.parts)):
+                    self._read(info, number, variable.writable)
+                variable.touch()
+
+        _raise_first(read)
 
     def check_fits(self, tensors: Mapping[str, Variable]) -> None:
         """Require that every variable is in the checkpoint, in its shape and dtype."""

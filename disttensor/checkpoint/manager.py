@@ -29,7 +29,7 @@ from disttensor.checkpoint.lock import FolderLock
 from disttensor.checkpoint.manifest import NAME, Manifest, Part, Shard, TensorInfo
 from disttensor.checkpoint.packing import pack
 from disttensor.checkpoint.ranking import ranked
-from disttensor.checkpoint.shards import Written, fill, lay_out, share, write_shard
+from disttensor.checkpoint.shards import Piece, Written, fill, lay_out, own_name, share, write_shard
 from disttensor.errors import ArgumentError, CheckpointError, SerializationError
 from disttensor.saving.files import on_main
 from disttensor.tensor import Variable
@@ -48,6 +48,7 @@ class _Save:
     number: int
     folder: str
     manifest: Manifest
+    own: dict[str, TensorInfo]
     started: float
     held_up: float
     shards: Future[Written] | None = None
@@ -197,6 +198,7 @@ class CheckpointManager:
         state: Any = None,
         metrics: Mapping[str, float] | None = None,
         wait: bool = True,
+        own: Mapping[str, Variable | np.ndarray] | None = None,
     ) -> None:
         """Save tensors and state.
 
@@ -224,30 +226,30 @@ class CheckpointManager:
         self.wait()
         started = time.monotonic()
         packed, arrays = pack(state, "state")
-        everything = {name: t.memory if isinstance(t, Variable) else t for name, t in tensors.items()} | arrays
-        self._begin(started, step, everything, packed, numbers)
+        self._begin(started, step, _arrays(tensors) | arrays, _arrays(own or {}), packed, numbers)
         assert self._save is not None
         self._save.held_up = time.monotonic() - started
         if wait:
             self.wait()
 
     def _begin(
-        self, started: float, step: int, arrays: dict[str, np.ndarray], state: Any, metrics: dict[str, float]
-    ) -> None:
+        self, started: float, step: int, arrays: dict[str, np.ndarray], own: dict[str, np.ndarray], state: Any,
+        metrics: dict[str, float],
+    ) -> None:  # fmt: skip
         group = distributed.communicator()
         made = on_main(self._make_folder)
         number, folder = group.broadcast_object(made)
         manifest = Manifest(
-            step, [], {n: TensorInfo(a.shape, _name(a.dtype), ()) for n, a in arrays.items()}, state, metrics,
+            step, [], _infos(arrays), state, metrics,
             {"disttensor": __version__, "numpy": np.__version__, "python": platform.python_version()},
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), group.size,
         )  # fmt: skip
-        pieces = share(arrays, group.rank, group.size)
-        layout = lay_out(pieces, arrays)
+        pieces, named = _pieces(arrays, own, group.rank, group.size)
+        layout = lay_out(pieces, named)
         image = self._memory(layout.bytes)
-        fill(image, layout, pieces, arrays)
+        fill(image, layout, pieces, named)
         path = os.path.join(folder, _shard_name(group.rank, group.size))
-        self._save = _Save(number, folder, manifest, started, 0.0)
+        self._save = _Save(number, folder, manifest, _infos(own), started, 0.0)
         self._save.shards = self._thread.submit(write_shard, path, image, layout)
 
     def _make_folder(self) -> tuple[int, str]:
@@ -259,14 +261,15 @@ class CheckpointManager:
             raise self._failure(f"{folder}: {error.strerror}", 0) from None
         return number, folder
 
-    def reserve(self, tensors: Mapping[str, Variable | np.ndarray]) -> None:
+    def reserve(
+        self, tensors: Mapping[str, Variable | np.ndarray], own: Mapping[str, Variable | np.ndarray] | None = None
+    ) -> None:
         """Get the memory for copies of these tensors now, on the thread that writes, so that no save waits for it.
 
         Memory that a process uses for the first time costs the system more than all else in a save. Not collective.
         """
-        arrays = {name: t.memory if isinstance(t, Variable) else t for name, t in tensors.items()}
         group = distributed.communicator()
-        size = lay_out(share(arrays, group.rank, group.size), arrays).bytes
+        size = lay_out(*_pieces(_arrays(tensors), _arrays(own or {}), group.rank, group.size)).bytes
 
         def touch() -> None:
             memory = disk.aligned_memory(size + size // 16)  # and some room for state
@@ -354,8 +357,9 @@ class CheckpointManager:
     def _commit(self, save: _Save, written: list[Written]) -> None:
         """Make the folder a checkpoint; on rank 0."""
         size = len(written)
-        arrays = {name: _Sized(info) for name, info in save.manifest.tensors.items()}
-        parts: dict[str, list[Part]] = {name: [] for name in arrays}
+        infos = save.manifest.tensors | {own_name(n, r): info for n, info in save.own.items() for r in range(size)}
+        arrays, own = ({n: _Sized(i) for n, i in these.items()} for these in (save.manifest.tensors, save.own))
+        parts: dict[str, list[Part]] = {name: [] for name in infos}
         for rank, shard in enumerate(written):
             path = os.path.join(save.folder, _shard_name(rank, size))
             found = os.stat(path).st_size if os.path.exists(path) else None
@@ -364,13 +368,14 @@ class CheckpointManager:
                     f"rank {rank} wrote {path}, but rank 0 sees {'nothing' if found is None else f'{found} bytes'} "
                     "there; the directory must be on a file system that all ranks share"
                 )
-            for piece, (offset, digest) in zip(share(arrays, rank, size), shard.pieces, strict=True):  # type: ignore[arg-type]
+            pieces, _ = _pieces(arrays, own, rank, size)  # type: ignore[arg-type]
+            for piece, (offset, digest) in zip(pieces, shard.pieces, strict=True):
                 parts[piece.tensor].append(Part(rank, offset, piece.first, piece.count, digest))
         manifest = Manifest(
             **vars(save.manifest)
             | {
                 "shards": [Shard(_shard_name(r, size), w.bytes, w.digest) for r, w in enumerate(written)],
-                "tensors": {n: TensorInfo(i.shape, i.dtype, tuple(parts[n])) for n, i in save.manifest.tensors.items()},
+                "tensors": {n: TensorInfo(i.shape, i.dtype, tuple(parts[n])) for n, i in infos.items()},
             }
         )
         with disk.new_file(os.path.join(save.folder, NAME)) as write:
@@ -446,6 +451,23 @@ class CheckpointManager:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+def _arrays(tensors: Mapping[str, Variable | np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: t.memory if isinstance(t, Variable) else t for name, t in tensors.items()}
+
+
+def _infos(arrays: Mapping[str, np.ndarray]) -> dict[str, TensorInfo]:
+    """All about them but where they are."""
+    return {name: TensorInfo(a.shape, _name(a.dtype), ()) for name, a in arrays.items()}
+
+
+def _pieces(
+    arrays: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray], rank: int, size: int
+) -> tuple[list[Piece], dict[str, np.ndarray]]:
+    """What a rank writes: its share of what all have, and all that it has for itself; and the arrays by their names."""
+    mine = {own_name(name, rank): array for name, array in own.items()}
+    return [*share(arrays, rank, size), *(Piece(name, 0, a.size) for name, a in mine.items())], {**arrays, **mine}
 
 
 class _Sized:

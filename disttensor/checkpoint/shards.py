@@ -1,8 +1,9 @@
 """Shards: what one rank writes of a checkpoint, a safetensors file with a checksum for every tensor and for the whole.
 
 All tensors of a checkpoint, laid end to end in the order of their names, are cut into as many stretches of bytes as
-there are ranks. So every rank writes the same amount, and a tensor may lie in several shards. The format is written
-here rather than by the library, which would need a copy of everything in memory; any safetensors reader can read it.
+there are ranks. So every rank writes the same amount, and a tensor may lie in several shards. What a rank has for
+itself comes behind its stretch. The format is written here rather than by the library, which would need a copy of
+everything in memory; any safetensors reader can read it.
 
 References: the safetensors format, https://huggingface.co/docs/safetensors. XXH3, https://xxhash.com.
 """
@@ -65,6 +66,11 @@ def share(arrays: Mapping[str, np.ndarray], rank: int, size: int) -> list[Piece]
             pieces.append(Piece(name, bounds[0], bounds[1] - bounds[0]))
         offset += array.nbytes
     return pieces
+
+
+def own_name(name: str, rank: int) -> str:
+    """What a tensor is called of which each rank has one for itself."""
+    return f"{name}@{rank}"
 
 
 class Layout(NamedTuple):

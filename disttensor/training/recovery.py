@@ -28,7 +28,7 @@ from disttensor.data.loader import as_tensors, shard_of
 from disttensor.data.stored import StoredBatches
 from disttensor.distributed import activity
 from disttensor.distributed.consistency import DIGEST_BYTES, ReplicaCheck
-from disttensor.distributed.partition import assign_whole, stand_in, whole_array
+from disttensor.distributed.partition import Term, assign_whole, stand_in, whole_array
 from disttensor.errors import ArgumentError, SerializationError
 from disttensor.graph.function import Function
 from disttensor.saving.weights import named_variables
@@ -160,6 +160,8 @@ class Recovery:
         for name, variable in variables.items():
             if stands[name] is not variable:
                 assign_whole(variable, stands[name].memory)
+        if self._found.holds_own(own := _terms(variables)):
+            self._found.restore_own(own)
         watchers.set_state(state["callbacks"])
         model.stop_training = state["stop"]
         _set_host_random(host_random)
@@ -242,7 +244,8 @@ class Recovery:
                 self._leave(asked)
             return model.stop_training
         if not self._reserved:
-            backup.manager.reserve(self._variables())
+            variables = self._variables()
+            backup.manager.reserve(variables, _terms(variables))
             self._reserved = True
         if failed or (saving and not busy):
             backup.manager.poll()
@@ -300,9 +303,11 @@ class Recovery:
             "host_random": _host_random(),
             "callbacks": self._watchers.get_state(),
         }
-        tensors = {name: v if v.partition is None else whole_array(v) for name, v in self._variables().items()}
+        variables = self._variables()
+        tensors = {name: v if v.partition is None else whole_array(v) for name, v in variables.items()}
         metrics = {name: float(value) for name, value in logs.items() if isinstance(value, Real)}
-        self._backup.manager.save(int(self._model.optimizer.iterations), tensors, state, metrics, wait=wait)
+        step, own = int(self._model.optimizer.iterations), _terms(variables)
+        self._backup.manager.save(step, tensors, state, metrics, wait, own)
 
     def _leave(self, asked: int) -> None:
         if asked == INTERRUPT:
@@ -324,6 +329,12 @@ class Recovery:
             self._backup.manager.wait()
             if self._backup.delete_checkpoint:
                 self._backup.manager.delete()
+
+
+def _terms(variables: dict[str, Variable]) -> dict[str, Variable]:
+    """Those that are terms of sums, so that as many ranks can go on with the very same: by how they are saved."""
+    terms = {name: v for name, v in variables.items() if isinstance(v.partition, Term) and v.partition.group.size > 1}
+    return {f"{name}/of-{term.partition.group.size}": term for name, term in terms.items()}
 
 
 def _state_of(found: Checkpoint) -> Any:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import disttensor as dt
-from disttensor import dtypes
+from disttensor import distributed, dtypes
 from disttensor.checkpoint import Checkpoint, CheckpointManager, disk, find_checkpoints
 from disttensor.checkpoint.manifest import Manifest
 from disttensor.checkpoint.shards import share
@@ -53,6 +54,22 @@ def test_every_dtype_and_the_state_come_back(tmp_path: Path) -> None:
     state = found.state()
     assert state["step"] == found.step == 7
     np.testing.assert_array_equal(state["a"], np.arange(3))
+
+
+def test_what_a_rank_has_for_itself_comes_back_to_as_many_ranks(tmp_path: Path, monkeypatch: Any) -> None:
+    with CheckpointManager(tmp_path) as manager:
+        manager.save(7, variables(1), own=variables(2))
+        found = manager.latest()
+    assert found is not None
+    target = variables(99)
+    assert found.holds_own(target)
+    found.restore_own(target)
+    for name, expected in variables(2).items():
+        assert target[name].memory.tobytes() == expected.memory.tobytes(), name
+    assert not found.holds_own({"more": dt.Variable([1.0])})
+    assert not found.holds_own({next(iter(target)): dt.Variable(np.ones(77, "float32"))})
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    assert not found.holds_own(target)
 
 
 def test_the_library_safetensors_reads_a_shard(tmp_path: Path) -> None:

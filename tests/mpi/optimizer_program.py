@@ -144,8 +144,34 @@ def check_sums_that_are_left_over() -> None:
         comm.barrier()
 
 
+def check_that_as_many_ranks_go_on_with_the_same_bits() -> None:
+    """Also where each rank has something for itself when a checkpoint is saved."""
+
+    def train(make: Callable[[], Any], epochs: int, folder: Path | None = None) -> list[np.ndarray]:
+        trained = model()
+        trained.compile(make(), "mse")
+        callbacks = [] if folder is None else [keras.callbacks.BackupAndRestore(folder, delete_checkpoint=False)]
+        trained.fit(X, Y, 4, epochs=epochs, verbose=0, callbacks=callbacks)
+        weights: list[np.ndarray] = trained.get_weights()
+        return weights
+
+    def accumulating() -> Any:
+        return optimizers.Adam(0.1, gradient_accumulation_steps=4)  # of 6 steps, 2 are left
+
+    compressions = ("bfloat16", optimizers.PowerSGD(rank=1))
+    compressing = [lambda c=c: optimizers.CompressedOptimizer(optimizers.SGD(0.1), c) for c in compressions]
+    for make in (accumulating, *compressing, lambda: optimizers.CompressedOptimizer(accumulating(), "bfloat16")):
+        with tempfile.TemporaryDirectory() as own:
+            folder = Path(comm.broadcast_object(own))
+            train(make, 1, folder)
+            for got, want in zip(train(make, 3, folder), train(make, 3), strict=True):
+                np.testing.assert_array_equal(got, want)
+            comm.barrier()
+
+
 for check in (
     check_accumulation,
+    check_that_as_many_ranks_go_on_with_the_same_bits,
     check_accumulation_of_uneven_batches,
     check_sums_that_are_left_over,
     check_overflow_on_one_rank,

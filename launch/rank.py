@@ -310,7 +310,7 @@ class _Program:
                 os.kill(self._child, json.loads(payload))
 
     def _send_stacks(self) -> None:
-        """Takes a second if the program does not answer, else a quarter of one."""
+        """Takes three seconds if the program does not answer, else a quarter of one."""
         import runpy  # milliseconds that most runs need not spend
 
         stacks = runpy.run_path(os.path.join(os.path.dirname(__file__), "stacks.py"))

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 STATUS, STACKS = "disttensor-status", "disttensor-stacks"
-_WRITING = 1.0  # seconds that a rank gets to write its stacks
+_WRITING = 3.0  # seconds that a rank gets to write its stacks
 _SETTLED = 0.1  # seconds without growth after which one is complete
 _OURS = ("disttensor-helper", "disttensor-watchdog", "disttensor-departures")
 _FRAME = re.compile(r'^  File "(.*)", line (\d+) in (.*)$')

@@ -165,7 +165,8 @@ def test_a_cause_is_named_though_it_dies_slowly(start, tmp_path):
     assert re.search(rf"rank {start.last} on host \S+ was killed by signal 9", output)
 
 
-# The last rank's parent ends when all have been heard, which said that the program of rank 0 ran.
+# The last rank's parent ends when all have been heard, which said that the program of rank 0 ran. If it does not end,
+# rank 0 crashes before they have been waited for in vain.
 STILL_RAN = """
 if last:
     with open({file!r} + ".new", "w") as file: file.write(str(os.getppid()))
@@ -173,8 +174,8 @@ if last:
     os._exit(3)
 elif rank == 0:
     wait_until(lambda: os.path.exists({file!r}))
-    parent = open({file!r}).read()
-    wait_until(lambda: not os.path.exists(f"/proc/{{parent}}/exe"))
+    parent, limit = open({file!r}).read(), time.monotonic() + 4
+    wait_until(lambda: not os.path.exists(f"/proc/{{parent}}/exe") or time.monotonic() > limit)
     os.kill(os.getpid(), signal.SIGSEGV)
 time.sleep(for_ever)
 """

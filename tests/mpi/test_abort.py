@@ -111,7 +111,7 @@ sys.exit(0 if comm.rank else None)
 def test_those_who_go_on_may_wait_for_one_another(mpirun):
     """Longer than the grace, and than it takes the last rank to say that it has come to its end.
 
-    The grace is long enough for ranks that are on their way out of a collective to get no processor meanwhile.
+    The grace is long enough for ranks that are on their way out of a collective to get no processor for a while.
     """
     program = """
 import time
@@ -126,7 +126,7 @@ first.all_reduce(np.ones(3))
 if comm.rank == 0:
     print("saved")
 """
-    code, output = mpirun(3, program, env={"DISTTENSOR_EXIT_GRACE": "4"})
+    code, output = mpirun(3, program, env={"DISTTENSOR_EXIT_GRACE": "2"})
     assert code == 0, output
     assert output == "saved\n"
 

@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +27,12 @@ os.environ["KERAS_BACKEND"] = "jax"
 os.environ["JAX_PLATFORMS"] = "cpu"
 # The oracle compiles thousands of small programs, each of which runs once: that is what its time goes to.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+
+# How long examples take says nothing where others use the cores, too; and of fixtures they use what keeps nothing.
+settings.register_profile(
+    "tests", deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+settings.load_profile("tests")
 
 
 FOLDERS = {"mpi": ("mpi", "launch", "slurm", "hosts"), "slurm": ("slurm",), "hosts": ("hosts",), "faults": ("faults",)}

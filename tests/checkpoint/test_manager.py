@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import disttensor as dt
@@ -202,7 +202,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(find_checkpoints(folder)[0])
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(data=st.data())
 def test_any_flipped_bit_or_truncation_is_noticed(small: Path, tmp_path: Path, data: st.DataObject) -> None:
     copy = tmp_path / small.name

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xxhash
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import disttensor as dt
@@ -43,7 +43,7 @@ def read_all(checkpoint: Path) -> None:
         found.array(name)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150)
 @given(data=st.data())
 def test_whatever_a_manifest_says_it_is_used_or_refused(
     checkpoint: Path, data: st.DataObject, capsys: pytest.CaptureFixture[str]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 
 import disttensor as dt
 from disttensor import cli
@@ -124,7 +124,7 @@ PROFILE = {
 }  # fmt: skip
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200)
 @given(content=altered(PROFILE).map(lambda value: json.dumps(value).encode()) | damaged(json.dumps(PROFILE).encode()))
 @example(content=b"[" * 100_000)
 def test_whatever_a_profile_holds_it_is_read_or_refused(tmp_path: Path, content: bytes) -> None:

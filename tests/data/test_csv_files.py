@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 
 import disttensor as keras
 from disttensor.data import CSVDataset, csv_files, make_adapter
@@ -139,7 +139,7 @@ def test_a_missing_file_and_text_of_another_encoding(tmp_path):
         list(CSVDataset(tmp_path / "x.csv"))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200)
 @given(content=damaged(b'a,b,c\n1,2,"x"\n3,4,"y, z"\r\n5,6,"w\nv"\n'))
 def test_whatever_a_file_holds_it_is_read_or_refused(tmp_path, content):
     """Nothing but DataError, whatever is wrong."""

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -182,7 +182,7 @@ def test_folders_and_files_that_are_none(tmp_path):
 
 
 @pytest.mark.parametrize("ending", ["png", "jpeg", "gif", "bmp"])
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100)
 @given(data=st.data())
 @pytest.mark.filterwarnings("ignore")  # Pillow's, of what it mends by itself
 def test_whatever_a_file_holds_it_is_read_or_refused(tmp_path, ending, data):

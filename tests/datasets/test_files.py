@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disttensor.datasets import files
@@ -247,7 +247,7 @@ def test_others_may_read_what_was_downloaded(server, tmp_path):
     assert os.stat(target).st_mode & 0o777 == 0o644
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300)
 @given(data=st.data())
 def test_whatever_a_file_holds_it_is_read_or_refused(tmp_path, data):
     """Nothing but DataError, whatever is wrong."""

@@ -276,7 +276,7 @@ programs = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(programs, st.integers(0, 2**16))
 def test_random_programs_keep_their_bits(program, seed):
     def run(x, row, column):

@@ -265,7 +265,7 @@ programs = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(programs, st.integers(0, 2**16))
 def test_random_programs_give_the_same_bits_eagerly_and_planned(program, seed):
     """Registers are combined at random, with views, reductions and assignments in between."""

@@ -184,7 +184,7 @@ def run(program, x, row, column):
     return registers[-1]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(programs, st.integers(0, 2**16))
 def test_random_programs_and_their_gradients(program, seed):
     def step(x, row, column):

@@ -33,7 +33,7 @@ calls = st.tuples(st.lists(parts, max_size=2), parts, st.booleans())
 
 
 @given(st.lists(calls, max_size=8), st.lists(calls, max_size=6), st.integers(1, 4), parts)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_runs_leave_what_they_leave_one_after_another(early, late, times, inputs):
     results = []
     for rotates in (False, True):

@@ -84,7 +84,7 @@ def differentiate(problem: Problem, g: np.ndarray, dtype: Any = np.float64) -> t
 
 
 @given(problems())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_is_the_mean_weighted_by_the_softmax(problem: Problem) -> None:
     p, expected = probabilities(problem)
     out, lse = attend(problem)
@@ -93,7 +93,7 @@ def test_is_the_mean_weighted_by_the_softmax(problem: Problem) -> None:
 
 
 @given(problems())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_gradient(problem: Problem) -> None:
     q, k, v, _, options = problem
     g = np.random.default_rng(1).normal(size=(*q.shape[:3], v.shape[3]))

@@ -191,7 +191,7 @@ def convolutions(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], dic
     return x, kernel, {**steps, "padding": for_each_axis(pad), "groups": groups}
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(convolutions(), st.sampled_from(["float32", "float64"]), st.sampled_from([3, 256]))
 def test_any_convolution(
     case: tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]], dtype: str, places: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from disttensor import config
@@ -33,7 +33,6 @@ def view(case, dtype: str, fill: bool) -> np.ndarray:
     return np.broadcast_to(x, shape) if fill else x
 
 
-@settings(deadline=None)
 @given(
     source=views(),
     order=st.randoms(use_true_random=False),

@@ -36,7 +36,7 @@ def assert_product(out, x, y, before=0):
     assert np.all(np.abs(out - wanted) <= 40 * np.finfo(out.dtype).eps * size)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     m=SIZES, n=SIZES, k=SIZES, of_x=LAYOUTS, of_y=LAYOUTS, of_out=st.sampled_from(["rows", "columns", "padded", "any"]),
     dtype=st.sampled_from(["float32", "float64"]), add=st.booleans(), seed=st.integers(0, 99),
@@ -57,7 +57,7 @@ def test_any_shape_and_strides(m, n, k, of_x, of_y, of_out, dtype, add, seed):
     assert np.all(memory == 7), "wrote beside the result"
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     batch=st.sampled_from([(), (3,), (2, 3), (0,), (5, 1, 2)]), broadcast=st.sampled_from(["no", "x", "y"]),
     m=st.integers(0, 20), n=st.integers(0, 20), k=st.integers(0, 20),

@@ -12,7 +12,7 @@ from disttensor.kernels import moments
 from disttensor.kernels.native import NativeSequence
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.integers(1, 300), st.integers(0, 40), st.sampled_from([64, 1 << 12]), st.sampled_from(["float32", "float64"]),
     st.sampled_from([(), (1,), (3,)]),

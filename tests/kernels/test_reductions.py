@@ -78,7 +78,7 @@ def test_a_single_row_is_summed_in_pieces(length: int) -> None:
     assert total(x, (0,)) == (in_lanes(pieces) if len(pieces) > 1 else pieces[0])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     shape=st.lists(st.integers(0, 9), max_size=4),
     data=st.data(),
@@ -114,7 +114,7 @@ def some(shape: tuple[int, ...], dtype: str, seed: int) -> np.ndarray:
     return x
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SHAPES, st.sampled_from(NUMBERS), st.integers(0, 99), st.data())
 def test_largest_and_smallest_are_those_of_numpy(shape, dtype, seed, data):
     axes = tuple(sorted(data.draw(st.sets(st.integers(0, len(shape) - 1), min_size=1))))
@@ -128,7 +128,7 @@ def test_largest_and_smallest_are_those_of_numpy(shape, dtype, seed, data):
         np.testing.assert_array_equal(out, expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(SHAPES, st.sampled_from(NUMBERS), st.integers(0, 99))
 def test_the_place_is_that_of_the_first_of_the_largest_or_of_the_first_nan(shape, dtype, seed):
     x = some(shape, dtype, seed)

@@ -42,7 +42,7 @@ def test_agrees_with_numpy(rng: np.random.Generator, subscripts: str) -> None:
     np.testing.assert_allclose(actual.array, expected, rtol=1e-12, atol=1e-12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_random_subscripts_agree_with_numpy(data: st.DataObject) -> None:
     letters = st.text("ijkl", max_size=3)

@@ -146,7 +146,7 @@ def shapes_and_keys(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[Any, ...]]:
     return shape, tuple(key)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(shapes_and_keys())
 def test_any_index_agrees_with_numpy_and_its_gradient_is_the_adjoint(drawn: Any) -> None:
     shape, key = drawn

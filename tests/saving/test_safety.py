@@ -157,7 +157,7 @@ def test_cve_2026_0897_a_file_with_a_hole_takes_no_memory(tmp_path, file):
         model().load_weights(path)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_whatever_a_file_holds_it_is_loaded_or_refused(file, data):
     """Nothing but SerializationError, whatever is wrong."""
@@ -165,7 +165,7 @@ def test_whatever_a_file_holds_it_is_loaded_or_refused(file, data):
         load(data.draw(damaged(file)), Path(folder))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_whatever_the_head_of_a_file_says_it_is_loaded_or_refused(file, data):
     def alter(head):

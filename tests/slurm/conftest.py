@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -75,11 +76,14 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         if not name.startswith(foreign) and not name.endswith("_THREADS")
     }
     environ["SLURM_CONF"] = str(folder / "slurm.conf")
+    claims = _claim_ports(NODES + 1)
     try:
-        _start(folder, environ)
+        _start(folder, environ, list(claims))
         yield environ
     finally:
         _stop(folder)
+        for claim in claims.values():
+            claim.close()
 
 
 @pytest.fixture(params=["openmpi", "mpich"])
@@ -177,9 +181,8 @@ def sbatch(slurm: dict[str, str], environment: Path, tmp_path: Path) -> Iterator
         job.wait_until("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
-def _start(folder: Path, environ: dict[str, str]) -> None:
+def _start(folder: Path, environ: dict[str, str], ports: list[int]) -> None:
     host = socket.gethostname().split(".")[0]
-    ports = _free_ports(NODES + 1)
     nodes = "\n".join(
         f"NodeName=n{i} NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[i]} CPUs={CPUS} State=UNKNOWN"
         for i in range(1, NODES + 1)
@@ -212,14 +215,20 @@ def _start(folder: Path, environ: dict[str, str]) -> None:
     pytest.fail(f"Slurm's nodes did not come up:\n{logs}")
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens at: below those that a system gives away, of which others would take one meanwhile."""
-    ports: list[int] = []
+def _claim_ports(count: int) -> dict[int, socket.socket]:
+    """Ports that nobody listens at: below those that a system gives away, of which others would take one meanwhile.
+
+    Tests beside these leave them alone as long as the sockets are there, even if daemons are slow to listen.
+    """
+    ports: dict[int, socket.socket] = {}
     while len(ports) < count:
-        port = random.randrange(10_000, 30_000)
-        with socket.socket() as probe:
-            if port not in ports and probe.connect_ex(("127.0.0.1", port)):
-                ports.append(port)
+        port, claim = random.randrange(10_000, 30_000), socket.socket(socket.AF_UNIX)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            claim.bind(f"\0disttensor-test-slurm-{port}")
+            if probe.connect_ex(("127.0.0.1", port)):
+                ports[port] = claim
+                continue
+        claim.close()
     return ports
 
 

@@ -243,7 +243,11 @@ class Layer(WeightOwner, Configurable):
     # --- losses, metrics
 
     def add_loss(self, loss: Any) -> None:
-        """Add a scalar, or a tensor of scalars, to the loss of the model; call it from `call`."""
+        """Add a scalar, or a tensor of scalars, to the loss of the model; call it from `call`.
+
+        What is computed from rows must be a mean over them: each rank has rows of its own, and the loss of the batch is
+        the mean of what the ranks add, weighted by their rows.
+        """
         for value in tree.flatten(loss):
             if state.side_losses is not None:
                 state.side_losses.append((self, convert_to_tensor(value)))

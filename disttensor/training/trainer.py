@@ -50,6 +50,8 @@ class Trainer(Loops):
         ----------
         optimizer : str or Optimizer, default "rmsprop"
         loss : str, Loss, callable, or list or dict of them for several outputs
+            A callable of (y_true, y_pred) returns a value for each row, or their mean. (Each rank has rows of its own;
+            for a sum over those of the batch let a `Loss` with reduction="sum" return a value for each row.)
         loss_weights : list or dict of float, optional
             Factors of the losses of several outputs.
         metrics, weighted_metrics : list of str, Metric or callable; nested by output for several outputs

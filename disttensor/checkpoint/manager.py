@@ -30,6 +30,8 @@ from disttensor.checkpoint.manifest import NAME, Manifest, Part, Shard, TensorIn
 from disttensor.checkpoint.packing import pack
 from disttensor.checkpoint.ranking import ranked
 from disttensor.checkpoint.shards import Piece, Written, fill, lay_out, own_name, share, write_shard
+from disttensor.distributed.consistency import require_same
+from disttensor.distributed.partition import assign_whole, stand_in, whole_array
 from disttensor.errors import ArgumentError, CheckpointError, SerializationError
 from disttensor.saving.files import on_main
 from disttensor.tensor import Variable
@@ -160,14 +162,18 @@ class CheckpointManager:
         return None
 
     def restore(self, checkpoint: Checkpoint, tensors: Mapping[str, Variable]) -> None:
-        """Set variables to the values saved under their names.
+        """Set variables to the values saved under their names, those that ranks divide to their parts of them.
 
         Raises
         ------
         SerializationError
             If a name, shape or dtype differs; then nothing is changed.
         """
-        checkpoint.restore_together(tensors)
+        stands = {name: stand_in(variable) for name, variable in tensors.items()}
+        checkpoint.restore_together(stands)
+        for name, variable in tensors.items():
+            if stands[name] is not variable:
+                assign_whole(variable, stands[name].memory)
 
     # --- saving
 
@@ -206,7 +212,8 @@ class CheckpointManager:
         ----------
         step : int
         tensors : mapping of str to Variable or array
-            The same on every rank; each writes a part.
+            The same on every rank; each writes a part. Of variables that ranks divide, such as the state of a
+            `ShardedOptimizer`, the whole is saved, so that any number of ranks can go on.
         state : nested dict or list of numbers, str, None and arrays, optional
             See `disttensor.checkpoint.packing`. That of rank 0 is saved.
         metrics : mapping of str to number, optional
@@ -220,13 +227,17 @@ class CheckpointManager:
             If a metric is no number.
         CheckpointError
             On all ranks, if any cannot write, or if the state cannot be saved; checkpoints there are stay.
+        DistributedError
+            On all ranks, if their tensors have other names, shapes or dtypes.
         """
         numbers = {name: _number(name, value) for name, value in (metrics or {}).items()}
         self.open()
         self.wait()
         started = time.monotonic()
         packed, arrays = pack(state, "state")
-        self._begin(started, step, _arrays(tensors) | arrays, _arrays(own or {}), packed, numbers)
+        everything = {n: whole_array(t) if isinstance(t, Variable) else t for n, t in tensors.items()} | arrays
+        require_same("the tensors of a checkpoint", {n: [a.shape, _name(a.dtype)] for n, a in everything.items()})
+        self._begin(started, step, everything, _arrays(own or {}), packed, numbers)
         assert self._save is not None
         self._save.held_up = time.monotonic() - started
         if wait:

@@ -28,7 +28,7 @@ from disttensor.data.loader import as_tensors, shard_of
 from disttensor.data.stored import StoredBatches
 from disttensor.distributed import activity
 from disttensor.distributed.consistency import DIGEST_BYTES, ReplicaCheck
-from disttensor.distributed.partition import Term, assign_whole, stand_in, whole_array
+from disttensor.distributed.partition import Term
 from disttensor.errors import ArgumentError, SerializationError
 from disttensor.graph.function import Function
 from disttensor.saving.weights import named_variables
@@ -155,11 +155,7 @@ class Recovery:
             watchers.on_epoch_begin(epoch)
         assert self._backup is not None
         variables = self._variables()
-        stands = {name: stand_in(v) for name, v in variables.items()}
-        self._backup.manager.restore(self._found, stands)
-        for name, variable in variables.items():
-            if stands[name] is not variable:
-                assign_whole(variable, stands[name].memory)
+        self._backup.manager.restore(self._found, variables)
         if self._found.holds_own(own := _terms(variables)):
             self._found.restore_own(own)
         watchers.set_state(state["callbacks"])
@@ -304,10 +300,9 @@ class Recovery:
             "callbacks": self._watchers.get_state(),
         }
         variables = self._variables()
-        tensors = {name: v if v.partition is None else whole_array(v) for name, v in variables.items()}
         metrics = {name: float(value) for name, value in logs.items() if isinstance(value, Real)}
         step, own = int(self._model.optimizer.iterations), _terms(variables)
-        self._backup.manager.save(step, tensors, state, metrics, wait, own)
+        self._backup.manager.save(step, variables, state, metrics, wait, own)
 
     def _leave(self, asked: int) -> None:
         if asked == INTERRUPT:

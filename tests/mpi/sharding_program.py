@@ -14,6 +14,8 @@ import numpy as np
 
 import disttensor as keras
 from disttensor import callbacks, config, distributed, layers, optimizers
+from disttensor.checkpoint import CheckpointManager
+from disttensor.errors import DistributedError
 from disttensor.optimizers import ShardedOptimizer
 
 comm = distributed.communicator()
@@ -129,6 +131,33 @@ def check_eager_and_scaled() -> None:
     np.testing.assert_allclose(*found, rtol=1e-5)
 
 
+def check_manager() -> None:
+    """A `CheckpointManager` saves and restores whole states; ranks that save other things all get an error."""
+    model, _ = fit(ShardedOptimizer(optimizers.SGD(0.05, momentum=0.9)), 1)
+    plain, _ = fit(optimizers.SGD(0.05, momentum=0.9), 1)
+
+    def state(of: keras.Model) -> dict[str, keras.Variable]:
+        return {str(i): v for i, v in enumerate([*of.variables, *of.optimizer.variables])}
+
+    with CheckpointManager(FOLDER / "own") as manager:
+        manager.save(1, state(model))
+        model.fit(X, Y, batch_size=8, epochs=1, verbose=0)
+        for other in (model, plain):
+            manager.restore(manager.latest(), state(other))
+            keras.utils.set_random_seed(3)
+            other.fit(X, Y, batch_size=8, epochs=1, verbose=0)
+        for a, b in zip(model.get_weights(), plain.get_weights(), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+        error = ""
+        try:
+            manager.save(2, {"x": np.zeros(3 + (comm.rank == 1))})
+        except DistributedError as caught:
+            error = str(caught)
+        assert "x: " in error, error
+        assert "[[4]" in error, error
+        assert len(manager.checkpoints) == 1
+
+
 def resume(job: str) -> None:
     """Deterministic training that saves, and goes on; sharded or not, as the job says."""
     config.enable_determinism(shards=8)
@@ -144,12 +173,13 @@ def resume(job: str) -> None:
 
 if __name__ == "__main__":
     if JOB == "compare":
-        for check in (check_equality, check_options, check_messages, check_eager_and_scaled):
+        for check in (check_equality, check_options, check_messages, check_eager_and_scaled, check_manager):
             check()
     elif JOB == "communicate":
         compare(lambda: optimizers.Adam(0.01), "Adam")
         check_messages()
         check_eager_and_scaled()
+        check_manager()
     elif JOB == "messages":
         check_messages()
     elif JOB == "deterministic":

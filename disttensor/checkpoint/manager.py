@@ -29,9 +29,9 @@ from disttensor.checkpoint.lock import FolderLock
 from disttensor.checkpoint.manifest import NAME, Manifest, Part, Shard, TensorInfo
 from disttensor.checkpoint.packing import pack
 from disttensor.checkpoint.ranking import ranked
-from disttensor.checkpoint.shards import Piece, Written, fill, lay_out, own_name, share, write_shard
+from disttensor.checkpoint.shards import Written, fill, lay_out, own_name, pieces_of, write_shard
 from disttensor.distributed.consistency import require_same
-from disttensor.distributed.partition import assign_whole, stand_in, whole_array
+from disttensor.distributed.partition import Term, assign_whole, stand_in, whole_array
 from disttensor.errors import ArgumentError, CheckpointError, SerializationError
 from disttensor.saving.files import on_main
 from disttensor.tensor import Variable
@@ -174,6 +174,8 @@ class CheckpointManager:
         for name, variable in tensors.items():
             if stands[name] is not variable:
                 assign_whole(variable, stands[name].memory)
+        if checkpoint.holds_own(terms := _terms(tensors)):
+            checkpoint.restore_own(terms)
 
     # --- saving
 
@@ -204,7 +206,6 @@ class CheckpointManager:
         state: Any = None,
         metrics: Mapping[str, float] | None = None,
         wait: bool = True,
-        own: Mapping[str, Variable | np.ndarray] | None = None,
     ) -> None:
         """Save tensors and state.
 
@@ -213,7 +214,8 @@ class CheckpointManager:
         step : int
         tensors : mapping of str to Variable or array
             The same on every rank; each writes a part. Of variables that ranks divide, such as the state of a
-            `ShardedOptimizer`, the whole is saved, so that any number of ranks can go on.
+            `ShardedOptimizer`, the whole is saved, so that any number of ranks can go on. Of terms of a sum, such as
+            gradients that each rank accumulates, each rank's own is saved as well: as many go on with the same bits.
         state : nested dict or list of numbers, str, None and arrays, optional
             See `disttensor.checkpoint.packing`. That of rank 0 is saved.
         metrics : mapping of str to number, optional
@@ -237,7 +239,7 @@ class CheckpointManager:
         packed, arrays = pack(state, "state")
         everything = {n: whole_array(t) if isinstance(t, Variable) else t for n, t in tensors.items()} | arrays
         require_same("the tensors of a checkpoint", {n: [a.shape, _name(a.dtype)] for n, a in everything.items()})
-        self._begin(started, step, everything, _arrays(own or {}), packed, numbers)
+        self._begin(started, step, everything, _own(tensors), packed, numbers)
         assert self._save is not None
         self._save.held_up = time.monotonic() - started
         if wait:
@@ -255,7 +257,7 @@ class CheckpointManager:
             {"disttensor": __version__, "numpy": np.__version__, "python": platform.python_version()},
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), group.size,
         )  # fmt: skip
-        pieces, named = _pieces(arrays, own, group.rank, group.size)
+        pieces, named = pieces_of(arrays, own, group.rank, group.size)
         layout = lay_out(pieces, named)
         image = self._memory(layout.bytes)
         fill(image, layout, pieces, named)
@@ -272,15 +274,14 @@ class CheckpointManager:
             raise self._failure(f"{folder}: {error.strerror}", 0) from None
         return number, folder
 
-    def reserve(
-        self, tensors: Mapping[str, Variable | np.ndarray], own: Mapping[str, Variable | np.ndarray] | None = None
-    ) -> None:
+    def reserve(self, tensors: Mapping[str, Variable | np.ndarray]) -> None:
         """Get the memory for copies of these tensors now, on the thread that writes, so that no save waits for it.
 
         Memory that a process uses for the first time costs the system more than all else in a save. Not collective.
         """
         group = distributed.communicator()
-        size = lay_out(*_pieces(_arrays(tensors), _arrays(own or {}), group.rank, group.size)).bytes
+        arrays = {name: t.memory if isinstance(t, Variable) else t for name, t in tensors.items()}
+        size = lay_out(*pieces_of(arrays, _own(tensors), group.rank, group.size)).bytes
 
         def touch() -> None:
             memory = disk.aligned_memory(size + size // 16)  # and some room for state
@@ -306,9 +307,7 @@ class CheckpointManager:
         A loop that exchanges something in every step anyway can exchange these too, and call `poll` only when no rank
         is busy, or one failed.
         """
-        if self._save is None:
-            return False, False
-        stage = self._save.commit or self._save.shards
+        stage = None if self._save is None else self._save.commit or self._save.shards
         if stage is None:
             return False, False
         busy = not stage.done()
@@ -379,7 +378,7 @@ class CheckpointManager:
                     f"rank {rank} wrote {path}, but rank 0 sees {'nothing' if found is None else f'{found} bytes'} "
                     "there; the directory must be on a file system that all ranks share"
                 )
-            pieces, _ = _pieces(arrays, own, rank, size)  # type: ignore[arg-type]
+            pieces, _ = pieces_of(arrays, own, rank, size)  # type: ignore[arg-type]
             for piece, (offset, digest) in zip(pieces, shard.pieces, strict=True):
                 parts[piece.tensor].append(Part(rank, offset, piece.first, piece.count, digest))
         manifest = Manifest(
@@ -464,21 +463,19 @@ class CheckpointManager:
             self._lock = None
 
 
-def _arrays(tensors: Mapping[str, Variable | np.ndarray]) -> dict[str, np.ndarray]:
-    return {name: t.memory if isinstance(t, Variable) else t for name, t in tensors.items()}
+def _terms(tensors: Mapping[str, Variable | np.ndarray]) -> dict[str, Variable]:
+    """Those that are terms of sums over several ranks, by the names that each rank's own are saved under."""
+    variables = {name: t for name, t in tensors.items() if isinstance(t, Variable) and isinstance(t.partition, Term)}
+    return {f"{n}/of-{v.partition.group.size}": v for n, v in variables.items() if v.partition.group.size > 1}
+
+
+def _own(tensors: Mapping[str, Variable | np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: term.memory for name, term in _terms(tensors).items()}
 
 
 def _infos(arrays: Mapping[str, np.ndarray]) -> dict[str, TensorInfo]:
     """All about them but where they are."""
     return {name: TensorInfo(a.shape, _name(a.dtype), ()) for name, a in arrays.items()}
-
-
-def _pieces(
-    arrays: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray], rank: int, size: int
-) -> tuple[list[Piece], dict[str, np.ndarray]]:
-    """What a rank writes: its share of what all have, and all that it has for itself; and the arrays by their names."""
-    mine = {own_name(name, rank): array for name, array in own.items()}
-    return [*share(arrays, rank, size), *(Piece(name, 0, a.size) for name, a in mine.items())], {**arrays, **mine}
 
 
 class _Sized:

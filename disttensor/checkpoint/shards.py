@@ -73,6 +73,14 @@ def own_name(name: str, rank: int) -> str:
     return f"{name}@{rank}"
 
 
+def pieces_of(
+    arrays: Mapping[str, np.ndarray], own: Mapping[str, np.ndarray], rank: int, size: int
+) -> tuple[list[Piece], dict[str, np.ndarray]]:
+    """What a rank writes: its share of what all have, and all that it has for itself; and the arrays by their names."""
+    mine = {own_name(name, rank): array for name, array in own.items()}
+    return [*share(arrays, rank, size), *(Piece(name, 0, a.size) for name, a in mine.items())], {**arrays, **mine}
+
+
 class Layout(NamedTuple):
     """A shard's file before it is written: what stands before the pieces, and where each begins and ends."""
 

@@ -28,7 +28,6 @@ from disttensor.data.loader import as_tensors, shard_of
 from disttensor.data.stored import StoredBatches
 from disttensor.distributed import activity
 from disttensor.distributed.consistency import DIGEST_BYTES, ReplicaCheck
-from disttensor.distributed.partition import Term
 from disttensor.errors import ArgumentError, SerializationError
 from disttensor.graph.function import Function
 from disttensor.saving.weights import named_variables
@@ -154,10 +153,7 @@ class Recovery:
         if batch:
             watchers.on_epoch_begin(epoch)
         assert self._backup is not None
-        variables = self._variables()
-        self._backup.manager.restore(self._found, variables)
-        if self._found.holds_own(own := _terms(variables)):
-            self._found.restore_own(own)
+        self._backup.manager.restore(self._found, self._variables())
         watchers.set_state(state["callbacks"])
         model.stop_training = state["stop"]
         _set_host_random(host_random)
@@ -240,8 +236,7 @@ class Recovery:
                 self._leave(asked)
             return model.stop_training
         if not self._reserved:
-            variables = self._variables()
-            backup.manager.reserve(variables, _terms(variables))
+            backup.manager.reserve(self._variables())
             self._reserved = True
         if failed or (saving and not busy):
             backup.manager.poll()
@@ -299,10 +294,8 @@ class Recovery:
             "host_random": _host_random(),
             "callbacks": self._watchers.get_state(),
         }
-        variables = self._variables()
         metrics = {name: float(value) for name, value in logs.items() if isinstance(value, Real)}
-        step, own = int(self._model.optimizer.iterations), _terms(variables)
-        self._backup.manager.save(step, variables, state, metrics, wait, own)
+        self._backup.manager.save(int(self._model.optimizer.iterations), self._variables(), state, metrics, wait)
 
     def _leave(self, asked: int) -> None:
         if asked == INTERRUPT:
@@ -324,12 +317,6 @@ class Recovery:
             self._backup.manager.wait()
             if self._backup.delete_checkpoint:
                 self._backup.manager.delete()
-
-
-def _terms(variables: dict[str, Variable]) -> dict[str, Variable]:
-    """Those that are terms of sums, so that as many ranks can go on with the very same: by how they are saved."""
-    terms = {name: v for name, v in variables.items() if isinstance(v.partition, Term) and v.partition.group.size > 1}
-    return {f"{name}/of-{term.partition.group.size}": term for name, term in terms.items()}
 
 
 def _state_of(found: Checkpoint) -> Any:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,10 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import disttensor as dt
-from disttensor import distributed, dtypes
+from disttensor import dtypes
 from disttensor.checkpoint import Checkpoint, CheckpointManager, disk, find_checkpoints
 from disttensor.checkpoint.manifest import Manifest
 from disttensor.checkpoint.shards import share
+from disttensor.distributed.partition import Term
 from disttensor.errors import ArgumentError, CheckpointError, SerializationError
 
 
@@ -56,20 +57,21 @@ def test_every_dtype_and_the_state_come_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(state["a"], np.arange(3))
 
 
-def test_what_a_rank_has_for_itself_comes_back_to_as_many_ranks(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_term_comes_back_as_it_was_to_as_many_ranks_and_else_as_a_share_of_the_sum(tmp_path: Path) -> None:
+    def term(value: float, ranks: int) -> dt.Variable:
+        made = dt.Variable(np.full(3, value, "float32"))
+        made.partition = Term(SimpleNamespace(size=ranks, all_reduce=lambda own: own + 9))
+        return made
+
     with CheckpointManager(tmp_path) as manager:
-        manager.save(7, variables(1), own=variables(2))
+        manager.save(7, {"x": term(1.0, ranks=2)})
         found = manager.latest()
-    assert found is not None
-    target = variables(99)
-    assert found.holds_own(target)
-    found.restore_own(target)
-    for name, expected in variables(2).items():
-        assert target[name].memory.tobytes() == expected.memory.tobytes(), name
-    assert not found.holds_own({"more": dt.Variable([1.0])})
-    assert not found.holds_own({next(iter(target)): dt.Variable(np.ones(77, "float32"))})
-    monkeypatch.setattr(distributed, "size", lambda: 2)
-    assert not found.holds_own(target)
+        assert found is not None
+        for ranks, expected in ((2, 1.0), (5, 2.0), (1, 10.0)):
+            target = term(0.0, ranks)
+            manager.restore(found, {"x": target})
+            assert target.numpy().tolist() == [expected] * 3
+        assert found.array("x").tolist() == [10.0] * 3
 
 
 def test_the_library_safetensors_reads_a_shard(tmp_path: Path) -> None:

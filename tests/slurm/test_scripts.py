@@ -207,7 +207,11 @@ def _processes(text):
 
 
 def _start_now(job):
-    """A requeued job waits for two minutes, or until somebody asks for it."""
+    """A requeued job waits for two minutes, or until somebody asks for it.
+
+    A node takes it for what was revoked there if it starts again in the same second.
+    """
+    time.sleep(2)
     asked = ["scontrol", "update", f"jobid={job.number}", "StartTime=now"]
     job.wait(
         lambda: subprocess.run(asked, env=job._environ, capture_output=True, check=False).returncode == 0,

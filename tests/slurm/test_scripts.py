@@ -118,14 +118,21 @@ def test_several_nodes(sbatch, tmp_path):
 
 
 def test_the_rank_that_ended_by_itself_is_named(sbatch, tmp_path):
-    """Not one of those that srun ends because of it, by signals."""
+    """Not one of those that srun ends because of it, by signals.
+
+    With PMIx Slurm kills all processes of the step, milliseconds after a rank has ended. Where no parent got a
+    processor before, nobody can say more than that all have vanished; that must be rare.
+    """
     program = tmp_path / "program.py"
     program.write_text(
         "import os, time\nfrom disttensor import distributed as d\nd.barrier()\n"
         "time.sleep(60) if d.rank() != 2 else os._exit(3)"
     )
-    job = sbatch("train.sbatch", str(program))
-    assert job.wait_until("COMPLETED", "FAILED") == "FAILED", job.output()
+    for _ in range(3):
+        job = sbatch("train.sbatch", str(program))
+        assert job.wait_until("COMPLETED", "FAILED") == "FAILED", job.output()
+        if "all processes of it there were killed" not in job.output():
+            break
     assert re.search(r"rank 2 on host \S+ ended with exit code 3", job.output()), job.output()
 
 

@@ -31,7 +31,7 @@ from disttensor.checkpoint.packing import pack
 from disttensor.checkpoint.ranking import ranked
 from disttensor.checkpoint.shards import Written, fill, lay_out, own_name, pieces_of, write_shard
 from disttensor.distributed.consistency import require_same
-from disttensor.distributed.partition import Term, assign_whole, stand_in, whole_array
+from disttensor.distributed.partition import Term, assign_whole, stand_in, whole_array, whole_shape
 from disttensor.errors import ArgumentError, CheckpointError, SerializationError
 from disttensor.saving.files import on_main
 from disttensor.tensor import Variable
@@ -237,8 +237,11 @@ class CheckpointManager:
         self.wait()
         started = time.monotonic()
         packed, arrays = pack(state, "state")
+        # Before anything is joined: ranks that divide other variables would wait for each other there.
+        shapes = {n: whole_shape(t) if isinstance(t, Variable) else t.shape for n, t in tensors.items()}
+        facts = {n: [shapes[n], dtypes.standardize_dtype(t.dtype)] for n, t in tensors.items()}
+        require_same("the tensors of a checkpoint", facts | {n: [a.shape, str(a.dtype)] for n, a in arrays.items()})
         everything = {n: whole_array(t) if isinstance(t, Variable) else t for n, t in tensors.items()} | arrays
-        require_same("the tensors of a checkpoint", {n: [a.shape, _name(a.dtype)] for n, a in everything.items()})
         self._begin(started, step, everything, _own(tensors), packed, numbers)
         assert self._save is not None
         self._save.held_up = time.monotonic() - started
@@ -475,7 +478,7 @@ def _own(tensors: Mapping[str, Variable | np.ndarray]) -> dict[str, np.ndarray]:
 
 def _infos(arrays: Mapping[str, np.ndarray]) -> dict[str, TensorInfo]:
     """All about them but where they are."""
-    return {name: TensorInfo(a.shape, _name(a.dtype), ()) for name, a in arrays.items()}
+    return {name: TensorInfo(a.shape, dtypes.standardize_dtype(a.dtype), ()) for name, a in arrays.items()}
 
 
 class _Sized:
@@ -495,7 +498,3 @@ def _number(name: str, value: Any) -> float:
 
 def _shard_name(rank: int, size: int) -> str:
     return f"shard-{rank:05d}-of-{size:05d}.safetensors"
-
-
-def _name(dtype: np.dtype[Any]) -> str:
-    return dtypes.standardize_dtype(dtype)

@@ -131,6 +131,15 @@ def check_eager_and_scaled() -> None:
     np.testing.assert_allclose(*found, rtol=1e-5)
 
 
+def refusal(manager: CheckpointManager, tensors: dict[str, Any]) -> str:
+    """The error with which a save is refused; empty if it is not."""
+    try:
+        manager.save(2, tensors)
+    except DistributedError as error:
+        return str(error)
+    return ""
+
+
 def check_manager() -> None:
     """A `CheckpointManager` saves and restores whole states; ranks that save other things all get an error."""
     model, _ = fit(ShardedOptimizer(optimizers.SGD(0.05, momentum=0.9)), 1)
@@ -148,13 +157,12 @@ def check_manager() -> None:
             other.fit(X, Y, batch_size=8, epochs=1, verbose=0)
         for a, b in zip(model.get_weights(), plain.get_weights(), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
-        error = ""
-        try:
-            manager.save(2, {"x": np.zeros(3 + (comm.rank == 1))})
-        except DistributedError as caught:
-            error = str(caught)
+        error = refusal(manager, {"x": np.zeros(3 + (comm.rank == 1))})
         assert "x: " in error, error
         assert "[[4]" in error, error
+        parts = {name: v for name, v in state(model).items() if v.partition is not None}
+        assert parts
+        assert "the tensors of a checkpoint" in refusal(manager, {} if comm.rank == 1 else parts)
         assert len(manager.checkpoints) == 1
 
 

@@ -127,15 +127,11 @@ class Campaign:
             expected = self._expected(deterministic) if what.goes_on else None
             restarts = ["--max-restarts", "1"] if what.goes_on == "by itself" and what.word else []
             if what.signal:
-                does = [
-                    "waits until it is " + ("told" if what.to_job else "struck"),
-                    str(rank),
-                    str(step + LATEST),
-                    "0",
-                ]
+                does = [f"waits until it is {'told' if what.to_job else 'struck'}", str(rank), str(step + LATEST), "0"]
             else:
                 does = [fault, str(rank), str(step), str(chance.randint(1, _OPERATIONS[rank > 0]))]
-            job = self._start(folder, self._ranks, restarts, does, deterministic, what.known_after)
+            variables = {"DISTTENSOR_HOST_TIMEOUT": str(SUSPENDED)} if fault == "SIGSTOP" else {}
+            job = self._start(folder, self._ranks, restarts, does, deterministic, variables)
             at = None
             if what.signal:
                 trace, delay = folder / f"trace-{rank}", chance.random() * 0.01
@@ -187,12 +183,12 @@ class Campaign:
         run.launched, run.loaded = second - (ended or word), again[0]["time"] - second
 
     def _start(
-        self, folder: Path, ranks: int, options: list[str], does: list[str], deterministic: bool, known_after: int = 0
-    ) -> _Job:
+        self, folder: Path, ranks: int, options: list[str], does: list[str], deterministic: bool,
+        variables: dict[str, str] | None = None,
+    ) -> _Job:  # fmt: skip
         program = [str(Path(__file__).with_name("program.py")), str(folder), str(STEPS), *does]
         environ = {"DISTTENSOR_DETERMINISTIC": "8"} if deterministic else {}
-        if known_after == SUSPENDED:
-            environ["DISTTENSOR_HOST_TIMEOUT"] = str(SUSPENDED)
+        environ |= variables or {}
         return _Job([str(self._python), "-m", "launch.cli", "-n", str(ranks), *options, *program], environ)
 
 
@@ -261,6 +257,14 @@ class _Job:
 def _trace(path: Path) -> list[dict[str, float]]:
     lines = path.read_text().splitlines() if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def wait_for_step(folder: Path, step: int, seconds: float) -> None:
+    """Wait until rank 0 of a training has done this step, for so long at most."""
+    limit = time.monotonic() + seconds
+    while not any(said["step"] == step for said in _trace(folder / "trace-0")):
+        assert time.monotonic() < limit, f"step {step} was not reached"
+        time.sleep(0.01)
 
 
 def _strike(trace: Path, step: int, what: Fault, delay: float, pause: float, job: _Job) -> float | None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults.campaign import wait_for_step
+
 pytestmark = [pytest.mark.hosts, pytest.mark.mpi, pytest.mark.timeout(900)]
 ROOT = Path(__file__).parents[2]
 SECONDS = 250  # in which whatever is waited for must have come, however busy the machine is
@@ -156,14 +158,6 @@ TRAINING = ROOT / "tests" / "faults" / "program.py"  # writes down each step, an
 STEPS = 60
 
 
-def reached(folder, step):
-    """Wait until a training has come to this step."""
-    limit, trace = time.monotonic() + SECONDS, folder / "trace-0"
-    while not (trace.exists() and f'"step": {step},' in trace.read_text()):
-        assert time.monotonic() < limit, f"step {step} was not reached"
-        time.sleep(0.02)
-
-
 def test_a_training_on_a_bad_network_that_loses_a_host_ends_with_the_same_bits(run, hosts, tmp_path):
     """10 Mbit/s, a cable that is pulled for some seconds, and a host that is switched off."""
     mode = {"DISTTENSOR_DETERMINISTIC": "8", "DISTTENSOR_THREADS": "1"}
@@ -176,11 +170,11 @@ def test_a_training_on_a_bad_network_that_loses_a_host_ends_with_the_same_bits(r
     # However late the host is switched off, it is in the middle of the training.
     command = [str(TRAINING), str(tmp_path / "together"), str(STEPS), "waits until it is struck", "0", "40", "0"]
     started = run("--max-restarts", "1", patience=15, command=command, variables=mode)
-    reached(tmp_path / "together", 10)
+    wait_for_step(tmp_path / "together", 10, SECONDS)
     hosts[2].link("down")
     time.sleep(4)
     hosts[2].link("up")
-    reached(tmp_path / "together", 30)
+    wait_for_step(tmp_path / "together", 30, SECONDS)
     hosts[1].end()
     (tmp_path / "together" / "struck").touch()
     code, output = started.end()

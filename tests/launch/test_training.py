@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from disttensor.checkpoint import Checkpoint, find_checkpoints
 from launch.exit_codes import INTERRUPTED
+from tests.faults.campaign import wait_for_step
 from tests.launch.running import LIMIT, ROOT, Run
 
 pytestmark = pytest.mark.mpi
@@ -27,10 +27,7 @@ def start(folder: Path, *fault: object) -> Run:
 def start_to_wait(folder: Path, step: int, what: str) -> Run:
     """Start a training in which rank 1 waits behind this step; rank 0 has come there, too."""
     run = start(folder, f"waits for {what}", 1, step, 0)
-    trace, limit = folder / "trace-0", time.monotonic() + LIMIT
-    while not (trace.exists() and f'"step": {step},' in trace.read_text()):
-        assert time.monotonic() < limit
-        time.sleep(0.01)
+    wait_for_step(folder, step, LIMIT)
     return run
 
 
